@@ -1,0 +1,395 @@
+"""The configuration: one typed tree of frozen dataclasses, read from a strict YAML recipe and `key=value` overrides.
+
+Three ideas. A recipe is complete: what it does not say is the default written here, and nothing else. A mistake is
+an error that names the key, the value and the cure: unknown keys are answered with the nearest right one, numbers
+that YAML would read as text (`1e-4`) are read as numbers, a key given twice is refused. The tree is plain data: it
+imports nothing of ImageBERT, so that every floor may read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+Tree = TypeVar("Tree")
+
+
+class UsageError(Exception):
+    """The call was wrong: a bad key, a missing file, data that does not fit. One sentence that says what to do.
+
+    The command prints it without a traceback and exits with code 2.
+    """
+
+
+# ---------------------------------------------------------------------------------------------------------- the tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One corpus: regions of its images and the captions that belong to them."""
+
+    regions: str
+    pairs: str
+    split: str | None = "train"  # None: every pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    sources: tuple[SourceConfig, ...]
+    max_regions: int = 100  # paper, section 3: 100 RoIs
+    max_words: int = 41  # 144 tokens less 100 RoIs and 3 specials
+    whole_image: bool = True  # feed the whole-image region, where the store has one
+    prefetch_steps: int = 2
+    verify_records: bool = True  # check each record's CRC-32 when it is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Give a preset (new weights) or a folder to start from (an ImageBERT or any BERT in Hugging Face's format)."""
+
+    preset: Literal["tiny", "small", "base", "large", "xl"] | None = None
+    initialize_from: str | None = None
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    pooler: bool = False
+    global_image_token: bool = False
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingObjectives:
+    """Weights of the four losses (paper, section 4) and the corruption they learn from."""
+
+    mlm: float = 1.0
+    moc: float = 1.0
+    mrfr: float = 1.0
+    itm: float = 1.0
+    masked_words: float = 0.15
+    masked_regions: float = 0.15
+    negatives: float = 0.5  # share of pairs that are mismatched
+    negatives_from: Literal["batch", "corpus"] = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalObjectives:
+    """Weights of the three fine-tuning losses (paper, section 5.3) over groups of one positive and P-1 negatives."""
+
+    binary: float = 1.0
+    multiclass: float = 0.0
+    triplet: float = 0.0
+    candidates: int = 4  # P
+    margin: float = 0.2
+    negatives_from: Literal["batch", "corpus"] = "batch"
+    hard_negatives: str | None = None  # file written by `imagebert mine`
+    hard_share: float = 0.5  # of the negatives, how many are drawn from that file
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: Literal["adamw", "lamb"] = "adamw"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    gradient_clipping: float = 1.0  # 0: off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Length and shape of training. One step is one update of the weights by `batch_size` pairs over all ranks."""
+
+    batch_size: int = 48
+    accumulation: int = 1  # microbatches per rank and step
+    epochs: float | None = None
+    steps: int | None = None
+    warmup: float = 0.1  # share of all steps
+    decay: Literal["linear", "constant"] = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    deepspeed: str = "zero0"  # a file, or a name in ds_configs/
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    every_steps: int = 10
+    monitors: tuple[Literal["tensorboard", "wandb", "csv"], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The whole recipe. `stage` names the run's place in multi-stage training and keys its random choices."""
+
+    task: Literal["pretrain", "finetune"]
+    stage: str
+    output: str
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig
+    pretraining: PretrainingObjectives = field(default_factory=PretrainingObjectives)
+    retrieval: RetrievalObjectives = field(default_factory=RetrievalObjectives)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        check = _Checker()
+        check(bool(self.data.sources), "data.sources", "is empty", "name at least one {regions, pairs}")
+        check.positive(
+            ("data.max_regions", self.data.max_regions),
+            ("data.max_words", self.data.max_words),
+            ("data.prefetch_steps", self.data.prefetch_steps),
+            ("schedule.batch_size", self.schedule.batch_size),
+            ("schedule.accumulation", self.schedule.accumulation),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("logging.every_steps", self.logging.every_steps),
+            ("optimizer.learning_rate", self.optimizer.learning_rate),
+        )
+        check.share(
+            ("model.hidden_dropout", self.model.hidden_dropout),
+            ("model.attention_dropout", self.model.attention_dropout),
+            ("pretraining.masked_words", self.pretraining.masked_words),
+            ("pretraining.masked_regions", self.pretraining.masked_regions),
+            ("pretraining.negatives", self.pretraining.negatives),
+            ("retrieval.hard_share", self.retrieval.hard_share),
+            ("schedule.warmup", self.schedule.warmup),
+        )
+        check(
+            (self.schedule.epochs is None) != (self.schedule.steps is None),
+            "schedule",
+            f"has epochs={self.schedule.epochs} and steps={self.schedule.steps}",
+            "give exactly one of the two",
+        )
+        check(
+            (self.model.preset is None) != (self.model.initialize_from is None),
+            "model",
+            f"has preset={self.model.preset} and initialize_from={self.model.initialize_from}",
+            "give preset for new weights, or initialize_from for a folder whose shape and weights are taken",
+        )
+        if self.task == "finetune":
+            r = self.retrieval
+            check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
+            check(r.binary + r.multiclass + r.triplet > 0, "retrieval", "has no loss", "give one a weight")
+        if self.pretraining.negatives > 0 and self.pretraining.negatives_from == "batch":
+            check(self.schedule.batch_size >= 2, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
+
+    @property
+    def candidates(self) -> int:
+        """P, the pairs that each sampled pair becomes: itself and its negatives when fine-tuning, itself otherwise."""
+        return self.retrieval.candidates if self.task == "finetune" else 1
+
+
+class _Checker:
+    def __call__(self, holds: bool, key: str, found: str, cure: str) -> None:
+        if not holds:
+            raise UsageError(f"{key} {found}: {cure}")
+
+    def positive(self, *items: tuple[str, float]) -> None:
+        for key, value in items:
+            self(value > 0, key, f"is {value}", "give a positive number")
+
+    def share(self, *items: tuple[str, float]) -> None:
+        for key, value in items:
+            self(0 <= value <= 1, key, f"is {value}", "give a share between 0 and 1")
+
+
+# Keys that may differ when a run is resumed: they change how the work is done, never its result.
+FREE_ON_RESUME = ("output", "engine", "checkpoint", "logging", "data.prefetch_steps", "data.verify_records")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys at which two plain recipes differ, as `key: old -> new`, those free on resume left out."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        key = prefix + name
+        if key in FREE_ON_RESUME:
+            continue
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, key + ".")
+        elif before != after:
+            found.append(f"{key}: {before} -> {after}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe (a file, or the name of one that ships with the package) and applies `key=value` overrides.
+
+    Raises:
+        UsageError: no such recipe, bad YAML, an unknown key, a wrong type or an impossible combination.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        shipped = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        if name_or_path not in shipped:
+            raise UsageError(
+                f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(shipped)}"
+                + _nearest(name_or_path, shipped)
+            )
+        path = RECIPES / f"{name_or_path}.yaml"
+    return build(RunConfig, apply_overrides(read_yaml(path), overrides), where=str(path))
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
+    """Sets `a.b.0.c=value` in a plain tree, values read as YAML. Parts that are missing on the way are created."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r} is not key=value")
+        node: Any = tree
+        parts = key.split(".")
+        for depth, part in enumerate(parts):
+            last = depth == len(parts) - 1
+            if isinstance(node, list):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise UsageError(f"{key}: {part!r} is not an index into a list of {len(node)}")
+                index: Any = int(part)
+            elif isinstance(node, dict):
+                index = part
+                if not last and not isinstance(node.get(part), dict | list):
+                    node[part] = {}
+            else:
+                raise UsageError(f"{key}: {'.'.join(parts[:depth])} is a value and has no parts")
+            if last:
+                node[index] = parse_yaml(text, f"override {override!r}")
+            else:
+                node = node[index]
+    return tree
+
+
+def build(kind: type[Tree], tree: Any, where: str) -> Tree:
+    """Turns plain data into the dataclass `kind`, checking every key and every type.
+
+    Raises:
+        UsageError: names the key, what was found and what was expected.
+    """
+    try:
+        return _convert(kind, tree, "")
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The tree as plain dictionaries, lists and scalars: what is written into runs and checkpoints."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML file whose top level is a mapping, strictly."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds {type(tree).__name__}, not a mapping of keys to values")
+    return tree
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number, a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(kind, value, key)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = [a for a in arguments if a is not type(None)]
+        return _convert(inner, value, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UsageError(f"{key} is {value!r}: give one of {', '.join(arguments)}{_nearest(str(value), arguments)}")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UsageError(f"{key} is {value!r}: give a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise UsageError(f"{key} has {len(value)} values: give {len(arguments)}")
+        inner_kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(_convert(k, v, f"{key}.{i}") for i, (k, v) in enumerate(zip(inner_kinds, value, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    raise UsageError(f"{key} is {value!r}: give {names.get(kind, 'a mapping')}")
+
+
+def _convert_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise UsageError(f"{key or 'the recipe'} is {value!r}: give a mapping of keys to values")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in fields:
+            raise UsageError(f"unknown key {prefix}{name}{_nearest(str(name), fields) or _list(fields)}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise UsageError(f"{prefix}{name} is missing and has no default")
+    return kind(**{name: _convert(hints[name], v, prefix + name) for name, v in value.items()})
+
+
+def _nearest(word: str, choices: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _list(choices: typing.Iterable[str]) -> str:
+    return f"; there are {', '.join(choices)}"

@@ -1,0 +1,132 @@
+"""A corpus: the (regions, pairs) sources of a run joined into one numbering of images and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagebert.config import SourceConfig, UsageError
+from imagebert.data.pairs import PairStore
+from imagebert.data.records import RegionRecord
+from imagebert.data.regions import RegionStore
+from imagebert.data.tokens import Tokenizer
+
+
+class Corpus:
+    """Images 0..I-1 that have a caption in the chosen split, and captions 0..N-1 in their stored order.
+
+    Attributes:
+        caption_image: [N] int64, the image of each caption
+        caption_words: [N] int64, word pieces of each caption, uncut
+        image_regions: [I] int64, regions of each image, the whole-image region included
+
+    Raises:
+        UsageError: a source is missing, or two sources do not fit together.
+    """
+
+    def __init__(self, sources: Sequence[SourceConfig], verify: bool = True) -> None:
+        opened: dict[str, RegionStore] = {}
+        self._sources: list[tuple[RegionStore, PairStore]] = []
+        images, captions, caption_image, words, regions = [], [], [], [], []
+        image_count = 0
+        for number, source in enumerate(sources):
+            pairs = PairStore(source.pairs)
+            store = opened.setdefault(source.regions, RegionStore(source.regions, verify))
+            chosen = _of_split(pairs, source.split)
+            used, local = np.unique(pairs.pair_image[chosen], return_inverse=True)
+            found = store.find(np.asarray(pairs.images)[used])
+            if (found < 0).any():
+                missing = pairs.images[used[found < 0][0]].decode()
+                raise UsageError(
+                    f"{pairs.path}: image {missing!r} (one of {(found < 0).sum()}) has captions but no regions in "
+                    f"{store.path}: extract it, or make the pairs without it"
+                )
+            self._sources.append((store, pairs))
+            images.append(np.stack([np.full_like(found, number), found], axis=1))
+            captions.append(np.stack([np.full_like(chosen, number), chosen], axis=1))
+            caption_image.append(local.astype(np.int64) + image_count)
+            ends = np.asarray(pairs.piece_ends)
+            words.append(np.diff(ends, prepend=0)[chosen])
+            regions.append(store.region_counts[found].astype(np.int64))
+            image_count += len(used)
+        self._images: NDArray[np.int64] = np.concatenate(images)  # [I, 2] source, number in its store
+        self._captions: NDArray[np.int64] = np.concatenate(captions)  # [N, 2] likewise
+        self.caption_image: NDArray[np.int64] = np.concatenate(caption_image)
+        self.caption_words: NDArray[np.int64] = np.concatenate(words)
+        self.image_regions: NDArray[np.int64] = np.concatenate(regions)
+        first_store, first_pairs = self._sources[0]
+        for store, pairs in self._sources[1:]:
+            if (store.feature_size, store.feature_type) != (first_store.feature_size, first_store.feature_type):
+                raise UsageError(
+                    f"{store.path} has features {store.feature_type}[{store.feature_size}], {first_store.path} "
+                    f"{first_store.feature_type}[{first_store.feature_size}]: one run needs one kind of feature"
+                )
+            if store.classes != first_store.classes:
+                raise UsageError(f"{store.path} and {first_store.path} have different region classes")
+            if pairs.vocabulary_digest != first_pairs.vocabulary_digest:
+                raise UsageError(f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies")
+        self.feature_size = first_store.feature_size
+        self.feature_type = first_store.feature_type
+        self.classes = first_store.classes
+        self.whole_image = all(store.whole_image for store, _ in self._sources)
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    @property
+    def images(self) -> int:
+        return len(self._images)
+
+    def tokenizer(self) -> Tokenizer:
+        return self._sources[0][1].tokenizer()
+
+    def regions(self, image: int) -> RegionRecord:
+        source, number = self._images[image]
+        return self._sources[source][0].read(number)
+
+    def image_key(self, image: int) -> str:
+        source, number = self._images[image]
+        return self._sources[source][0].key(number)
+
+    def pieces(self, caption: int) -> NDArray[np.uint16]:
+        """The word pieces of a caption, uncut."""
+        source, number = self._captions[caption]
+        pairs = self._sources[source][1]
+        start = pairs.piece_ends[number - 1] if number else 0
+        return pairs.pieces[start : pairs.piece_ends[number]]
+
+    def text(self, caption: int) -> str:
+        source, number = self._captions[caption]
+        return self._sources[source][1].text(number)
+
+    def digest(self) -> dict[str, object]:
+        """What identifies the data of a run, for its checkpoints: a resumed run must find the same."""
+        return {
+            "captions": len(self),
+            "images": self.images,
+            "features": f"{self.feature_type}[{self.feature_size}]",
+            "classes": len(self.classes),
+            "vocabulary": self._sources[0][1].vocabulary_digest,
+            "extractors": [str(store.extractor.get("digest")) for store, _ in self._sources],
+            "caption_words": int((self.caption_words * (np.arange(len(self)) % 8191 + 1)).sum()),
+            "image_regions": int((self.image_regions * (np.arange(self.images) % 8191 + 1)).sum()),
+        }
+
+
+def _of_split(pairs: PairStore, split: str | None) -> NDArray[np.int64]:
+    if split is None:
+        return np.arange(len(pairs))
+    if split not in pairs.splits:
+        raise UsageError(f"{pairs.path} has no split {split!r}: it has {', '.join(pairs.splits)}")
+    return np.flatnonzero(np.asarray(pairs.pair_split) == pairs.splits.index(split))
+
+
+def open_image(folder: Path, key: str) -> Path:
+    """The picture file that an image key names, for pages that show it."""
+    path = folder / key
+    if not path.is_file():
+        raise UsageError(f"no picture {path}: give the folder that the regions were extracted from")
+    return path

@@ -1,0 +1,77 @@
+"""A folder that exists whole or not at all: written under a temporary name, fsynced, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imagebert.config import UsageError
+
+
+@contextmanager
+def publish(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; when the block ends well, it becomes `path`.
+
+    Left by an exception, the folder is removed and `path` is as it was. Killed, it stays behind under its temporary
+    name, and the next call with the same `path` clears it.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is off, or its parent cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists: remove it, or name another place")
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path.parent}: {error.strerror}") from None
+    try:
+        yield temporary
+        replace_folder(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UsageError(f"writing {path} failed, nothing was kept: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_folder(complete: Path, path: Path) -> None:
+    """Makes the written folder `complete` durable and gives it its final name, replacing what stood there."""
+    for file in sorted(complete.rglob("*")):
+        sync(file)
+    sync(complete)
+    if path.exists():
+        # A folder cannot be renamed onto a full one; for a moment the old one has another name, never none.
+        old = path.with_name(f".{path.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        complete.rename(path)
+        shutil.rmtree(old)
+    else:
+        complete.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file's or a folder's own entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

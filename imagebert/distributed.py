@@ -1,0 +1,133 @@
+"""Ranks: who this process is, and the few collectives that are used outside the engine.
+
+The one place that reads the launcher's environment (torchrun, the deepspeed launcher, mpirun, srun, or none).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
+
+from imagebert.config import UsageError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    launcher: str
+    master: tuple[str, int] | None  # address and port of rank 0; None when alone
+
+
+def discover(env: Mapping[str, str]) -> Launch:
+    """Reads rank, size and rendezvous from the environment of torchrun, deepspeed, MPI or Slurm, in that order.
+
+    Raises:
+        UsageError: a launcher left its variables half set.
+    """
+    layouts = {
+        "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed's launcher sets the same names
+        "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    }
+    for launcher, names in layouts.items():
+        if names[0] not in env or names[1] not in env:
+            continue
+        try:
+            rank, size, local = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], "0"))
+        except ValueError:
+            given = {name: env.get(name) for name in names}
+            raise UsageError(f"{launcher} set {given}: expected whole numbers") from None
+        if not 0 <= rank < size:
+            raise UsageError(f"{launcher} says rank {rank} of {size}: start the job again with matching counts")
+        if size == 1:
+            break
+        return Launch(rank, size, local, launcher, _master(env, launcher))
+    return Launch(0, 1, 0, "alone", None)
+
+
+def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int]:
+    address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
+    if address is None and launcher == "slurm":
+        # The first name of a list such as "node[03-07,9],gpu1".
+        first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env.get("SLURM_STEP_NODELIST", ""))
+        address = first and first[1] + (first[2] or "")
+    if port is None and "SLURM_JOB_ID" in env:
+        port = str(20000 + int(env["SLURM_JOB_ID"]) % 20000)
+    if address is None or port is None:
+        raise UsageError(f"started by {launcher} without MASTER_ADDR and MASTER_PORT: export both before the launch")
+    return address, int(port)
+
+
+_launch = Launch(0, 1, 0, "alone", None)
+
+
+def start(timeout_minutes: float = 10) -> Launch:
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and picks this rank's device. Idempotent."""
+    global _launch
+    if dist.is_initialized():
+        return _launch
+    _launch = discover(os.environ)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_launch.local_rank)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    store: Store
+    if _launch.master is None:
+        store = HashStore()
+    else:
+        address, port = _launch.master
+        # torchrun already keeps a store at this address.
+        owner = _launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = TCPStore(address, port, _launch.world_size, owner, timedelta(minutes=timeout_minutes))
+    # DeepSpeed reads these names itself.
+    os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(_launch.local_rank))
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=_launch.rank,
+        world_size=_launch.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+    return _launch
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return _launch.rank
+
+
+def world_size() -> int:
+    return _launch.world_size
+
+
+def device() -> torch.device:
+    return torch.device("cuda", _launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The sum of each value over all ranks, exact for whole numbers up to 2^53. Synchronises."""
+    if _launch.world_size == 1:
+        return [float(v) for v in values]
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    summed: list[float] = tensor.tolist()
+    return summed
+
+
+def barrier() -> None:
+    if _launch.world_size > 1:
+        dist.barrier()

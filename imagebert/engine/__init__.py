@@ -1,0 +1,1 @@
+"""DeepSpeed's engine, optimizers, the schedule, checkpoints and metrics; knows no task."""

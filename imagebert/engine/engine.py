@@ -1,0 +1,220 @@
+"""DeepSpeed behind a small face: forward, backward of a global sum, step, save, load, whole weights.
+
+The gate of deepspeed: no other file imports it. A recipe owns batch sizes, accumulation, clipping, precision,
+optimizer and schedule; the JSON in ds_configs/ owns how states are sharded and moved. A key in the wrong place is an
+error here, since DeepSpeed lets an unknown top-level key pass in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagebert import distributed
+from imagebert.config import RunConfig, UsageError
+from imagebert.engine.optimizers import make_optimizer
+
+# Loaded late and quietly: its import looks for compilers and prints.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param
+
+log = logging.getLogger(__name__)
+
+# On a CPU DeepSpeed would compile a shared-memory collective at every first start: most of a minute, a compiler
+# needed, and nothing won on the machines where CPUs train.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+_RECIPE_OWNS = {
+    "train_batch_size": "schedule.batch_size",
+    "train_micro_batch_size_per_gpu": "schedule.batch_size",
+    "gradient_accumulation_steps": "schedule.accumulation",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "tensorboard": "logging.monitors",
+    "wandb": "logging.monitors",
+    "csv_monitor": "logging.monitors",
+    "steps_per_print": "logging.every_steps",
+}
+_JSON_OWNS = {
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "data_types",
+    "activation_checkpointing",
+    "aio",
+    "comms_logger",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+}
+
+
+def find_deepspeed_config(name_or_path: str) -> Path:
+    """A JSON file, or one of ds_configs/ by its name (in the source tree, or where the package installed it)."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    folders = [
+        Path(__file__).parents[2] / "ds_configs",
+        Path(sysconfig.get_path("data")) / "share/imagebert/ds_configs",
+        Path(sys.prefix) / "share/imagebert/ds_configs",
+    ]
+    for folder in folders:
+        if (folder / f"{name_or_path}.json").is_file():
+            return folder / f"{name_or_path}.json"
+    known = sorted({p.stem for folder in folders for p in folder.glob("*.json")})
+    raise UsageError(f"engine.deepspeed is {name_or_path!r}: give a JSON file or one of {', '.join(known)}")
+
+
+def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -> dict[str, Any]:
+    """What DeepSpeed is given: the JSON's keys and the recipe's, each from its owner.
+
+    Raises:
+        UsageError: a JSON with a key that the recipe owns or that DeepSpeed would not know, or a bad combination.
+    """
+    path = find_deepspeed_config(config.engine.deepspeed)
+    try:
+        merged = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    for key in merged:
+        if key in _RECIPE_OWNS:
+            raise UsageError(f"{path}: {key} belongs into the recipe, as {_RECIPE_OWNS[key]}: remove it here")
+        if key not in _JSON_OWNS:
+            raise UsageError(f"{path}: unknown key {key}: there are {', '.join(sorted(_JSON_OWNS))}")
+    stage = merged.get("zero_optimization", {}).get("stage", 0)
+    if config.optimizer.name == "lamb" and stage > 0:
+        raise UsageError(
+            f"optimizer.name lamb with ZeRO stage {stage}: LAMB needs the norm of whole tensors, which a shard does "
+            "not have. Use engine.deepspeed=zero0, or optimizer.name=adamw"
+        )
+    accumulation = config.schedule.accumulation
+    monitors = {
+        {"csv": "csv_monitor"}.get(name, name): {
+            "enabled": True,
+            **({"project": "imagebert"} if name == "wandb" else {}),
+            **({"output_path": f"{config.output}/monitor", "job_name": config.stage} if name != "wandb" else {}),
+        }
+        for name in config.logging.monitors
+    }
+    return {
+        **merged,
+        **monitors,
+        # Microbatches are of unequal size: losses arrive normalised, and DeepSpeed only has to count calls.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": world_size * accumulation,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": sys.maxsize,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def resolve_precision(config: RunConfig) -> str:
+    """fp32 or bf16: what `auto` means on this machine."""
+    if config.engine.precision != "auto":
+        return config.engine.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+class Engine:
+    """A model with its optimizer, sharded over the ranks. Collective: all ranks make the same calls."""
+
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        self.precision = resolve_precision(config)
+        merged = merge_deepspeed_config(config, self.precision, distributed.world_size())
+        self.stage: int = merged["zero_optimization"]["stage"]
+        # DeepSpeed averages over ranks and microbatches; the losses are already parts of a global mean.
+        self._sum_from_mean = distributed.world_size() * config.schedule.accumulation
+        optimizer = make_optimizer(model, config.optimizer)
+        self._norm: Tensor | None = None
+        if self.stage == 0 and self.precision == "fp32":
+            # DeepSpeed would clip here but not tell the norm.
+            largest = merged["gradient_clipping"] or float("inf")
+            merged["gradient_clipping"] = 0.0
+
+            def clip(*_: Any) -> None:
+                self._norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
+
+            optimizer.register_step_pre_hook(clip)
+        self._engine: Any
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=merged, dist_init_required=False
+        )
+        log.info("DeepSpeed ZeRO-%d, %s, %d ranks", self.stage, self.precision, distributed.world_size())
+
+    def __call__(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of one microbatch; after the last of a step, the weights move.
+
+        Args:
+            loss: this microbatch's part of the global mean: the parts of all ranks and microbatches sum to the loss
+        """
+        self._engine.backward(loss * self._sum_from_mean)
+        self._engine.step()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient at the last step, before clipping. Synchronises."""
+        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
+        return float(norm or 0.0)
+
+    def write_monitors(self, values: dict[str, float], step: int) -> None:
+        if distributed.rank() == 0 and self._engine.monitor.enabled:
+            self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Writes all ranks' shards into `folder`, with `state` beside them."""
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=state, save_latest=False)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restores weights and optimizer from a verified `folder`; returns the state saved beside them.
+
+        Raises:
+            UsageError: DeepSpeed refuses the checkpoint.
+        """
+        try:
+            path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        except Exception as error:  # DeepSpeed raises bare assertions and its own classes
+            raise UsageError(
+                f"{folder} cannot be resumed with {distributed.world_size()} ranks and ZeRO-{self.stage} "
+                f"({error or type(error).__name__}): use the number of ranks and the stage that saved it"
+            ) from None
+        if path is None:
+            raise UsageError(f"{folder} holds no checkpoint of DeepSpeed's")
+        return dict(state)
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """Every parameter in float32 on the CPU; None on ranks other than 0."""
+        weights = {}
+        for name, parameter in self._engine.module.named_parameters():
+            whole = safe_get_full_fp32_param(parameter) if hasattr(parameter, "_hp_mapping") or self.stage else None
+            if whole is None:
+                whole = parameter.detach()
+            if distributed.rank() == 0:
+                weights[name] = whole.detach().to("cpu", torch.float32).clone()
+        return weights if distributed.rank() == 0 else None

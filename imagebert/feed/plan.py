@@ -1,0 +1,177 @@
+"""The plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
+
+The global batch of a step does not depend on the number of ranks; it is cut into world x accumulation microbatches of
+about equal token counts. All ranks know the number of steps beforehand. The sampler reads no data: it is given counts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagebert.config import UsageError
+from imagebert.feed.draws import Purpose, below, draw, stage_key, uniform
+
+# [CLS], [SEP] between image and text, [SEP] at the end.
+SPECIAL_TOKENS = 3
+
+
+class Samples(NamedTuple):
+    """Pairs to pack, in groups of P candidates that lie one behind the other."""
+
+    images: NDArray[np.int64]  # [B]
+    captions: NDArray[np.int64]  # [B]
+    labels: NDArray[np.int64]  # [B] 1: matched
+    ids: NDArray[np.int64]  # [B] place in the global batch: keys the masking
+
+    def take(self, rows: NDArray[np.int64]) -> Samples:
+        return Samples(*(array[rows] for array in self))
+
+
+class HardNegatives(NamedTuple):
+    """What `imagebert mine` found: for each image the captions, and for each caption the images, that fool a model."""
+
+    captions: NDArray[np.int64]  # [I, K]
+    images: NDArray[np.int64]  # [N, K]
+
+
+class Lengths(NamedTuple):
+    """Tokens that a pair has: its image's regions and its caption's word pieces, cut to what is fed, and 3."""
+
+    regions: NDArray[np.int64]  # [I]
+    words: NDArray[np.int64]  # [N]
+
+    def tokens(self, samples: Samples) -> NDArray[np.int64]:
+        return self.regions[samples.images] + self.words[samples.captions] + SPECIAL_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """How mismatched pairs are made: by another caption for the image, or another image for the caption."""
+
+    share: float  # with one candidate, how many pairs are mismatched
+    candidates: int  # P; with more than one, the first of a group is matched and the others are not
+    source: Literal["batch", "corpus"]
+    hard: HardNegatives | None = None
+    hard_share: float = 0.0
+
+
+class Plan:
+    """The order of a stage.
+
+    Args:
+        caption_image: [N] the image of each caption; one caption with its image is a pair to sample
+        batch_size: pairs sampled per step; P times as many are fed
+        parts: microbatches that a step is cut into, world size x accumulation
+    """
+
+    def __init__(
+        self,
+        caption_image: NDArray[np.int64],
+        lengths: Lengths,
+        negatives: Negatives,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        parts: int,
+    ) -> None:
+        if parts > batch_size:
+            raise UsageError(
+                f"schedule.batch_size {batch_size} cannot be cut into {parts} microbatches (ranks x accumulation): "
+                "raise it, or lower schedule.accumulation or the number of ranks"
+            )
+        self.key = stage_key(seed, stage)
+        self.caption_image = caption_image
+        self.lengths = lengths
+        self.negatives = negatives
+        self.batch_size = batch_size
+        self.parts = parts
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def steps(self, epochs: float) -> int:
+        return max(1, round(epochs * len(self.caption_image) / self.batch_size))
+
+    def global_batch(self, step: int) -> Samples:
+        """All pairs of a step, the same for any number of ranks."""
+        captions = self._sampled(step)
+        images = self.caption_image[captions]
+        p, size = self.negatives.candidates, self.batch_size
+        place = np.arange(size * p)
+        group, slot = place // p, place % p
+        samples = Samples(images[group], captions[group], np.ones(size * p, np.int64), place)
+        if p == 1:
+            negative = uniform(self.key, Purpose.NEGATIVE, step, place) < self.negatives.share
+            other_caption = draw(self.key, Purpose.DIRECTION, step, place) % np.uint64(2) == 0
+        else:
+            # Groups alternate, so that an odd number of negatives is even over the batch.
+            negative, other_caption = slot > 0, (slot + group) % 2 == 0
+        partner = self._partners(step, samples, captions, np.flatnonzero(negative))
+        mismatched = negative & (partner.images != samples.images)
+        swap_text, swap_image = mismatched & other_caption, mismatched & ~other_caption
+        return Samples(
+            np.where(swap_image, partner.images, samples.images),
+            np.where(swap_text, partner.captions, samples.captions),
+            np.where(mismatched, 0, 1),
+            place,
+        )
+
+    def step(self, step: int, rank: int, world: int) -> list[Samples]:
+        """The microbatches of one rank, in order."""
+        samples = self.global_batch(step)
+        p = self.negatives.candidates
+        group_tokens = self.lengths.tokens(samples).reshape(-1, p).sum(axis=1)
+        parts = balance(group_tokens, self.parts)
+        mine = parts[rank::world]
+        return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
+
+    def _sampled(self, step: int) -> NDArray[np.int64]:
+        """The captions of a step: a fresh permutation every epoch, read on through its end."""
+        total = len(self.caption_image)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        captions = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(places // total):
+            if self._order[0] != epoch:
+                generator = np.random.Generator(np.random.Philox(key=[self.key, int(epoch)]))
+                self._order = (int(epoch), generator.permutation(total))
+            here = places // total == epoch
+            captions[here] = self._order[1][places[here] % total]
+        return captions
+
+    def _partners(self, step: int, samples: Samples, batch: NDArray[np.int64], rows: NDArray[np.int64]) -> Samples:
+        """For each of `rows` a caption, with its image, that belongs to another image; else the sample itself."""
+        images, captions = samples.images.copy(), samples.captions.copy()
+        for attempt in range(8):  # in-batch partners may show the same image; a few tries find another
+            rows = rows[images[rows] == samples.images[rows]]
+            if len(rows) == 0:
+                break
+            if self.negatives.source == "batch":
+                chosen = batch[below(len(batch), self.key, Purpose.PARTNER, step, rows, attempt)]
+            else:
+                chosen = below(len(self.caption_image), self.key, Purpose.PARTNER, step, rows, attempt)
+            captions[rows], images[rows] = chosen, self.caption_image[chosen]
+        hard = self.negatives.hard
+        if hard is not None:
+            wanted = np.flatnonzero(images != samples.images)
+            wanted = wanted[uniform(self.key, Purpose.HARD, step, wanted, 0) < self.negatives.hard_share]
+            at = below(hard.captions.shape[1], self.key, Purpose.HARD, step, wanted, 1)
+            captions[wanted] = hard.captions[samples.images[wanted], at]
+            images[wanted] = hard.images[samples.captions[wanted], at]
+        return Samples(images, captions, samples.labels, samples.ids)
+
+
+def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
+    """Cuts items into `parts` non-empty sets of about equal token sums: longest first, each to the lightest set."""
+    if parts == 1:
+        return [np.arange(len(tokens))]
+    sets: list[list[int]] = [[] for _ in range(parts)]
+    heap = [(0, i) for i in range(parts)]
+    for item in np.argsort(-tokens, kind="stable"):
+        weight, lightest = heapq.heappop(heap)
+        sets[lightest].append(int(item))
+        heapq.heappush(heap, (weight + int(tokens[item]), lightest))
+    return [np.sort(np.array(s)) for s in sets]

@@ -1,0 +1,21 @@
+"""ImageBERT in Hugging Face's conventions: configuration, model, heads and losses on packed batches."""
+
+from imagebert.model.configuration import PRESETS, ImageBertConfig
+from imagebert.model.initialization import InitializationReport, initialize_from
+from imagebert.model.modeling import (
+    ImageBertForImageTextRetrieval,
+    ImageBertForPreTraining,
+    ImageBertModel,
+    ImageBertPreTrainedModel,
+)
+
+__all__ = [
+    "PRESETS",
+    "ImageBertConfig",
+    "ImageBertForImageTextRetrieval",
+    "ImageBertForPreTraining",
+    "ImageBertModel",
+    "ImageBertPreTrainedModel",
+    "InitializationReport",
+    "initialize_from",
+]

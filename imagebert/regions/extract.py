@@ -1,0 +1,53 @@
+"""`imagebert extract`: a folder of photographs to a RegionStore. An unreadable picture is named, counted, skipped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import track
+
+from imagebert.config import UsageError
+from imagebert.data.records import FeatureType
+from imagebert.data.regions import write_regions
+from imagebert.regions.extractor import Extractor
+from imagebert.regions.images import UnreadableImage, find_images, load_image
+
+log = logging.getLogger(__name__)
+
+
+class Extracted(NamedTuple):
+    """What came in, went out and was refused; the three add up."""
+
+    pictures: int
+    stored: int
+    refused: int
+
+
+def extract(
+    images: Path, out: Path, extractor: Extractor, feature_type: FeatureType = "int8", overwrite: bool = False
+) -> Extracted:
+    """Extracts every picture below `images`; an image's key is its path below that folder.
+
+    Raises:
+        UsageError: no folder, no picture in it, or none that can be read.
+    """
+    if not images.is_dir():
+        raise UsageError(f"there is no folder of pictures {images}")
+    files = find_images(images)
+    if not files:
+        raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF and TIFF are read")
+    refused = 0
+    with write_regions(out, extractor.classes, extractor.description, feature_type, overwrite=overwrite) as writer:
+        for file in track(files, f"Extracting {images.name}"):
+            try:
+                image = load_image(file)
+            except UnreadableImage as error:
+                log.warning("%s is skipped: %s", file, error)
+                refused += 1
+                continue
+            writer.add(file.relative_to(images).as_posix(), extractor(image))
+        if refused == len(files):
+            raise UsageError(f"none of the {refused} pictures in {images} can be read")
+    return Extracted(len(files), len(files) - refused, refused)

@@ -1,0 +1,197 @@
+"""Detector and backbone as one extractor: a picture in, a RegionRecord out.
+
+Boxes come from the detector, class-wise non-maximum suppression keeps the best, and each region's vector is pooled
+from the backbone's feature map under its box (RoIAlign, He et al. 2017, section 3: bilinear samples, averaged).
+Region 0 is the whole picture. What the two networks want and give stands in a small YAML description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagebert.config import UsageError, build, read_yaml
+from imagebert.data.records import WHOLE_IMAGE, RegionRecord
+from imagebert.regions.networks import NetworkSpec, load_network, prepare
+
+
+class Extractor(Protocol):
+    """What `extract` needs: class names, a description for meta.json, and the way from picture to record."""
+
+    classes: list[str]
+    description: dict[str, Any]
+
+    def __call__(self, image: Image.Image) -> RegionRecord: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpec:
+    """Layouts: `yolox`, one output [1, A, 5+C] of grid offsets; `boxes_scores`, [1, A, 4] xyxy and [1, A, C]."""
+
+    network: NetworkSpec
+    classes: str  # a file, one name a line
+    layout: Literal["yolox", "boxes_scores"]
+    strides: tuple[int, ...] = (8, 16, 32)  # yolox
+    confidence: float = 0.05
+    nms_iou: float = 0.45
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    name: str
+    detector: DetectorSpec
+    backbone: NetworkSpec
+    backbone_output: int = 0
+    max_regions: int = 100  # detector's regions kept, besides the whole image
+    samples: int = 7  # RoIAlign samples along each side of a box
+
+
+class DetectorExtractor:
+    """An extractor read from its YAML description.
+
+    Raises:
+        UsageError: the description, or a file that it names, is missing or wrong.
+    """
+
+    def __init__(self, description: Path) -> None:
+        self.spec = build(ExtractorSpec, read_yaml(description), str(description))
+        names = Path(self.spec.detector.classes)
+        if not names.is_file():
+            raise UsageError(f"{description}: there is no file of class names {names}")
+        self.classes = names.read_text(encoding="utf-8").split("\n")
+        self.classes = [name.strip() for name in self.classes if name.strip()]
+        self._detect, detector_digest = load_network(self.spec.detector.network)
+        self._backbone, backbone_digest = load_network(self.spec.backbone)
+        both = hashlib.sha256(f"{self.spec} {detector_digest} {backbone_digest}".encode()).hexdigest()
+        self.description = {
+            "name": self.spec.name,
+            "digest": both,
+            "detector_sha256": detector_digest,
+            "backbone_sha256": backbone_digest,
+            "confidence": self.spec.detector.confidence,
+            "nms_iou": self.spec.detector.nms_iou,
+            "max_regions": self.spec.max_regions,
+        }
+
+    def __call__(self, image: Image.Image) -> RegionRecord:
+        boxes, scores = self._boxes(image)
+        boxes, classes, confidences = select(
+            boxes, scores, self.spec.detector.confidence, self.spec.detector.nms_iou, self.spec.max_regions
+        )
+        whole = np.array([[0, 0, image.width, image.height]], np.float32)
+        boxes = np.concatenate([whole, boxes])
+        array, _ = prepare(image, self.spec.backbone.input)
+        feature_map = torch.from_numpy(self._backbone(array)[self.spec.backbone_output][0])
+        relative = boxes / _corners(image.width, image.height)
+        return RegionRecord(
+            width=image.width,
+            height=image.height,
+            boxes=boxes,
+            confidences=np.concatenate([np.ones(1, np.float32), confidences]),
+            classes=np.concatenate([np.array([WHOLE_IMAGE], np.uint16), classes.astype(np.uint16)]),
+            features=pool(feature_map, torch.from_numpy(relative), self.spec.samples).numpy(),
+            scales=np.ones(len(boxes), np.float32),
+        )
+
+    def _boxes(self, image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """All candidate boxes [A, 4] in the picture's pixels and their class scores [A, C]."""
+        spec = self.spec.detector
+        array, (scale_x, scale_y) = prepare(image, spec.network.input)
+        outputs = self._detect(array)
+        if spec.layout == "yolox":
+            boxes, scores = decode_yolox(outputs[0][0], array.shape[2:], spec.strides)
+        else:
+            boxes, scores = outputs[0][0], outputs[1][0]
+        if scores.shape[1] != len(self.classes):
+            raise UsageError(f"{spec.classes} names {len(self.classes)} classes, the detector has {scores.shape[1]}")
+        boxes = boxes / _corners(scale_x, scale_y)
+        return np.clip(boxes, 0, _corners(image.width, image.height)), scores
+
+
+def _corners(x: float, y: float) -> NDArray[np.float32]:
+    return np.array([x, y, x, y], np.float32)
+
+
+def decode_yolox(
+    output: NDArray[np.float32], size: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """YOLOX's raw output [A, 5+C] to boxes [A, 4] xyxy in input pixels and scores [A, C] (Ge et al. 2021).
+
+    Anchors are the cells of a grid per stride, row by row; a score is objectness times class.
+    """
+    grids, steps = [], []
+    for stride in strides:
+        rows, columns = size[0] // stride, size[1] // stride
+        ys, xs = np.mgrid[:rows, :columns]
+        grids.append(np.stack([xs, ys], axis=-1).reshape(-1, 2))
+        steps.append(np.full((rows * columns, 1), stride))
+    grid, step = np.concatenate(grids).astype(np.float32), np.concatenate(steps).astype(np.float32)
+    if len(grid) != len(output):
+        raise UsageError(f"the detector gives {len(output)} boxes, strides {strides} imply {len(grid)}: correct them")
+    center, extent = (output[:, :2] + grid) * step, np.exp(output[:, 2:4]) * step
+    boxes = np.concatenate([center - extent / 2, center + extent / 2], axis=1)
+    return boxes, output[:, 4:5] * output[:, 5:]
+
+
+def select(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], confidence: float, iou: float, most: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Top class per box, non-maximum suppression within a class, the `most` best: boxes, classes, confidences."""
+    classes = scores.argmax(axis=1)
+    best = scores[np.arange(len(scores)), classes]
+    extent = boxes[:, 2:] - boxes[:, :2]
+    keep = np.flatnonzero((best > confidence) & (extent.min(axis=1) > 1))
+    keep = keep[np.argsort(-best[keep], kind="stable")]
+    chosen: list[int] = []
+    while len(keep) and len(chosen) < most:
+        first, rest = keep[0], keep[1:]
+        chosen.append(int(first))
+        overlap = _iou(boxes[first], boxes[rest])
+        keep = rest[(overlap <= iou) | (classes[rest] != classes[first])]
+    return boxes[chosen].astype(np.float32), classes[chosen], best[chosen].astype(np.float32)
+
+
+def _iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=1)
+    area, areas = (box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
+    union: NDArray[np.float32] = shared / np.maximum(area + areas - shared, 1e-9)
+    return union
+
+
+def pool(feature_map: torch.Tensor, boxes: torch.Tensor, samples: int) -> torch.Tensor:
+    """RoIAlign to one vector a region: the mean of samples x samples bilinear reads inside each box.
+
+    Args:
+        feature_map: [channels, h, w] float32
+        boxes: [n, 4] xyxy relative to the picture, 0 to 1
+
+    Returns:
+        [n, channels] float32
+    """
+    steps = (torch.arange(samples, dtype=torch.float32) + 0.5) / samples
+    low, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    points = low[:, None] + steps[:, None] * extent[:, None]  # [n, samples, (x, y)]
+    grid = torch.stack(
+        [
+            points[:, None, :, 0].expand(-1, samples, -1),
+            points[:, :, None, 1].expand(-1, -1, samples),
+        ],
+        dim=-1,
+    )  # [n, samples, samples, (x, y)]
+    # All boxes in one call: n rows of samples^2 points on the one map.
+    read = torch.nn.functional.grid_sample(
+        feature_map[None],
+        grid.reshape(1, len(boxes), samples * samples, 2) * 2 - 1,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )  # [1, channels, n, samples^2]
+    return read[0].mean(dim=2).T.contiguous()

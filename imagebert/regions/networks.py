@@ -1,0 +1,125 @@
+"""Frozen networks that look at pictures: an ONNX file, or a torch module named in the description. Inference only.
+
+The gate of onnxruntime: no other file imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagebert.config import UsageError
+from imagebert.data.folder import file_digest
+
+Network = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How a picture becomes the network's input [1, 3, height, width]: (pixel * scale - mean) / std."""
+
+    height: int
+    width: int
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    fit: Literal["stretch", "letterbox"] = "stretch"  # letterbox: keep the aspect, top left, pad the rest
+    pad: int = 114
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """Give `onnx`, a file; or `module`, a `package.module:callable` that returns a torch module."""
+
+    onnx: str | None = None
+    module: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the callable
+    method: str = "forward"  # of the module
+    weights: str | None = None  # a safetensors file for the module
+    input: InputSpec
+
+
+def prepare(image: Image.Image, spec: InputSpec) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """The input array [1, 3, h, w] and its scale: input pixels per picture pixel along (x, y)."""
+    if spec.fit == "letterbox":
+        ratio = min(spec.height / image.height, spec.width / image.width)
+        size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+        canvas = Image.new("RGB", (spec.width, spec.height), (spec.pad,) * 3)
+        canvas.paste(image.resize(size, Image.Resampling.BILINEAR))
+        scale = (ratio, ratio)
+    else:
+        canvas = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+        scale = (spec.width / image.width, spec.height / image.height)
+    pixels: NDArray[np.float32] = np.asarray(canvas, np.float32)
+    if spec.channels == "bgr":
+        pixels = pixels[:, :, ::-1]
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    pixels = (pixels * np.float32(spec.scale) - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), scale
+
+
+def load_network(spec: NetworkSpec) -> tuple[Network, str]:
+    """A callable from input array to output arrays, and the SHA-256 of what defines it.
+
+    Raises:
+        UsageError: a file or callable that is not there or does not work.
+    """
+    if (spec.onnx is None) == (spec.module is None):
+        raise UsageError("a network has to name either onnx (a file) or module (package.module:callable)")
+    return _load_onnx(Path(spec.onnx)) if spec.onnx else _load_module(spec)
+
+
+def _load_onnx(path: Path) -> tuple[Network, str]:
+    import onnxruntime
+
+    if not path.is_file():
+        raise UsageError(f"there is no ONNX file {path}: correct its name in the extractor's description")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    except Exception as error:  # onnxruntime raises its own classes, with no common base but Exception
+        raise UsageError(f"{path} is no ONNX network that can be run: {error}") from None
+    name = session.get_inputs()[0].name
+    return lambda array: session.run(None, {name: array}), file_digest(path)
+
+
+def _load_module(spec: NetworkSpec) -> tuple[Network, str]:
+    assert spec.module is not None
+    package, _, attribute = spec.module.partition(":")
+    try:
+        factory: Any = importlib.import_module(package)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"module {spec.module!r} cannot be imported: {error}") from None
+    module = factory(**spec.arguments).eval()
+    if spec.weights:
+        from safetensors.torch import load_file
+
+        try:
+            module.load_state_dict(load_file(spec.weights))
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"weights {spec.weights} do not fit {spec.module}: {error}") from None
+    call = getattr(module, spec.method)
+
+    def run(array: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            outputs = call(torch.from_numpy(array))
+        if isinstance(outputs, torch.Tensor):
+            outputs = [outputs]
+        return [output.float().numpy() for output in outputs]
+
+    # The weights that were really loaded, wherever the callable took them from.
+    digest = hashlib.sha256(spec.module.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return run, digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Pre-training and fine-tuning: what a recipe means, and the loop that carries it out."""

@@ -1,0 +1,239 @@
+"""A recipe carried out: data, model, plan, engine, resume, loop, and the model folder at the end.
+
+A run is a folder: config.yaml (the resolved recipe), log.jsonl, checkpoints/, model/ (Hugging Face's format, written
+when training is done). Started again with the same recipe it goes on where it was; weights come, in this order, from
+its own newest checkpoint, from model.initialize_from, or from nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from imagebert import distributed
+from imagebert.config import RunConfig, UsageError, differences, to_plain
+from imagebert.data.corpus import Corpus
+from imagebert.data.folder import publish
+from imagebert.engine.checkpoints import Checkpoints
+from imagebert.engine.engine import Engine
+from imagebert.engine.metrics import Meter
+from imagebert.engine.schedule import learning_rate
+from imagebert.feed.draws import stage_key
+from imagebert.feed.feeder import Feeder
+from imagebert.feed.masking import Masking
+from imagebert.feed.packer import Limits, Packer
+from imagebert.feed.plan import Negatives, Plan
+from imagebert.model import (
+    ImageBertConfig,
+    ImageBertForImageTextRetrieval,
+    ImageBertForPreTraining,
+    initialize_from,
+)
+from imagebert.model.initialization import read_architecture
+from imagebert.training.hard_negatives import read_hard_negatives
+from imagebert.training.loop import Steps, Stopped, train
+from imagebert.training.objectives import make_objective
+
+log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
+    """Trains until the end of the recipe, or until `stop_at` steps are done, or until asked to stop by a signal.
+
+    Raises:
+        UsageError: the recipe, its data or its checkpoints do not fit.
+    """
+    distributed.start()
+    torch.use_deterministic_algorithms(config.engine.deterministic)
+    main = distributed.rank() == 0
+    folder = Path(config.output)
+
+    corpus = Corpus(config.data.sources, config.data.verify_records)
+    packer = Packer(
+        corpus,
+        Limits(
+            max_regions=config.data.max_regions,
+            max_words=config.data.max_words,
+            whole_image=config.data.whole_image,
+            mark_whole_image=config.model.global_image_token,
+        ),
+    )
+    plan = make_plan(config, corpus, packer)
+    total = config.schedule.steps or plan.steps(config.schedule.epochs or 1)
+    masking = make_masking(config, corpus)
+
+    model = make_model(config, corpus)
+    engine = Engine(model, config)
+    _write_recipe(folder, config, main)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    identity = {"config": to_plain(config), "data": corpus.digest()}
+    start, seconds = _resume(engine, checkpoints, identity)
+    steps = Steps(start, min(total, stop_at or total), total)
+
+    meter = Meter(folder, start, total, seconds, enabled=main)
+    feeder = Feeder(
+        plan,
+        packer,
+        masking,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        start=steps.start,
+        stop=steps.stop,
+        ahead=config.data.prefetch_steps,
+        device=distributed.device(),
+    )
+    try:
+        with feeder:
+            stopped = train(
+                engine,
+                feeder,
+                make_objective(config),
+                meter,
+                steps,
+                key=plan.key,
+                learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer),
+                log_every=config.logging.every_steps,
+                save_every=config.checkpoint.every_steps,
+                save=lambda step: checkpoints.save(engine, step, {**identity, "seconds": meter.seconds}),
+            )
+    finally:
+        meter.close()
+    if stopped.finished and not (folder / "model" / "config.json").is_file():
+        export(engine, model, corpus, folder / "model")
+    return stopped
+
+
+def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
+    pretrain, retrieval = config.pretraining, config.retrieval
+    negatives = Negatives(
+        share=pretrain.negatives,
+        candidates=config.candidates,
+        source=pretrain.negatives_from if config.task == "pretrain" else retrieval.negatives_from,
+        hard=read_hard_negatives(Path(retrieval.hard_negatives), corpus)
+        if config.task == "finetune" and retrieval.hard_negatives
+        else None,
+        hard_share=retrieval.hard_share,
+    )
+    return Plan(
+        corpus.caption_image,
+        packer.lengths,
+        negatives,
+        seed=config.seed,
+        stage=config.stage,
+        batch_size=config.schedule.batch_size,
+        parts=distributed.world_size() * config.schedule.accumulation,
+    )
+
+
+def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:
+    """None when fine-tuning: nothing is masked there (paper, section 5.3)."""
+    if config.task == "finetune":
+        return None
+    tokenizer = corpus.tokenizer()
+    return Masking(
+        key=stage_key(config.seed, config.stage),
+        words=config.pretraining.masked_words,
+        regions=config.pretraining.masked_regions,
+        mask_id=tokenizer.mask_id,
+        vocabulary=len(tokenizer),
+    )
+
+
+def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
+    """New weights from the seed, then those of model.initialize_from where they fit."""
+    wanted = {
+        "vocab_size": len(corpus.tokenizer()),
+        "feature_size": corpus.feature_size,
+        "num_region_classes": len(corpus.classes),
+    }
+    options = {
+        "hidden_dropout_prob": config.model.hidden_dropout,
+        "attention_probs_dropout_prob": config.model.attention_dropout,
+        "use_pooler": config.model.pooler,
+        "use_global_image_token": config.model.global_image_token,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+    }
+    origin = find_model(Path(config.model.initialize_from)) if config.model.initialize_from else None
+    if origin is None:
+        assert config.model.preset is not None
+        shape = ImageBertConfig.preset(config.model.preset, **wanted, **options)
+    else:
+        found = read_architecture(origin)
+        for name, size in wanted.items():
+            if found.get(name, size) != size:
+                raise UsageError(
+                    f"model.initialize_from {origin} has {name} {found[name]}, the data has {size}: "
+                    "use data and weights of one kind"
+                )
+        shape = ImageBertConfig(**{**found, **wanted, **options})
+    longest = config.data.max_words + 4  # positions: [CLS], the regions' one, two [SEP], the words
+    if longest > shape.max_position_embeddings:
+        raise UsageError(f"data.max_words {config.data.max_words} needs {longest} positions: lower it")
+    torch.manual_seed(config.seed)
+    kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
+    model = kind(shape)
+    if origin is not None:
+        log.info("%s: %s", origin, initialize_from(model, origin))
+    return model
+
+
+def find_model(path: Path) -> Path:
+    """A model folder, or the one that a finished run holds.
+
+    Raises:
+        UsageError: neither.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UsageError(f"{path} holds no model: give a folder with config.json, or a run that has finished")
+
+
+def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) -> None:
+    """Writes the model folder: weights in float32, its configuration and its vocabulary."""
+    weights = engine.full_weights()
+    if weights is not None:
+        with torch.device("cpu"):
+            whole = type(model)(model.config)
+        whole.load_state_dict(weights, strict=False)  # tied weights are listed once
+        whole.tie_weights()
+        with publish(out, overwrite=True) as folder:
+            whole.save_pretrained(folder)
+            (folder / "vocab.txt").write_bytes(corpus.tokenizer().path.read_bytes())
+    distributed.barrier()
+
+
+def _write_recipe(folder: Path, config: RunConfig, main: bool) -> None:
+    if main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / "config.yaml.part"
+            part.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+            os.replace(part, folder / "config.yaml")
+        except OSError as error:
+            raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
+    distributed.barrier()
+
+
+def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) -> tuple[int, float]:
+    """Steps done and seconds spent by this run so far."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return 0, 0.0
+    state = engine.load(newest)
+    changed = differences(state["config"], identity["config"]) + differences(
+        state["data"], identity["data"], "data of "
+    )
+    if changed:
+        raise UsageError(
+            f"{newest} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
+            "or give another output folder"
+        )
+    log.info("resuming from %s", newest)
+    return int(state["step"]), float(state["seconds"])

@@ -1,0 +1,63 @@
+"""Packaging: what is installed, and which optional parts there are. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "imagebert/__init__.py").read_text(), re.M).group(1)
+
+setup(
+    name="imagebert",
+    version=VERSION,
+    description="Pre-train, fine-tune and evaluate single-stream vision-language BERTs (ImageBERT, Qi et al., 2020)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # kernels/ is a source root, not a package: Hugging Face publishes a package called `kernels`, and a
+    # kernels/__init__.py of ours on the path would shadow it and break `import transformers`.
+    packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert_kernels"],
+    package_dir={"imagebert": "imagebert", "imagebert_kernels": "kernels/imagebert_kernels"},
+    package_data={
+        "imagebert": ["recipes/*.yaml", "demo/*.html.j2", "py.typed"],
+        "imagebert_kernels": ["py.typed"],
+    },
+    data_files=[("share/imagebert/ds_configs", [str(p.relative_to(HERE)) for p in HERE.glob("ds_configs/*.json")])],
+    entry_points={"console_scripts": ["imagebert = imagebert.cli:main"]},
+    install_requires=[
+        "torch>=2.8",
+        "deepspeed>=0.18",
+        "transformers>=5.0",
+        "tokenizers>=0.20",
+        "safetensors>=0.4",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "jaxtyping>=0.2.36",
+        "lmdb>=1.4",
+        "PyYAML>=6.0",
+        "pillow>=10.0",
+        "onnxruntime>=1.17",
+        "rich>=13.0",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+    ],
+    # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
+    extras_require={
+        "dali": ["nvidia-dali-cuda130"],
+        "mpi": ["mpi4py>=4.0"],
+        "serve": ["tensorboard>=2.15"],
+        "dev": [
+            "beartype>=0.18",
+            "hypothesis>=6.100",
+            "import-linter>=2.0",
+            "mypy>=1.10",
+            "onnx>=1.16",
+            "pytest>=8.0",
+            "ruff>=0.6",
+            "tensorboard>=2.15",
+            "types-PyYAML",
+        ],
+    },
+)
