@@ -273,7 +273,7 @@ def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str]) -> di
                 index: Any = int(part)
             elif isinstance(node, dict):
                 index = part
-                if not last and not isinstance(node.get(part), dict | list):
+                if not last and node.get(part) is None:
                     node[part] = {}
             else:
                 raise UsageError(f"{key}: {'.'.join(parts[:depth])} is a value and has no parts")

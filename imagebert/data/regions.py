@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -102,13 +103,25 @@ class RegionStore:
         return record
 
     def _open(self, shard: int) -> lmdb.Transaction:
-        path = self.path / self.shards[shard]["name"]
+        transaction = _environment(self.path / self.shards[shard]["name"]).begin(buffers=True)
+        self._transactions[shard] = transaction
+        return transaction
+
+
+# LMDB refuses to open an environment twice in a process: stores that are open share it, the last one closes it.
+_open_environments: WeakValueDictionary[tuple[int, str], lmdb.Environment] = WeakValueDictionary()
+
+
+def _environment(path: Path) -> lmdb.Environment:
+    key = (os.getpid(), str(path.resolve()))
+    environment = _open_environments.get(key)
+    if environment is None:
         try:
-            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+            environment = lmdb.open(key[1], readonly=True, lock=False, readahead=False, create=False)
         except lmdb.Error as error:
             raise UsageError(f"cannot open {path}: {error}. Restore the store") from None
-        self._transactions[shard] = environment.begin(buffers=True)
-        return self._transactions[shard]
+        _open_environments[key] = environment
+    return environment
 
 
 def read_meta(path: Path, expected_format: str, version: int, command: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Tokenizer:
             raise UsageError(f"{self.path} has {len(self.pieces)} pieces: pair stores keep them in 16 bits")
         self.digest = hashlib.sha256(data).hexdigest()
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self.pieces.index, SPECIALS)
-        cased = any(piece[:1].isupper() for piece in self.pieces)
+        cased = any("A" <= piece[:1] <= "Z" for piece in self.pieces)
         self._wordpiece = BertWordPieceTokenizer(str(self.path), lowercase=not cased)
 
     def __len__(self) -> int:

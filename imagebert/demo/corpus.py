@@ -14,13 +14,13 @@ from imagebert.regions.extract import extract
 log = logging.getLogger(__name__)
 
 # Like LAIT: much of it, one caption each, often wrong.
-WEAK = Mixture(things=(2, 4), captions=2, mentioned=(1, 2), swapped=0.3, wrong_words=0.15, clutter=0.4)
+WEAK = Mixture(things=(2, 4), captions=2, mentioned=(1, 2), swapped=0.15, wrong_words=0.1, clutter=0.4)
 # Like Conceptual Captions and SBU: fewer pictures, captions that fit, fuller scenes.
-CLEAN = Mixture(things=(3, 4), captions=4, mentioned=(2, 3))
+CLEAN = Mixture(things=(3, 4), captions=3, mentioned=(2, 3))
 # Like Flickr30k: five captions a picture.
 RETRIEVAL = Mixture(things=(2, 4), captions=5)
 
-SETS = {"weak": (1600, WEAK), "clean": (700, CLEAN), "train": (400, RETRIEVAL), "test": (100, RETRIEVAL)}
+SETS = {"weak": (1800, WEAK), "clean": (500, CLEAN), "train": (400, RETRIEVAL), "test": (100, RETRIEVAL)}
 
 
 def build(folder: Path, seed: int) -> None:

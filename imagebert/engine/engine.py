@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param
 
 log = logging.getLogger(__name__)
+
+# What DeepSpeed calls in torch.distributed has newer names; that is DeepSpeed's to follow.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 # On a CPU DeepSpeed would compile a shared-memory collective at every first start: most of a minute, a compiler
 # needed, and nothing won on the machines where CPUs train.

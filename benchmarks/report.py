@@ -1,0 +1,70 @@
+"""What every benchmark says besides its figures: machine, versions, commit, command, and the lines it must reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "onnxruntime")
+
+
+class Line(NamedTuple):
+    """A figure beside the least that it should be."""
+
+    name: str
+    value: float
+    line: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.line
+
+
+def environment() -> dict[str, Any]:
+    root = Path(__file__).parents[1]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True, check=False)
+    processor = next(
+        (line.split(":")[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "commit": git.stdout.strip() + ("" if changed.returncode == 0 else " with changes"),
+    }
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def publish(figures: dict[str, Any], lines: list[Line], path: Path | None) -> None:
+    """Prints the lines; with a path writes figures, lines and environment as JSON."""
+    table = Table("line", "value", "at least", "holds")
+    for line in lines:
+        table.add_row(line.name, f"{line.value:.3g}", f"{line.line:g}", "yes" if line.holds else "NO")
+    Console().print(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recorded = [{**line._asdict(), "holds": line.holds} for line in lines]
+        result = {**environment(), "figures": figures, "lines": recorded}
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

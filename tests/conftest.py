@@ -1,0 +1,37 @@
+"""What all tests share: poisoned memory, and one small corpus of random records and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagebert.config import SourceConfig
+from tests.corpora import write_corpus
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that an output that nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceConfig:
+    """A corpus of 24 images with 1 to 7 regions and 3 captions each; see tests/corpora.py."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def recipe(source: SourceConfig, tmp_path: Path) -> list[str]:
+    """Overrides that make tests/recipe.yaml a run on that corpus."""
+    return [
+        f"output={tmp_path / 'run'}",
+        f"data.sources.0.regions={source.regions}",
+        f"data.sources.0.pairs={source.pairs}",
+    ]

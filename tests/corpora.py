@@ -1,0 +1,60 @@
+"""Small corpora of random regions and captions, written through the public writers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from imagebert.config import SourceConfig
+from imagebert.data.pairs import Caption, write_pairs
+from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord
+from imagebert.data.regions import write_regions
+from imagebert.data.tokens import SPECIALS, Tokenizer
+
+WORDS = [f"word{i:02d}" for i in range(40)]
+FEATURE_SIZE, CLASSES = 12, 5
+
+
+def random_record(rng: np.random.Generator, regions: int, feature_size: int = FEATURE_SIZE) -> RegionRecord:
+    width, height = (int(v) for v in rng.integers(50, 400, 2))
+    corners = np.sort(rng.random((regions, 2, 2)), axis=1) * (width, height)
+    classes = rng.integers(0, CLASSES, regions).astype(np.uint16)
+    classes[0] = WHOLE_IMAGE
+    return RegionRecord(
+        width,
+        height,
+        corners.reshape(regions, 4).astype(np.float32),
+        np.sort(rng.random(regions).astype(np.float32))[::-1],
+        classes,
+        rng.normal(size=(regions, feature_size)).astype(np.float32),
+        np.ones(regions, np.float32),
+    )
+
+
+def write_vocabulary(folder: Path) -> Tokenizer:
+    path = folder / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, *WORDS]) + "\n")
+    return Tokenizer(path)
+
+
+def write_corpus(
+    folder: Path,
+    images: int = 24,
+    captions: int = 3,
+    feature_type: FeatureType = "int8",
+    feature_size: int = FEATURE_SIZE,
+    seed: int = 0,
+) -> SourceConfig:
+    rng = np.random.default_rng(seed)
+    names = [f"class{i}" for i in range(CLASSES)]
+    with write_regions(folder / "regions", names, {"name": "random", "digest": "0"}, feature_type) as writer:
+        for i in range(images):
+            writer.add(f"image{i:03d}.jpg", random_record(rng, int(rng.integers(1, 8)), feature_size))
+    texts = (
+        Caption(f"image{i:03d}.jpg", " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))))
+        for i in range(images)
+        for _ in range(captions)
+    )
+    write_pairs(folder / "pairs", texts, write_vocabulary(folder))
+    return SourceConfig(regions=str(folder / "regions"), pairs=str(folder / "pairs"))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagebert.config import UsageError
+from imagebert.data.folder import publish
+
+
+def test_appears_whole(tmp_path: Path) -> None:
+    with publish(tmp_path / "a/b") as folder:
+        (folder / "file").write_text("1")
+        assert not (tmp_path / "a/b").exists()
+    assert (tmp_path / "a/b/file").read_text() == "1"
+    with pytest.raises(UsageError, match="exists"), publish(tmp_path / "a/b"):
+        pass
+    with publish(tmp_path / "a/b", overwrite=True) as folder:
+        (folder / "other").write_text("2")
+    assert [p.name for p in (tmp_path / "a/b").iterdir()] == ["other"]
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No space left"), publish(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, pathlib, sys; from imagebert.data.folder import publish\n"
+        "with publish(pathlib.Path(sys.argv[1])) as f:\n"
+        "    (f / 'x').write_text('1'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "store").exists()
+    with publish(tmp_path / "store") as folder:
+        assert list(folder.iterdir()) == []
+    assert (tmp_path / "store").is_dir()

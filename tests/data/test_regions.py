@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from imagebert.config import SourceConfig, UsageError
+from imagebert.data.records import WHOLE_IMAGE
+from imagebert.data.regions import RegionStore, write_regions
+from tests.corpora import random_record
+
+NAMES = [f"class{i}" for i in range(5)]
+
+
+def test_many_shards_keep_every_record(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    records = {f"folder/{i}.jpg": random_record(rng, int(rng.integers(1, 5))) for i in rng.permutation(700)}
+    with write_regions(tmp_path / "store", NAMES, {"name": "x"}, "float32", shard_bytes=10_000) as writer:
+        for key, record in records.items():
+            writer.add(key, record)
+    store = RegionStore(tmp_path / "store")
+    assert len(store) == 700
+    assert len(store.shards) > 1
+    assert store.whole_image
+    keys = np.array([key.encode() for key in records])
+    for key, number in zip(records, store.find(keys), strict=True):
+        assert store.key(number) == key
+        np.testing.assert_array_equal(store.read(number).features, records[key].features)
+    assert (store.find(np.array([b"a", b"zzz", b"folder/1.jp"])) == -1).all()
+    features = np.concatenate([r.features for r in records.values()])
+    assert store.statistics["mean"] == pytest.approx(features.mean(), abs=1e-6)
+    assert store.statistics["std"] == pytest.approx(features.std(), rel=1e-5)
+    assert store.statistics["relative_storage_error"] == 0
+
+
+def test_grows_past_its_map_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with write_regions(tmp_path / "store", NAMES, {}, "float32") as writer:
+        for i in range(300):  # 300 x 40 x 2048 x 4 bytes = 98 MB, more than the first map of 64 MiB
+            writer.add(str(i), random_record(rng, 40, 2048))
+    assert len(RegionStore(tmp_path / "store")) == 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": np.array([7], np.uint16)}, "unknown class 7: there are 5"),
+        ({"features": np.full((1, 12), np.nan, np.float32)}, "not finite"),
+        ({"features": np.zeros((1, 9), np.float32)}, "features of size 9, those before 12"),
+        ({"features": np.zeros((0, 12), np.float32), "scales": np.ones(0, np.float32)}, "has no region"),
+    ],
+)
+def test_bad_records_are_named_and_nothing_is_left(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    rng = np.random.default_rng(0)
+    good = random_record(rng, 1)
+    with (
+        pytest.raises(UsageError, match=f"'bad.jpg'.*{message}"),
+        write_regions(tmp_path / "store", NAMES, {}) as writer,
+    ):
+        writer.add("good.jpg", good)
+        writer.add("bad.jpg", good._replace(**change))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_twice(tmp_path: Path) -> None:
+    record = random_record(np.random.default_rng(0), 1)
+    with pytest.raises(UsageError, match="comes twice"), write_regions(tmp_path / "store", NAMES, {}) as writer:
+        writer.add("a", record)
+        writer.add("a", record)
+
+
+def test_empty_store(tmp_path: Path) -> None:
+    with write_regions(tmp_path / "store", NAMES, {}):
+        pass
+    with pytest.raises(UsageError, match="is empty"):
+        RegionStore(tmp_path / "store")
+
+
+def test_a_damaged_record_is_named(source: SourceConfig, tmp_path: Path) -> None:
+    shutil.copytree(source.regions, tmp_path / "store")
+    with lmdb.open(str(tmp_path / "store/shard-0000")) as environment, environment.begin(write=True) as transaction:
+        data = bytearray(transaction.get(b"image003.jpg"))
+        data[40] ^= 1
+        transaction.put(b"image003.jpg", bytes(data))
+        transaction.put(b"image004.jpg", bytes(data[:50]))
+    store = RegionStore(tmp_path / "store")
+    with pytest.raises(UsageError, match=r"image003.jpg.*checksum"):
+        store.read(3)
+    with pytest.raises(UsageError, match=r"image004.jpg.*truncated"):
+        store.read(4)
+    assert store.read(5).classes[0] == WHOLE_IMAGE
+
+
+def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
+    with pytest.raises(UsageError, match="imagebert extract"):
+        RegionStore(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"no readable meta.json"):
+        RegionStore(tmp_path)
+    with pytest.raises(UsageError, match="holds imagebert-pairs"):
+        RegionStore(source.pairs)
+    shutil.copytree(source.regions, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store/shard-0000")
+    with pytest.raises(UsageError, match="lacks its shard"):
+        RegionStore(tmp_path / "store")

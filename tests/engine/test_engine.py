@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imagebert.config import RunConfig, UsageError, load_recipe
+from imagebert.engine.engine import find_deepspeed_config, merge_deepspeed_config
+
+
+def recipe(*overrides: str) -> RunConfig:
+    return load_recipe("tests/recipe.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero3_offload"])
+def test_shipped_configurations_merge(name: str) -> None:
+    merged = merge_deepspeed_config(recipe(f"engine.deepspeed={name}", "schedule.accumulation=4"), "bf16", 3)
+    assert merged["zero_optimization"]["stage"] == int(name[4])
+    assert merged["gradient_accumulation_steps"] == 4
+    assert merged["train_batch_size"] == 12
+    assert merged["gradient_clipping"] == 1.0
+    assert merged["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"gradient_cliping": 1.0}, "unknown key gradient_cliping"),
+        ({"gradient_clipping": 1.0}, "belongs into the recipe, as optimizer.gradient_clipping"),
+        ({"bf16": {"enabled": True}}, "belongs into the recipe, as engine.precision"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_an_error(tmp_path: Path, content: dict[str, object], message: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=message):
+        merge_deepspeed_config(recipe(f"engine.deepspeed={path}"), "fp32", 1)
+
+
+def test_lamb_does_not_shard() -> None:
+    with pytest.raises(UsageError, match="LAMB needs the norm of whole tensors"):
+        merge_deepspeed_config(recipe("optimizer.name=lamb", "engine.deepspeed=zero1"), "fp32", 1)
+
+
+def test_unknown_configuration() -> None:
+    with pytest.raises(UsageError, match="one of zero0, zero1, zero2, zero3, zero3_offload"):
+        find_deepspeed_config("zero9")
+
+
+def test_monitors_go_into_the_runs_folder() -> None:
+    merged = merge_deepspeed_config(recipe("logging.monitors=[csv, tensorboard, wandb]"), "fp32", 1)
+    assert merged["csv_monitor"] == {"enabled": True, "output_path": "unset/monitor", "job_name": "test"}
+    assert merged["tensorboard"]["enabled"]
+    assert merged["wandb"]["project"] == "imagebert"

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagebert.config import UsageError
+from imagebert.feed.plan import HardNegatives, Lengths, Negatives, Plan, Samples, balance
+
+IMAGES, CAPTIONS = 40, 200
+
+
+def make_plan(
+    parts: int = 1, batch_size: int = 24, seed: int = 0, stage: str = "s", negatives: Negatives | None = None
+) -> Plan:
+    rng = np.random.default_rng(0)
+    caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
+    lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
+    negatives = negatives or Negatives(share=0.5, candidates=1, source="batch")
+    return Plan(caption_image, lengths, negatives, seed=seed, stage=stage, batch_size=batch_size, parts=parts)
+
+
+def rows(samples: Samples) -> list[tuple[int, ...]]:
+    return sorted(zip(*(array.tolist() for array in samples), strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_global_batch_does_not_depend_on_the_ranks(world: int, accumulation: int) -> None:
+    alone, plan = make_plan(), make_plan(parts=world * accumulation)
+    for step in (0, 1, 7, 20):
+        parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
+        assert len(parts) == world * accumulation
+        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        assert rows(together) == rows(alone.global_batch(step))
+
+
+def test_a_pure_function_of_seed_stage_and_step() -> None:
+    plan = make_plan()
+    forward = [rows(plan.global_batch(s)) for s in range(20)]
+    backward = [rows(make_plan().global_batch(s)) for s in reversed(range(20))][::-1]
+    assert forward == backward
+    assert rows(make_plan(seed=1).global_batch(3)) != forward[3]
+    assert rows(make_plan(stage="t").global_batch(3)) != forward[3]
+
+
+def test_every_caption_once_an_epoch_in_another_order() -> None:
+    plan = make_plan(batch_size=24, negatives=Negatives(share=0, candidates=1, source="batch"))
+    seen = np.concatenate([plan.global_batch(s).captions for s in range(50)])[: 3 * CAPTIONS].reshape(3, CAPTIONS)
+    for epoch in seen:
+        assert sorted(epoch) == list(range(CAPTIONS))
+    assert not (seen[0] == seen[1]).all()
+    assert plan.steps(3) == 25
+
+
+@pytest.mark.parametrize("source", ["batch", "corpus"])
+def test_half_are_negative_half_of_them_each_way(source: str) -> None:
+    plan = make_plan(negatives=Negatives(share=0.5, candidates=1, source=source))  # type: ignore[arg-type]
+    other_text = other_image = total = 0
+    for step in range(400):
+        batch = plan.global_batch(step)
+        sampled = plan._sampled(step)
+        negative = batch.labels == 0
+        # A label is right whoever made the pair.
+        assert ((plan.caption_image[batch.captions] == batch.images) == ~negative).all()
+        changed_text = batch.captions != sampled
+        changed_image = batch.images != plan.caption_image[sampled]
+        assert not (changed_text & changed_image).any()
+        other_text += int((changed_text & negative).sum())
+        other_image += int((changed_image & negative).sum())
+        total += len(sampled)
+        if source == "batch":
+            assert np.isin(batch.images, plan.caption_image[sampled]).all()
+            assert np.isin(batch.captions, sampled).all()
+    assert (other_text + other_image) / total == pytest.approx(0.5, abs=0.02)
+    assert other_text / total == pytest.approx(0.25, abs=0.02)
+
+
+def test_groups_start_with_the_match_and_go_both_ways() -> None:
+    plan = make_plan(batch_size=20, negatives=Negatives(share=0, candidates=4, source="corpus"), parts=2)
+    for step in range(10):
+        for samples in plan.step(step, 0, 2):
+            labels = samples.labels.reshape(-1, 4)
+            assert (labels == [1, 0, 0, 0]).all()
+            images, captions = samples.images.reshape(-1, 4), samples.captions.reshape(-1, 4)
+            keeps_image, keeps_text = images[:, 1:] == images[:, :1], captions[:, 1:] == captions[:, :1]
+            assert (keeps_image ^ keeps_text).all()
+            assert 0.4 < keeps_image.mean() < 0.6
+
+
+def test_hard_negatives_come_from_their_file() -> None:
+    plain = make_plan()
+    other = (np.arange(IMAGES) + 1) % IMAGES
+    first_caption = np.array([np.flatnonzero(plain.caption_image == i)[0] for i in range(IMAGES)])
+    hard = HardNegatives(captions=first_caption[other][:, None], images=other[plain.caption_image][:, None])
+    plan = make_plan(
+        negatives=Negatives(share=0, candidates=3, source="corpus", hard=hard, hard_share=1.0), batch_size=16
+    )
+    batch = plan.global_batch(2)
+    images, captions = batch.images.reshape(-1, 3), batch.captions.reshape(-1, 3)
+    for group in range(16):
+        for slot in (1, 2):
+            if images[group, slot] == images[group, 0]:
+                assert captions[group, slot] == hard.captions[images[group, 0], 0]
+            else:
+                assert images[group, slot] == hard.images[captions[group, 0], 0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 144), min_size=1, max_size=200), st.integers(1, 9))
+def test_balance_deals_all_and_evenly(tokens: list[int], parts: int) -> None:
+    parts = min(parts, len(tokens))
+    sets = balance(np.array(tokens), parts)
+    assert sorted(np.concatenate(sets).tolist()) == list(range(len(tokens)))
+    sums = [sum(tokens[i] for i in s) for s in sets]
+    assert min(len(s) for s in sets) >= 1
+    # Longest first to the lightest: no set is ahead of another by more than one item.
+    assert max(sums) - min(sums) <= max(tokens)
+
+
+def test_more_parts_than_pairs() -> None:
+    with pytest.raises(UsageError, match="batch_size 24 cannot be cut into 25 microbatches"):
+        make_plan(parts=25)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from imagebert.batch import PackedBatch
+from imagebert.config import SourceConfig
+from imagebert.data.corpus import Corpus
+from imagebert.feed.draws import stage_key
+from imagebert.feed.masking import Masking
+from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.plan import Negatives, Plan
+from imagebert.model import (
+    PRESETS,
+    ImageBertConfig,
+    ImageBertForImageTextRetrieval,
+    ImageBertForPreTraining,
+    ImageBertModel,
+    initialize_from,
+)
+from tests.corpora import CLASSES, FEATURE_SIZE, WORDS
+from tests.model import reference
+
+SHAPE = {
+    "vocab_size": len(WORDS) + 5,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "feature_size": FEATURE_SIZE,
+    "num_region_classes": CLASSES,
+    "initializer_range": 0.2,
+}
+
+
+def make_batch(source: SourceConfig, pairs: int, rate: float = 0.4, mark: bool = False) -> PackedBatch:
+    corpus = Corpus([source])
+    packer = Packer(corpus, Limits(max_regions=6, max_words=8, whole_image=True, mark_whole_image=mark))
+    negatives = Negatives(share=0.5, candidates=1, source="corpus")
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=pairs, parts=1)
+    masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
+    return packer.pack(plan.global_batch(pairs), FeatureBuffer(), pairs, masking)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 11, 24])
+@pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
+def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[str, bool]) -> None:
+    torch.manual_seed(pairs)
+    model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, **options)).eval()
+    batch = make_batch(source, pairs, mark=bool(options))
+    weights = dict(model.named_parameters())
+    expected = reference.pretraining_losses(weights, batch, 3, 3)
+    got = model(batch)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    names, parameters = list(weights), list(weights.values())
+    expected_grads = torch.autograd.grad(sum(expected), parameters, allow_unused=True, materialize_grads=True)
+    for name, a, b in zip(names, torch.autograd.grad(sum(got), parameters), expected_grads, strict=True):
+        largest = b.abs().max().clamp(min=1e-3)
+        assert (a - b).abs().max() <= 1e-4 * largest, name
+
+
+def test_scores_equal_padded(source: SourceConfig) -> None:
+    torch.manual_seed(0)
+    model = ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE)).eval()
+    batch = make_batch(source, 13)
+    hidden, _ = reference.hidden_states(dict(model.named_parameters()), batch, 3, 3)
+    torch.testing.assert_close(
+        model(batch), reference.itm_logits(dict(model.named_parameters()), hidden), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_all_rows_or_the_read_ones(source: SourceConfig) -> None:
+    model = ImageBertModel(ImageBertConfig(**SHAPE)).eval()
+    batch = make_batch(source, 7)
+    torch.testing.assert_close(model(batch, reads_only=True), model(batch)[batch.read_rows])
+
+
+def test_gradient_checkpointing_changes_nothing(source: SourceConfig) -> None:
+    batch, grads = make_batch(source, 7), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, gradient_checkpointing=recompute)).train()
+        torch.manual_seed(1)
+        sum(model(batch)).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_every_head_has_a_gradient_without_any_masked_row(source: SourceConfig) -> None:
+    model = ImageBertForPreTraining(ImageBertConfig(**SHAPE))
+    batch = make_batch(source, 5, rate=0.0)
+    losses = model(batch)
+    assert [float(x) for x in losses[:3]] == [0, 0, 0]
+    sum(losses).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def text_only(texts: list[list[int]]) -> PackedBatch:
+    """[CLS] [SEP] words [SEP] without a region."""
+    lengths = [len(t) + 3 for t in texts]
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    total, none = int(ends[-1]), torch.zeros(0, dtype=torch.long)
+    return PackedBatch(
+        cu_seqlens=ends.to(torch.int32),
+        position_ids=torch.cat([torch.tensor([0, *range(2, n + 1)]) for n in lengths]),
+        token_type_ids=torch.cat([torch.tensor([0, 0] + [1] * (n - 2)) for n in lengths]),
+        text_rows=torch.arange(total),
+        input_ids=torch.tensor([i for t in texts for i in [2, 3, *t, 3]]),
+        region_rows=none,
+        region_features=torch.zeros(0, FEATURE_SIZE),
+        region_scales=torch.zeros(0),
+        region_boxes=torch.zeros(0, 5),
+        region_zeroed=torch.zeros(0, dtype=torch.bool),
+        global_regions=none,
+        read_rows=ends[:-1],
+        read_cu_seqlens=torch.arange(len(texts) + 1, dtype=torch.int32),
+        cls_reads=torch.arange(len(texts)),
+        mlm_reads=none,
+        mlm_labels=none,
+        region_reads=none,
+        masked_regions=none,
+        moc_labels=none,
+        itm_labels=torch.ones(len(texts)),
+    )
+
+
+def test_text_only_equals_transformers_bert(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = {k: v for k, v in SHAPE.items() if k not in ("feature_size", "num_region_classes")}
+    bert = BertModel(BertConfig(**names, attn_implementation="eager")).eval()
+    bert.save_pretrained(tmp_path)
+    model = ImageBertForPreTraining(ImageBertConfig(**SHAPE)).eval()
+    initialize_from(model, tmp_path)
+    batch = text_only([[7, 8, 9], [10] * 11, [12]])
+    hidden = model.imagebert(batch)
+    ends = batch.cu_seqlens.tolist()
+    for a, b in zip(ends, ends[1:], strict=False):
+        expected = bert(
+            input_ids=batch.input_ids[None, a:b],
+            token_type_ids=batch.token_type_ids[None, a:b],
+            position_ids=batch.position_ids[None, a:b],
+        ).last_hidden_state[0]
+        torch.testing.assert_close(hidden[a:b], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ImageBertForPreTraining, ImageBertForImageTextRetrieval])
+def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type) -> None:
+    model = kind(ImageBertConfig(**SHAPE, use_pooler=True)).eval()
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    again = kind.from_pretrained(tmp_path).eval()
+    batch = make_batch(source, 5)
+    for a, b in zip(model(batch), again(batch), strict=True):
+        assert torch.equal(a, b)
+    if kind is ImageBertForPreTraining:
+        assert again.mlm.decoder.weight is again.imagebert.embeddings.word_embeddings.weight
+
+
+def test_presets() -> None:
+    assert set(PRESETS) == {"tiny", "small", "base", "large", "xl"}
+    base = ImageBertConfig.preset("base")
+    shape = base.num_hidden_layers, base.hidden_size, base.num_attention_heads, base.intermediate_size
+    assert shape == (12, 768, 12, 3072)
+    assert base.initializer_range == pytest.approx(0.02)
+    with torch.device("meta"):
+        encoder = ImageBertModel(base).layers
+    assert sum(p.numel() for p in encoder.parameters()) == 85_054_464  # BERT-base's encoder
+    with pytest.raises(ValueError, match="no multiple"):
+        ImageBertConfig(hidden_size=30, num_attention_heads=4)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagebert.config import RECIPES, UsageError, differences, load_recipe, parse_yaml, to_plain
+
+RECIPE = "tests/recipe.yaml"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_loads_and_states_its_command(name: str) -> None:
+    load_recipe(name)
+    head = (RECIPES / f"{name}.yaml").read_text().split("\ntask:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert "imagebert" in head
+
+
+def test_overrides_reach_lists_and_nested_keys() -> None:
+    config = load_recipe(RECIPE, ["data.sources.0.split=dev", "optimizer.betas=[0.8, 0.9]", "seed=7"])
+    assert config.data.sources[0].split == "dev"
+    assert config.optimizer.betas == (0.8, 0.9)
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; did you mean learning_rate?"),
+        ("optimiser.name=adamw", "unknown key optimiser; did you mean optimizer?"),
+        ("optimizer.name=adam", "optimizer.name is 'adam': give one of adamw, lamb; did you mean adamw?"),
+        ("schedule.batch_size=many", "schedule.batch_size is 'many': give a whole number"),
+        ("schedule.batch_size=true", "schedule.batch_size is True: give a whole number"),
+        ("schedule.batch_size=0", "schedule.batch_size is 0: give a positive number"),
+        ("model.hidden_dropout=1.5", "model.hidden_dropout is 1.5: give a share between 0 and 1"),
+        ("schedule.epochs=3", "give exactly one of the two"),
+        ("model.initialize_from=x", "give preset for new weights, or initialize_from"),
+        ("optimizer.betas=[0.9]", "optimizer.betas has 1 values: give 2"),
+        ("data.sources=[]", "data.sources is empty"),
+        ("data.sources.3.split=x", "not an index into a list of 1"),
+        ("schedule.steps.part=1", "schedule.steps is a value and has no parts"),
+        ("learning_rate", "is not key=value"),
+    ],
+)
+def test_a_mistake_names_key_value_and_cure(override: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_recipe(RECIPE, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_key_and_unknown_recipe(tmp_path: Path) -> None:
+    short = tmp_path / "short.yaml"
+    short.write_text("task: pretrain\n")
+    with pytest.raises(UsageError, match=r"stage is missing"):
+        load_recipe(str(short))
+    with pytest.raises(UsageError, match="did you mean demo_stage1"):
+        load_recipe("demo_stag1")
+
+
+def test_yaml_is_strict_where_yaml_is_not() -> None:
+    assert parse_yaml("1e-4", "here") == 1e-4
+    with pytest.raises(UsageError, match="given twice"):
+        parse_yaml("a: 1\na: 2", "here")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        parse_yaml("!!python/object/apply:os.system [x]", "here")
+
+
+def test_differences_leaves_out_what_may_change() -> None:
+    before = to_plain(load_recipe(RECIPE))
+    after = to_plain(load_recipe(RECIPE, ["logging.every_steps=5", "output=elsewhere", "optimizer.learning_rate=2e-3"]))
+    assert differences(before, after) == ["optimizer.learning_rate: 0.001 -> 0.002"]

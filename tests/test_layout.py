@@ -1,0 +1,49 @@
+"""Rules of the tree that a tool would not check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GATES = {
+    "lmdb": {"imagebert/data/regions.py"},
+    "deepspeed": {"imagebert/engine/engine.py"},
+    "yaml": {"imagebert/config.py", "imagebert/training/run.py"},
+    "onnxruntime": {"imagebert/regions/networks.py"},
+    "triton": set(),
+    "mpi4py": set(),
+    "apex": set(),
+}
+
+
+def test_nothing_shadows_hugging_faces_kernels() -> None:
+    tracked = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts]
+    assert not [p for p in tracked if p.name == "kernels.py"]
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not (ROOT / "tests/kernels/__init__.py").exists()
+
+
+def test_transformers_models_import_from_the_repository_root() -> None:
+    code = "import transformers; from transformers import BertModel, VisualBertForPreTraining"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_one_gate_per_third_party() -> None:
+    for module, gates in GATES.items():
+        pattern = re.compile(rf"^\s*(import|from) {module}\b", re.M)
+        users = {
+            str(p.relative_to(ROOT))
+            for folder in ("imagebert", "kernels")
+            for p in (ROOT / folder).rglob("*.py")
+            if pattern.search(p.read_text())
+        }
+        assert users == gates, module
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, imagebert.cli; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
