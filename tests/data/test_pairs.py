@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert store.relevance[0] == 0.5
     assert math.isnan(store.relevance[1])
     ends = [0, *store.piece_ends]
-    pieces = [[tokenizer.pieces[p] for p in store.pieces[a:b]] for a, b in zip(ends, ends[1:], strict=False)]
+    pieces = [[tokenizer.pieces[p] for p in store.pieces[a:b]] for a, b in itertools.pairwise(ends)]
     assert pieces == [["word01", "word02", "[UNK]", "[UNK]"], ["word03"], ["word39", "word00", "word39"]]
     assert store.tokenizer().digest == tokenizer.digest
 

@@ -6,6 +6,7 @@ longest, and masked by a key mask; losses ignore rows by label -100.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -58,9 +59,9 @@ def hidden_states(
         embedded.append(x + weights[f"{e}.token_type_embeddings.weight"][batch.token_type_ids[row]])
     flat = _norm(weights, f"{e}.layer_norm", torch.stack(embedded), epsilon)
 
-    longest = max(b - a for a, b in zip(ends, ends[1:], strict=False))
-    hidden = torch.stack([F.pad(flat[a:b], (0, 0, 0, longest - b + a)) for a, b in zip(ends, ends[1:], strict=False)])
-    real = torch.stack([torch.arange(longest) < b - a for a, b in zip(ends, ends[1:], strict=False)])
+    longest = max(b - a for a, b in itertools.pairwise(ends))
+    hidden = torch.stack([F.pad(flat[a:b], (0, 0, 0, longest - b + a)) for a, b in itertools.pairwise(ends)])
+    real = torch.stack([torch.arange(longest) < b - a for a, b in itertools.pairwise(ends)])
     size = hidden.shape[-1] // heads
     for layer in range(layers):
         name = f"imagebert.layers.{layer}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_text_only_equals_transformers_bert(tmp_path: Path) -> None:
     batch = text_only([[7, 8, 9], [10] * 11, [12]])
     hidden = model.imagebert(batch)
     ends = batch.cu_seqlens.tolist()
-    for a, b in zip(ends, ends[1:], strict=False):
+    for a, b in itertools.pairwise(ends):
         expected = bert(
             input_ids=batch.input_ids[None, a:b],
             token_type_ids=batch.token_type_ids[None, a:b],

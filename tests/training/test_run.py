@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
     run(load_recipe(RECIPE, recipe), stop_at=2)
-    with pytest.raises(UsageError, match="made by another recipe.*optimizer.learning_rate: 0.001 -> 0.002"):
+    with pytest.raises(UsageError, match=r"made by another recipe.*optimizer.learning_rate: 0.001 -> 0.002"):
         run(load_recipe(RECIPE, [*recipe, "optimizer.learning_rate=2e-3"]))
     run(load_recipe(RECIPE, [*recipe, "logging.every_steps=2"]), stop_at=3)
 

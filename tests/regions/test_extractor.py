@@ -1,0 +1,214 @@
+"""The extractor on small networks written as ONNX here: a YOLOX-shaped detector whose boxes are known, a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from imagebert.config import UsageError
+from imagebert.data.records import WHOLE_IMAGE
+from imagebert.data.regions import RegionStore
+from imagebert.regions.extract import extract
+from imagebert.regions.extractor import DetectorExtractor, decode_yolox, pool, select
+
+SIZE = 64  # detector's input; strides 8, 16, 32 give 64 + 16 + 4 anchors
+ANCHORS = 84
+
+
+def yolox_output(boxes: list[tuple[float, float, float, float, int, float]]) -> np.ndarray:
+    """A raw output [84, 5 + 3] with these boxes (centre, extent, class, score), each at an anchor of stride 8."""
+    output = np.zeros((ANCHORS, 8), np.float32)
+    for cx, cy, w, h, kind, score in boxes:
+        column, row = int(cx // 8), int(cy // 8)
+        output[row * 8 + column] = [cx / 8 - column, cy / 8 - row, np.log(w / 8), np.log(h / 8), score, 0, 0, 0]
+        output[row * 8 + column, 5 + kind] = 1
+    return output
+
+
+def save_constant_network(path: Path, output: np.ndarray, size: int = SIZE) -> None:
+    """A network that gives `output` whatever it sees."""
+    value = helper.make_node("Constant", [], ["constant"], value=numpy_helper.from_array(output[None]))
+    zero = helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0)
+    nothing = helper.make_node("Sub", ["mean", "mean"], ["nothing"])
+    add = helper.make_node("Add", ["constant", "nothing"], ["output"])
+    _save(path, [value, zero, nothing, add], size, [1, *output.shape])
+
+
+def save_pooling_network(path: Path, size: int) -> None:
+    """A backbone whose feature map is the picture, averaged over 4 x 4 cells."""
+    node = helper.make_node("AveragePool", ["images"], ["output"], kernel_shape=[4, 4], strides=[4, 4])
+    _save(path, [node], size, [1, 3, size // 4, size // 4])
+
+
+def _save(path: Path, nodes: list[onnx.NodeProto], size: int, shape: list[int]) -> None:
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, size, size])
+    out = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "network", [image], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
+@pytest.fixture
+def description(tmp_path: Path) -> Path:
+    # In the letterboxed input of a 128 x 64 picture one input pixel is two picture pixels.
+    detections = [(20, 12, 24, 16, 1, 0.9), (25, 13, 24, 16, 1, 0.6), (20, 20, 24, 16, 0, 0.5), (50, 16, 4, 8, 2, 0.04)]
+    save_constant_network(tmp_path / "detector.onnx", yolox_output(detections))
+    save_pooling_network(tmp_path / "backbone.onnx", 32)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    tree = {
+        "name": "test",
+        "detector": {
+            "network": {
+                "onnx": str(tmp_path / "detector.onnx"),
+                "input": {"height": SIZE, "width": SIZE, "channels": "bgr", "fit": "letterbox"},
+            },
+            "classes": str(tmp_path / "classes.txt"),
+            "layout": "yolox",
+        },
+        "backbone": {"onnx": str(tmp_path / "backbone.onnx"), "input": {"height": 32, "width": 32, "scale": 0.5}},
+    }
+    path = tmp_path / "extractor.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def half_red(width: int = 128, height: int = 64) -> Image.Image:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 200
+    return Image.fromarray(pixels)
+
+
+def test_boxes_classes_and_vectors_of_a_wide_picture(description: Path) -> None:
+    record = DetectorExtractor(description)(half_red())
+    assert (record.width, record.height) == (128, 64)
+    # The second dog overlaps the first and goes; the bird is below the threshold.
+    assert record.classes.tolist() == [WHOLE_IMAGE, 1, 0]
+    np.testing.assert_allclose(record.confidences, [1, 0.9, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(record.boxes, [[0, 0, 128, 64], [16, 8, 64, 40], [16, 24, 64, 56]], atol=1e-3)
+    # Features are half the colour under the box: red inside the left half, half red for the whole picture.
+    np.testing.assert_allclose(record.features[0], [50, 0, 0], atol=4)
+    np.testing.assert_allclose(record.features[1], [100, 0, 0], atol=8)
+
+
+def test_at_most_n_regions(description: Path) -> None:
+    text = description.read_text() + "max_regions: 1\n"
+    description.write_text(text)
+    assert DetectorExtractor(description)(half_red()).classes.tolist() == [WHOLE_IMAGE, 1]
+
+
+def test_a_picture_without_a_box_is_its_whole(description: Path, tmp_path: Path) -> None:
+    save_constant_network(tmp_path / "detector.onnx", yolox_output([]))
+    assert DetectorExtractor(description)(half_red()).classes.tolist() == [WHOLE_IMAGE]
+
+
+def test_decode_yolox_on_every_stride() -> None:
+    output = np.zeros((ANCHORS, 6), np.float32)
+    output[:, 4:] = 1
+    boxes, _ = decode_yolox(output, (SIZE, SIZE), (8, 16, 32))
+    # Zero offsets: boxes of one stride's extent around each cell's corner, row by row.
+    assert boxes[1].tolist() == [4, -4, 12, 4]
+    assert boxes[64 + 5].tolist() == [8, 8, 24, 24]
+    assert boxes[64 + 16 + 2].tolist() == [-16, 16, 16, 48]
+    with pytest.raises(UsageError, match=r"84 boxes, strides \(8, 16\) imply 80"):
+        decode_yolox(output, (SIZE, SIZE), (8, 16))
+
+
+def test_select_equals_a_plain_greedy_search() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.random((200, 2)) * 60
+    boxes = np.concatenate([low, low + 4 + rng.random((200, 2)) * 40], axis=1).astype(np.float32)
+    scores = rng.random((200, 3)).astype(np.float32) ** 3
+    got, classes, confidences = select(boxes, scores, 0.3, 0.4, 20)
+
+    def iou(a: np.ndarray, b: np.ndarray) -> float:
+        w = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+        h = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+        return float(w * h / (areas - w * h))
+
+    kept: list[int] = []
+    for i in sorted(range(200), key=lambda i: -scores[i].max()):
+        kind, score = scores[i].argmax(), scores[i].max()
+        if score > 0.3 and all(scores[k].argmax() != kind or iou(boxes[i], boxes[k]) <= 0.4 for k in kept):
+            kept.append(i)
+    np.testing.assert_array_equal(got, boxes[kept[:20]])
+    assert classes.tolist() == [int(scores[k].argmax()) for k in kept[:20]]
+    assert (np.diff(confidences) <= 0).all()
+
+
+def test_pool_is_the_mean_of_a_plane_at_the_boxes_centre() -> None:
+    """On a map that is linear in x and y, any average over a box is the value at its centre."""
+    ys, xs = torch.meshgrid(torch.arange(16) + 0.5, torch.arange(16) + 0.5, indexing="ij")
+    plane = torch.stack([xs, ys, xs + 2 * ys])
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.4], [0.25, 0.25, 0.9, 0.9]])
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 * 16
+    expected = torch.stack([center[:, 0], center[:, 1], center[:, 0] + 2 * center[:, 1]], dim=1)
+    torch.testing.assert_close(pool(plane, boxes, 7), expected, rtol=1e-4, atol=1e-4)
+
+
+def small_backbone(channels: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(3, channels, 4, stride=4)
+
+
+def test_a_torch_module_as_backbone(description: Path) -> None:
+    tree = yaml.safe_load(description.read_text())
+    size = tree["backbone"]["input"]
+    tree["backbone"] = {
+        "module": "tests.regions.test_extractor:small_backbone",
+        "arguments": {"channels": 6},
+        "input": size,
+    }
+    description.write_text(yaml.safe_dump(tree))
+    assert DetectorExtractor(description)(half_red()).features.shape == (3, 6)
+    tree["backbone"]["module"] = "nowhere:at_all"
+    description.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UsageError, match="module 'nowhere:at_all' cannot be imported"):
+        DetectorExtractor(description)
+
+
+def test_extract_skips_and_counts_what_it_cannot_read(
+    description: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    half_red().save(folder / "a.jpg")
+    half_red(30, 90).convert("L").save(folder / "sub/gray.png")
+    half_red().convert("CMYK").save(folder / "sub/print.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    done = extract(folder, tmp_path / "store", DetectorExtractor(description))
+    assert done == (4, 3, 1)
+    assert "broken.jpg is skipped: not a picture" in caplog.text
+    store = RegionStore(tmp_path / "store")
+    assert [store.key(i) for i in range(3)] == ["a.jpg", "sub/gray.png", "sub/print.jpg"]
+    assert store.extractor["name"] == "test"
+    assert store.classes == ["cat", "dog", "bird"]
+    assert store.whole_image
+    assert store.read(1).height == 90
+
+
+def test_bad_descriptions(description: Path, tmp_path: Path) -> None:
+    original = description.read_text()
+    for change, message in (
+        (("layout: yolox", "layout: yolo"), "did you mean yolox"),
+        (("detector.onnx", "missing.onnx"), "no ONNX file"),
+        (("classes.txt", "missing.txt"), "no file of class names"),
+        (("onnx: " + str(tmp_path / "backbone.onnx"), "method: forward"), "either onnx"),
+    ):
+        assert change[0] in original
+        description.write_text(original.replace(*change))
+        with pytest.raises(UsageError, match=message):
+            DetectorExtractor(description)
+    description.write_text(original)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match="names 2 classes, the detector has 3"):
+        DetectorExtractor(description)(half_red())
+    (tmp_path / "detector.onnx").write_bytes(b"no network")
+    with pytest.raises(UsageError, match="no ONNX network"):
+        DetectorExtractor(description)

@@ -1,0 +1,171 @@
+"""The command as its user types it: what it prints, and how it answers to what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from imagebert.cli import main
+from imagebert.config import SourceConfig
+from imagebert.data.pairs import Caption, write_pairs
+from imagebert.data.regions import write_regions
+from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
+from tests.corpora import write_corpus, write_vocabulary
+from tests.model.test_modeling import SHAPE
+
+RECIPE = "tests/recipe.yaml"
+
+
+def train(source: SourceConfig, tmp_path: Path, *overrides: str) -> list[str]:
+    return [
+        "pretrain",
+        RECIPE,
+        f"output={tmp_path / 'run'}",
+        f"data.sources.0.regions={source.regions}",
+        f"data.sources.0.pairs={source.pairs}",
+        *overrides,
+    ]
+
+
+def test_from_captions_to_recall(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = tmp_path / "captions.csv"
+    captions.write_text("image,caption\n" + "".join(f"image{i:03d}.jpg,word0{i}\n" for i in range(8)))
+    (tmp_path / "test.txt").write_text("\n".join(f"image{i:03d}.jpg" for i in range(6)))
+    vocabulary = write_vocabulary(tmp_path).path
+    pairs = tmp_path / "pairs"
+    split = f"test={tmp_path / 'test.txt'}"
+    assert main(["pairs", str(captions), str(pairs), "--vocab", str(vocabulary), "--split", split]) == 0
+    assert "6 captions of 6 images" in capsys.readouterr().out
+    assert main([*train(source, tmp_path), "--stop-at", "3"]) == 75
+    assert main([*train(source, tmp_path), "logging.every_steps=2"]) == 0
+    assert f"model in {tmp_path / 'run'}/model" in capsys.readouterr().out
+    data = ["--regions", source.regions, "--pairs", str(pairs)]
+    out = ["--json", str(tmp_path / "recall.json"), "--save", str(tmp_path / "scores")]
+    assert main(["evaluate", str(tmp_path / "run"), *data, *out]) == 0
+    figures = json.loads((tmp_path / "recall.json").read_text())
+    assert (figures["images"], figures["captions"]) == (6, 6)
+    assert main(["evaluate", "--scores", str(tmp_path / "scores"), "--folds", "2"]) == 0
+    assert "mean of 2 folds" in capsys.readouterr().out
+    mined = ["mine", str(tmp_path / "run"), str(tmp_path / "hard"), "--pool", "4", "--keep", "2"]
+    assert main([*mined, "--regions", source.regions, "--pairs", source.pairs]) == 0
+
+
+def test_store_inspect_and_verify(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "inspect", source.regions, "--json", str(tmp_path / "x.json")]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["images"] == 24
+    assert main(["store", "verify", source.regions]) == 0
+    damage(Path(source.regions), tmp_path / "bad")
+    assert main(["store", "verify", str(tmp_path / "bad")]) == 1
+    assert "record 'image003.jpg'" in capsys.readouterr().err
+
+
+def damage(store: Path, copy: Path, keep: int | None = None) -> None:
+    """Copies a store with one record flipped, or all of them truncated to `keep` bytes."""
+    shutil.copytree(store, copy)
+    with lmdb.open(str(copy / "shard-0000")) as environment, environment.begin(write=True) as transaction:
+        for key, value in list(transaction.cursor()):
+            if keep is not None:
+                transaction.put(key, value[:keep])
+            elif key == b"image003.jpg":
+                transaction.put(key, value[:60] + bytes([value[60] ^ 1]) + value[61:])
+
+
+def missing_recipe(source: SourceConfig, folder: Path) -> list[str]:
+    return ["pretrain", "nowhere.yaml"]
+
+
+def typo(source: SourceConfig, folder: Path) -> list[str]:
+    return train(source, folder, "optimizer.lerning_rate=1")
+
+
+def missing_store(source: SourceConfig, folder: Path) -> list[str]:
+    return train(source, folder, f"data.sources.0.regions={folder}/nowhere")
+
+
+def empty_store(source: SourceConfig, folder: Path) -> list[str]:
+    with write_regions(folder / "empty", [], {}):
+        pass
+    return train(source, folder, f"data.sources.0.regions={folder}/empty")
+
+
+def truncated_record(source: SourceConfig, folder: Path) -> list[str]:
+    damage(Path(source.regions), folder / "cut", keep=50)
+    return train(source, folder, f"data.sources.0.regions={folder}/cut")
+
+
+def caption_without_image(source: SourceConfig, folder: Path) -> list[str]:
+    write_pairs(folder / "pairs", [Caption("lost.jpg", "word01")], write_vocabulary(folder))
+    return train(source, folder, f"data.sources.0.pairs={folder}/pairs")
+
+
+def other_features(source: SourceConfig, folder: Path) -> list[str]:
+    ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE)).save_pretrained(folder / "model")
+    wide = write_corpus(folder, images=3, feature_size=20)
+    return ["evaluate", str(folder / "model"), "--regions", wide.regions, "--pairs", wide.pairs, "--split", "train"]
+
+
+def weights_of_other_features(source: SourceConfig, folder: Path) -> list[str]:
+    ImageBertForImageTextRetrieval(ImageBertConfig(**{**SHAPE, "feature_size": 20})).save_pretrained(folder / "m")
+    return train(source, folder, "model.preset=null", f"model.initialize_from={folder}/m")
+
+
+def no_pictures(source: SourceConfig, folder: Path) -> list[str]:
+    return ["extract", str(folder), str(folder / "out"), "--extractor", str(folder / "none.yaml")]
+
+
+def wrong_task(source: SourceConfig, folder: Path) -> list[str]:
+    return train(source, folder, "task=finetune")
+
+
+def output_in_the_way(source: SourceConfig, folder: Path) -> list[str]:
+    (folder / "file").touch()
+    return train(source, folder, f"output={folder}/file/run")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (missing_recipe, "no recipe 'nowhere.yaml'"),
+        (typo, "unknown key optimizer.lerning_rate; did you mean learning_rate?"),
+        (missing_store, "nowhere: make it with `imagebert extract`"),
+        (empty_store, "is empty: extract or import images"),
+        (truncated_record, "is truncated: 50 bytes"),
+        (caption_without_image, "image 'lost.jpg' (one of 1) has captions but no regions"),
+        (other_features, "has feature_size 12, the data has 20"),
+        (weights_of_other_features, "has feature_size 20, the data has 12"),
+        (no_pictures, "none.yaml"),
+        (wrong_task, "is a recipe to finetune"),
+        (output_in_the_way, "cannot write to the run's folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    source: SourceConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[SourceConfig, Path], list[str]],
+    named: str,
+) -> None:
+    call = make(source, tmp_path)
+    capsys.readouterr()
+    assert main(call) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("imagebert: ")]
+    assert named in line
+
+
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (["evaluate", "model", "extra=1", "--nonsense"], ["pretrain", RECIPE, "--nonsense"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(call)
+        assert stop.value.code == 2
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "stage1_lait" in capsys.readouterr().out.split()
+    assert main(["recipes", "stage2_cc_sbu"]) == 0
+    assert "task: pretrain" in capsys.readouterr().out
