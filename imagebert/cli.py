@@ -121,7 +121,7 @@ def _add_data(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--no-whole-image", action="store_true", help="leave the whole-image region out")
 
 
-def _data(parsed: argparse.Namespace, model: Path) -> tuple[SourceConfig, Any]:
+def _data(parsed: argparse.Namespace) -> tuple[SourceConfig, Any]:
     from imagebert.feed.packer import Limits
 
     if parsed.regions is None or parsed.pairs is None:
@@ -130,7 +130,6 @@ def _data(parsed: argparse.Namespace, model: Path) -> tuple[SourceConfig, Any]:
         max_regions=parsed.max_regions,
         max_words=parsed.max_words,
         whole_image=not parsed.no_whole_image,
-        mark_whole_image=bool(json.loads((model / "config.json").read_text()).get("use_global_image_token")),
     )
     return SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split), limits
 
@@ -216,7 +215,6 @@ def _train(parsed: argparse.Namespace) -> int:
     if distributed.rank() == 0:
         end = f"model in {config.output}/model" if stopped.finished else "the same command goes on from here"
         print(f"{stopped.step} steps done; {end}")
-    distributed.stop()
     return 0 if stopped.finished else STOPPED
 
 
@@ -227,13 +225,13 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     if parsed.scores is not None:
         matrix = load_scores(parsed.scores)
     else:
+        from imagebert.model.initialization import find_model
         from imagebert.retrieval.evaluation import score_corpus
-        from imagebert.training.run import find_model
 
         if parsed.model is None:
             raise UsageError("name a model folder, or kept scores with --scores")
         model = find_model(parsed.model)
-        source, limits = _data(parsed, model)
+        source, limits = _data(parsed)
         matrix, corpus = score_corpus(model, source, limits, parsed.images)
         if parsed.save:
             save_scores(parsed.save, matrix, [corpus.image_key(i) for i in range(len(matrix.scores))])
@@ -246,12 +244,12 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 def _mine(parsed: argparse.Namespace) -> int:
     from imagebert.data.corpus import Corpus
+    from imagebert.model.initialization import find_model
     from imagebert.retrieval.evaluation import load_scorer, mine
     from imagebert.training.hard_negatives import write_hard_negatives
-    from imagebert.training.run import find_model
 
     model = find_model(parsed.model)
-    source, limits = _data(parsed, model)
+    source, limits = _data(parsed)
     corpus = Corpus([source])
     score, packer = load_scorer(model, corpus, limits)
     write_hard_negatives(parsed.out, mine(score, packer, parsed.pool, parsed.keep, parsed.seed), corpus)

@@ -5,6 +5,7 @@ The one place that reads the launcher's environment (torchrun, the deepspeed lau
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -98,12 +99,9 @@ def start(timeout_minutes: float = 10) -> Launch:
         world_size=_launch.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    # Not sooner: DeepSpeed keeps groups for the life of the process.
+    atexit.register(dist.destroy_process_group)
     return _launch
-
-
-def stop() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:

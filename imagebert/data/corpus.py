@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,11 +121,3 @@ def _of_split(pairs: PairStore, split: str | None) -> NDArray[np.int64]:
     if split not in pairs.splits:
         raise UsageError(f"{pairs.path} has no split {split!r}: it has {', '.join(pairs.splits)}")
     return np.flatnonzero(np.asarray(pairs.pair_split) == pairs.splits.index(split))
-
-
-def open_image(folder: Path, key: str) -> Path:
-    """The picture file that an image key names, for pages that show it."""
-    path = folder / key
-    if not path.is_file():
-        raise UsageError(f"no picture {path}: give the folder that the regions were extracted from")
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from imagebert.data.pairs import Caption, write_pairs
@@ -11,10 +10,8 @@ from imagebert.demo.extractor import SceneExtractor
 from imagebert.demo.scenes import Mixture, write_set
 from imagebert.regions.extract import extract
 
-log = logging.getLogger(__name__)
-
 # Like LAIT: much of it, one caption each, often wrong.
-WEAK = Mixture(things=(2, 4), captions=2, mentioned=(1, 2), swapped=0.15, wrong_words=0.1, clutter=0.4)
+WEAK = Mixture(things=(2, 4), captions=2, mentioned=(2, 3), swapped=0.2, wrong_words=0.1, clutter=0.4)
 # Like Conceptual Captions and SBU: fewer pictures, captions that fit, fuller scenes.
 CLEAN = Mixture(things=(3, 4), captions=3, mentioned=(2, 3))
 # Like Flickr30k: five captions a picture.

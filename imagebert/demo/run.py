@@ -6,7 +6,6 @@ The rungs are the recipes demo_*.yaml of the package. Stopped at any point, the 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from imagebert.retrieval.evaluation import score_corpus
 from imagebert.retrieval.metrics import evaluate
 from imagebert.retrieval.scoring import ScoreMatrix
 from imagebert.training.run import run
-
-log = logging.getLogger(__name__)
 
 # A rung: its run folder, what it is, its recipe, the sets it trains on, further settings ({out}: the demo's folder).
 _RUNGS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (

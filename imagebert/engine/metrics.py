@@ -30,7 +30,7 @@ class Meter:
         self._enabled = enabled
         self._pairs = self._tokens = self._seconds_data = 0.0
         self._since = time.perf_counter()
-        self._rate = 0.0
+        self._elapsed = 0.0
         self._file: IO[str] | None = None
         self._live: Live | None = None
         self._console = Console(stderr=True)
@@ -62,14 +62,14 @@ class Meter:
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()
-        self._rate += now - self._since
+        self._elapsed += now - self._since
         self.seconds += now - self._since
         self._since = now
 
     def write(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """Logs `values` of the state after `step` steps, with the rates since the line before."""
         self._stop_clock()
-        elapsed = max(self._rate, 1e-9)
+        elapsed = max(self._elapsed, 1e-9)
         line = {
             "step": step,
             **values,
@@ -78,7 +78,7 @@ class Meter:
             "rate/share_waiting_for_data": self._seconds_data / elapsed,
             "time/seconds": self.seconds,
         }
-        self._pairs = self._tokens = self._seconds_data = self._rate = 0.0
+        self._pairs = self._tokens = self._seconds_data = self._elapsed = 0.0
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -49,6 +49,18 @@ class InitializationReport(NamedTuple):
         )
 
 
+def find_model(path: Path) -> Path:
+    """A model folder, or the one that a finished run holds.
+
+    Raises:
+        UsageError: neither.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UsageError(f"{path} holds no model: give a folder with config.json, or a run that has finished")
+
+
 def read_architecture(folder: Path) -> dict[str, Any]:
     """The arguments of ImageBertConfig that a folder's config.json fixes.
 

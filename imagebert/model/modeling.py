@@ -10,7 +10,7 @@ Parameters used by a module belong to that very module, since ZeRO-3 gathers the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -234,9 +234,3 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         hidden = self.imagebert(batch, reads_only=True)
         scores: Tensor = self.itm(hidden[batch.cls_reads])
         return scores
-
-
-def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """Parameters, and how many multiply-adds a token costs: those of matrices in the encoder."""
-    encoder = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "encoder_matrices": encoder}

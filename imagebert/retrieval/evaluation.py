@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,6 @@ from imagebert.feed.plan import HardNegatives, Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
 from imagebert.retrieval.scoring import ScoreFunction, ScoreMatrix, model_scores, score_all
-
-log = logging.getLogger(__name__)
 
 
 def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[ScoreFunction, Packer]:
@@ -39,7 +37,7 @@ def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[Sco
     report = initialize_from(model, model_folder)
     if report.new:
         raise UsageError(f"{model_folder} lacks weights: {', '.join(report.new[:4])}")
-    packer = Packer(corpus, limits)
+    packer = Packer(corpus, replace(limits, mark_whole_image=model.config.use_global_image_token))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model_scores(model, packer, device), packer
 

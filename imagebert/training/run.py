@@ -36,7 +36,7 @@ from imagebert.model import (
     ImageBertForPreTraining,
     initialize_from,
 )
-from imagebert.model.initialization import read_architecture
+from imagebert.model.initialization import find_model, read_architecture
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.loop import Steps, Stopped, train
 from imagebert.training.objectives import make_objective
@@ -51,7 +51,9 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
         UsageError: the recipe, its data or its checkpoints do not fit.
     """
     distributed.start()
-    torch.use_deterministic_algorithms(config.engine.deterministic)
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     main = distributed.rank() == 0
     folder = Path(config.output)
 
@@ -182,18 +184,6 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     if origin is not None:
         log.info("%s: %s", origin, initialize_from(model, origin))
     return model
-
-
-def find_model(path: Path) -> Path:
-    """A model folder, or the one that a finished run holds.
-
-    Raises:
-        UsageError: neither.
-    """
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UsageError(f"{path} holds no model: give a folder with config.json, or a run that has finished")
 
 
 def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 
-from imagebert import distributed
 from imagebert.config import load_recipe
 from imagebert.training.run import run
 
@@ -20,7 +19,6 @@ def main() -> None:
     for setting in settings:
         name, _, overrides = setting.partition(":")
         run(load_recipe("tests/recipe.yaml", [f"output={folder}/{name}", *data, *filter(None, overrides.split(","))]))
-    distributed.stop()
 
 
 if __name__ == "__main__":
