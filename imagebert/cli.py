@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("imagebert", description="Pre-train, fine-tune and evaluate ImageBERT.")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it in front
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
@@ -87,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a recipe of the package")
         train.add_argument("overrides", nargs="*", metavar="key=value", help="such as schedule.steps=100")
         train.add_argument("--stop-at", type=int, metavar="STEP", help="stop with a checkpoint after so many steps")
-        train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
         train.set_defaults(task=name)
 
     evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,11 +142,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_alike(recipe: list
     "launcher",
     [
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imagebert"],
-        ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port=29671", "--module", "imagebert"],
+        ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port={port}", "--module", "imagebert"],
     ],
     ids=["torchrun", "deepspeed"],
 )
 def test_launchers(recipe: list[str], sweep: dict[str, Path], tmp_path: Path, launcher: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [word.format(port=port) for word in launcher]
     command = [sys.executable, *launcher, "pretrain", RECIPE, *recipe, "engine.deepspeed=zero1"]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240)
     assert losses(tmp_path / "run") == pytest.approx(losses(sweep["z0-a1-r1"]), rel=1e-4)
