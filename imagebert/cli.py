@@ -137,7 +137,9 @@ def _data(parsed: argparse.Namespace) -> tuple[SourceConfig, Any]:
 def _demo(parsed: argparse.Namespace) -> int:
     from imagebert.demo.run import run_demo
 
-    run_demo(parsed.out, parsed.seed)
+    if run_demo(parsed.out, parsed.seed) is None:
+        print("stopped; the same command goes on from here")
+        return STOPPED
     return 0
 
 

@@ -302,6 +302,10 @@ def to_plain(config: Any) -> dict[str, Any]:
     return plain
 
 
+def to_yaml(config: Any) -> str:
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file whose top level is a mapping, strictly."""
     try:

@@ -71,11 +71,12 @@ def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int]:
 
 
 _launch = Launch(0, 1, 0, "alone", None)
+_hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the default one is gloo's
 
 
 def start(timeout_minutes: float = 10) -> Launch:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and picks this rank's device. Idempotent."""
-    global _launch
+    global _launch, _hosts
     if dist.is_initialized():
         return _launch
     _launch = discover(os.environ)
@@ -99,6 +100,8 @@ def start(timeout_minutes: float = 10) -> Launch:
         world_size=_launch.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    if backend != "gloo":
+        _hosts = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
     # Not sooner: DeepSpeed keeps groups for the life of the process.
     atexit.register(dist.destroy_process_group)
     return _launch
@@ -117,11 +120,14 @@ def device() -> torch.device:
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """The sum of each value over all ranks, exact for whole numbers up to 2^53. Synchronises."""
+    """The sum of each value over all ranks, exact for whole numbers up to 2^53.
+
+    Hosts talk to hosts: a GPU is neither used nor waited for.
+    """
     if _launch.world_size == 1:
         return [float(v) for v in values]
-    tensor = torch.tensor(values, dtype=torch.float64, device=device())
-    dist.all_reduce(tensor)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, group=_hosts)
     summed: list[float] = tensor.tolist()
     return summed
 

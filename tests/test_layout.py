@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 GATES = {
     "lmdb": {"imagebert/data/regions.py"},
     "deepspeed": {"imagebert/engine/engine.py"},
-    "yaml": {"imagebert/config.py", "imagebert/training/run.py"},
+    "yaml": {"imagebert/config.py"},
     "onnxruntime": {"imagebert/regions/networks.py"},
     "triton": set(),
     "mpi4py": set(),

@@ -21,6 +21,7 @@ def publish(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         UsageError: `path` exists and `overwrite` is off, or its parent cannot be written.
+        OSError: the disk filled up or failed.
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists: remove it, or name another place")
@@ -36,7 +37,7 @@ def publish(path: Path, overwrite: bool = False) -> Iterator[Path]:
         replace_folder(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UsageError(f"writing {path} failed, nothing was kept: {error.strerror or error}") from error
+        raise OSError(f"writing {path} failed, nothing was kept: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -210,7 +210,7 @@ class RegionWriter:
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.DiskError as error:
-                raise UsageError(f"the disk of {self.folder.parent} is full or failing: {error}") from None
+                raise OSError(f"the disk is full or failing: {error}") from None
         shard = self.shards[-1]
         for name, data in self._pending:
             self.rows.append((name, int.from_bytes(data[2:4], "little"), len(self.shards) - 1))

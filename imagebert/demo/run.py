@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from imagebert.config import SourceConfig, UsageError, load_recipe
+from imagebert.config import SourceConfig, load_recipe
 from imagebert.demo.corpus import build
 from imagebert.demo.report import write_report
 from imagebert.feed.packer import Limits
@@ -39,12 +39,8 @@ _RUNGS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
 LIMITS = Limits(max_regions=8, max_words=41, whole_image=True)
 
 
-def run_demo(out: Path, seed: int) -> dict[str, Any]:
-    """Runs the whole demo into `out`; returns what it also writes as report.json.
-
-    Raises:
-        UsageError: `out` holds another demo's data, or a run was asked to stop.
-    """
+def run_demo(out: Path, seed: int) -> dict[str, Any] | None:
+    """Runs the whole demo into `out`; returns what it also writes as report.json, or None if it was asked to stop."""
     console = Console(stderr=True)
     begun = time.perf_counter()
     console.rule("Corpus: rendered scenes, their regions, their captions")
@@ -61,7 +57,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
             overrides += [f"data.sources.{number}.{kind}={out}/data/{data}/{kind}" for kind in ("regions", "pairs")]
         config = load_recipe(recipe, overrides)
         if not run(config).finished:
-            raise UsageError(f"stopped in {name}: `imagebert demo --out {out}` goes on from its checkpoint")
+            return None
         matrix, _ = score_corpus(out / name / "model", test, LIMITS)
         figures = evaluate(matrix.scores, matrix.caption_image)
         ladder.append(

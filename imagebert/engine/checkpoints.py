@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from imagebert import distributed
-from imagebert.config import UsageError
 from imagebert.data.folder import file_digest, replace_folder
 from imagebert.engine.engine import Engine
 
@@ -34,7 +33,7 @@ class Checkpoints:
         """Writes the state after `step` steps, then removes all but the newest `keep`.
 
         Raises:
-            UsageError: the disk is full or cannot be written; earlier checkpoints stay.
+            OSError: the disk is full or cannot be written; earlier checkpoints stay.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".step-{step:08d}.incomplete"
@@ -59,7 +58,7 @@ class Checkpoints:
                     shutil.rmtree(old)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UsageError(
+            raise OSError(
                 f"checkpoint {final} could not be written ({error}): free some space; the earlier ones are kept"
             ) from error
         distributed.barrier()

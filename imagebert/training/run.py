@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, differences, to_plain
+from imagebert.config import RunConfig, UsageError, differences, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import publish
 from imagebert.engine.checkpoints import Checkpoints
@@ -73,10 +72,10 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
 
     model = make_model(config, corpus)
     engine = Engine(model, config)
-    _write_recipe(folder, config, main)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     identity = {"config": to_plain(config), "data": corpus.digest()}
     start, seconds = _resume(engine, checkpoints, identity)
+    _write_recipe(folder, config, main)
     steps = Steps(start, min(total, stop_at or total), total)
 
     meter = Meter(folder, start, total, seconds, enabled=main)
@@ -206,7 +205,7 @@ def _write_recipe(folder: Path, config: RunConfig, main: bool) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / "config.yaml.part"
-            part.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+            part.write_text(to_yaml(config), encoding="utf-8")
             os.replace(part, folder / "config.yaml")
         except OSError as error:
             raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None

@@ -26,7 +26,7 @@ def test_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No space left"), publish(tmp_path / "x"):
+    with pytest.raises(OSError, match="nothing was kept: No space left"), publish(tmp_path / "x"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
 

@@ -92,6 +92,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     report = run_demo(tmp_path / "demo", seed=0)
+    assert report is not None
     assert json.loads((tmp_path / "demo/report.json").read_text()) == report
     assert report["seconds"] > 0
     assert report["chance"]["ir"]["r1"] == pytest.approx(100 / 12)
@@ -105,6 +106,7 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     assert page.count("data:image/jpeg;base64") == 8 * 5 + 8
     assert page.count('class="query"') == 16
     again = run_demo(tmp_path / "demo", seed=0)  # goes on from what is there: nothing is trained again
+    assert again is not None
     assert again["ladder"][-1]["ir"] == report["ladder"][-1]["ir"]
 
 

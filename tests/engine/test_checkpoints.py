@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from imagebert.config import UsageError
 from imagebert.engine.checkpoints import Checkpoints
 
 
@@ -38,7 +37,7 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_earlier_ones(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(FakeEngine(), 1, {})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"No space left on device.*earlier ones are kept"):
+    with pytest.raises(OSError, match=r"No space left on device.*earlier ones are kept"):
         checkpoints.save(FakeEngine(fail=True), 2, {})  # type: ignore[arg-type]
     assert names(tmp_path) == ["step-00000001"]
 
