@@ -87,14 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         train = add(name, _train, summary)
         train.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a recipe of the package")
         train.add_argument("overrides", nargs="*", metavar="key=value", help="such as schedule.steps=100")
-        train.add_argument("--stop-at", type=int, metavar="STEP", help="stop with a checkpoint after so many steps")
+        train.add_argument(
+            "--stop-at", type=_positive, metavar="STEP", help="stop with a checkpoint after so many steps"
+        )
         train.set_defaults(task=name)
 
     evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption")
     evaluate.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
     _add_data(evaluate, "test")
-    evaluate.add_argument("--images", type=int, metavar="N", help="only the first N images and their captions")
-    evaluate.add_argument("--folds", type=int, default=1, help="average over equal folds of the images (COCO 1K: 5)")
+    evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N images and their captions")
+    evaluate.add_argument(
+        "--folds", type=_positive, default=1, help="average over equal folds of the images (COCO 1K: 5)"
+    )
     evaluate.add_argument("--save", type=Path, metavar="DIR", help="keep the score matrix")
     evaluate.add_argument("--scores", type=Path, metavar="DIR", help="count a kept matrix again instead of scoring")
     evaluate.add_argument("--json", type=Path, help="also write the figures here")
@@ -103,8 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("model", type=Path, metavar="MODEL")
     mine.add_argument("out", type=Path, metavar="OUT", help="safetensors file to write")
     _add_data(mine, "train")
-    mine.add_argument("--pool", type=int, default=64, help="random candidates scored per image and caption")
-    mine.add_argument("--keep", type=int, default=8, help="of them, how many are kept")
+    mine.add_argument(
+        "--pool", type=_positive, default=64, help="random candidates scored per image and caption (%(default)s)"
+    )
+    mine.add_argument("--keep", type=_positive, default=8, help="of them, how many are kept (%(default)s)")
     mine.add_argument("--seed", type=int, default=0)
 
     recipes = add("recipes", _recipes, "The recipes that ship with the package; with a name, its text")
@@ -112,12 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    """An argument that is a whole number from 1 up; argparse names the argument in its own error."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
 def _add_data(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--regions", metavar="STORE", help="region store")
     parser.add_argument("--pairs", metavar="STORE", help="pair store")
     parser.add_argument("--split", default=split, help="split of the pair store (%(default)s)")
-    parser.add_argument("--max-regions", type=int, default=100, help="regions fed per image (%(default)s)")
-    parser.add_argument("--max-words", type=int, default=41, help="word pieces fed per caption (%(default)s)")
+    parser.add_argument("--max-regions", type=_positive, default=100, help="regions fed per image (%(default)s)")
+    parser.add_argument("--max-words", type=_positive, default=41, help="word pieces fed per caption (%(default)s)")
     parser.add_argument("--no-whole-image", action="store_true", help="leave the whole-image region out")
 
 
@@ -158,7 +172,9 @@ def _pairs(parsed: argparse.Namespace) -> int:
 
     splits: dict[str, str] = {}
     for item in parsed.split:
-        name, _, file = item.partition("=")
+        name, equals, file = item.partition("=")
+        if not (name and equals and file):
+            raise UsageError(f"--split {item}: give NAME=FILE, a file with one image a line")
         try:
             images = Path(file).read_text(encoding="utf-8").split("\n")
         except OSError as error:
@@ -221,26 +237,37 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from imagebert.retrieval.metrics import evaluate
+    from imagebert.retrieval.metrics import check_folds, evaluate
     from imagebert.retrieval.scoring import load_scores, save_scores
 
+    _check_writable(parsed.json)
+    keys = None
     if parsed.scores is not None:
+        if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.save)):
+            raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --save")
         matrix = load_scores(parsed.scores)
     else:
+        from imagebert.data.corpus import Corpus
         from imagebert.model.initialization import find_model
         from imagebert.retrieval.evaluation import score_corpus
 
         if parsed.model is None:
             raise UsageError("name a model folder, or kept scores with --scores")
+        if parsed.save and parsed.save.exists():
+            raise UsageError(f"{parsed.save} exists: remove it, or name another place to keep the scores")
         model = find_model(parsed.model)
         source, limits = _data(parsed)
-        matrix, corpus = score_corpus(model, source, limits, parsed.images)
-        if parsed.save:
-            save_scores(parsed.save, matrix, [corpus.image_key(i) for i in range(len(matrix.scores))])
+        corpus = Corpus([source])
+        images = corpus.images if parsed.images is None else min(parsed.images, corpus.images)
+        check_folds(images, parsed.folds)
+        matrix = score_corpus(model, corpus, limits, images)
+        keys = [corpus.image_key(i) for i in range(images)]
     figures = evaluate(matrix.scores, matrix.caption_image, parsed.folds)
     folds = f", mean of {parsed.folds} folds" if parsed.folds > 1 else ""
     _recall_table(f"{figures['images']} images, {figures['captions']} captions{folds}", figures)
     _write_json(parsed.json, figures)
+    if parsed.save and keys is not None:
+        save_scores(parsed.save, matrix, keys)
     return 0
 
 
@@ -250,6 +277,7 @@ def _mine(parsed: argparse.Namespace) -> int:
     from imagebert.retrieval.evaluation import load_scorer, mine
     from imagebert.training.hard_negatives import write_hard_negatives
 
+    _check_writable(parsed.out)
     model = find_model(parsed.model)
     source, limits = _data(parsed)
     corpus = Corpus([source])
@@ -295,7 +323,18 @@ def _report(title: str, figures: dict[str, Any], path: Path | None) -> None:
     _write_json(path, figures)
 
 
+def _check_writable(path: Path | None) -> None:
+    """Before long work: can the file that it ends in be written?"""
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a"):
+                pass
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
 def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(path)
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

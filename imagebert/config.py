@@ -166,6 +166,9 @@ class RunConfig:
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
+        for key, value in (("schedule.steps", self.schedule.steps), ("schedule.epochs", self.schedule.epochs)):
+            if value is not None:
+                check.positive((key, value))
         check.share(
             ("model.hidden_dropout", self.model.hidden_dropout),
             ("model.attention_dropout", self.model.attention_dropout),

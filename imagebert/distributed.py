@@ -8,13 +8,14 @@ from __future__ import annotations
 import atexit
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from imagebert.config import UsageError
 
@@ -80,8 +81,13 @@ def start(timeout_minutes: float = 10) -> Launch:
     if dist.is_initialized():
         return _launch
     _launch = discover(os.environ)
+    local_device = _launch.local_rank
     if torch.cuda.is_available():
-        torch.cuda.set_device(_launch.local_rank)
+        visible = torch.cuda.device_count()
+        local_device = 0 if visible == 1 else local_device  # the scheduler shows each task its own GPU only
+        if local_device >= visible:
+            raise UsageError(f"local rank {local_device} has no GPU: {visible} are visible, start as many processes")
+        torch.cuda.set_device(local_device)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     store: Store
     if _launch.master is None:
@@ -89,10 +95,13 @@ def start(timeout_minutes: float = 10) -> Launch:
     else:
         address, port = _launch.master
         # torchrun already keeps a store at this address.
-        owner = _launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        owner = _launch.rank == 0 and not agent
         store = TCPStore(address, port, _launch.world_size, owner, timedelta(minutes=timeout_minutes))
+        if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
+            store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # DeepSpeed reads these names itself.
-    os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(_launch.local_rank))
+    os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(local_device))
     dist.init_process_group(
         backend,
         store=store,
@@ -116,7 +125,7 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    return torch.device("cuda", _launch.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def total(values: Sequence[float]) -> list[float]:
@@ -132,6 +141,16 @@ def total(values: Sequence[float]) -> list[float]:
     return summed
 
 
-def barrier() -> None:
-    if _launch.world_size > 1:
-        dist.barrier()
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that all ranks leave together: when it fails on one, it fails on all, instead of leaving them waiting."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    (failed,) = total([error is not None])
+    if error is not None:
+        raise error
+    if failed:
+        raise OSError("another rank failed: its own message says why")

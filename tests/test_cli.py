@@ -132,7 +132,7 @@ def output_in_the_way(source: SourceConfig, folder: Path) -> list[str]:
     [
         (missing_recipe, "no recipe 'nowhere.yaml'"),
         (typo, "unknown key optimizer.lerning_rate; did you mean learning_rate?"),
-        (missing_store, "nowhere: make it with `imagebert extract`"),
+        (missing_store, "nowhere is not there: a store is a folder made by `imagebert extract`"),
         (empty_store, "is empty: extract or import images"),
         (truncated_record, "is truncated: 50 bytes"),
         (caption_without_image, "image 'lost.jpg' (one of 1) has captions but no regions"),

@@ -35,6 +35,7 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("schedule.batch_size=0", "schedule.batch_size is 0: give a positive number"),
         ("model.hidden_dropout=1.5", "model.hidden_dropout is 1.5: give a share between 0 and 1"),
         ("schedule.epochs=3", "give exactly one of the two"),
+        ("schedule.steps=0", "schedule.steps is 0: give a positive number"),
         ("model.initialize_from=x", "give preset for new weights, or initialize_from"),
         ("optimizer.betas=[0.9]", "optimizer.betas has 1 values: give 2"),
         ("data.sources=[]", "data.sources is empty"),

@@ -21,6 +21,7 @@ class Corpus:
         caption_image: [N] int64, the image of each caption
         caption_words: [N] int64, word pieces of each caption, uncut
         image_regions: [I] int64, regions of each image, the whole-image region included
+        image_whole: [I] bool, whether its first region is the whole image
 
     Raises:
         UsageError: a source is missing, or two sources do not fit together.
@@ -29,7 +30,7 @@ class Corpus:
     def __init__(self, sources: Sequence[SourceConfig], verify: bool = True) -> None:
         opened: dict[str, RegionStore] = {}
         self._sources: list[tuple[RegionStore, PairStore]] = []
-        images, captions, caption_image, words, regions = [], [], [], [], []
+        images, captions, caption_image, words, regions, whole = [], [], [], [], [], []
         image_count = 0
         for number, source in enumerate(sources):
             pairs = PairStore(source.pairs)
@@ -50,12 +51,14 @@ class Corpus:
             ends = np.asarray(pairs.piece_ends)
             words.append(np.diff(ends, prepend=0)[chosen])
             regions.append(store.region_counts[found].astype(np.int64))
+            whole.append(np.full(len(found), store.whole_image))
             image_count += len(used)
         self._images: NDArray[np.int64] = np.concatenate(images)  # [I, 2] source, number in its store
         self._captions: NDArray[np.int64] = np.concatenate(captions)  # [N, 2] likewise
         self.caption_image: NDArray[np.int64] = np.concatenate(caption_image)
         self.caption_words: NDArray[np.int64] = np.concatenate(words)
         self.image_regions: NDArray[np.int64] = np.concatenate(regions)
+        self.image_whole: NDArray[np.bool_] = np.concatenate(whole)
         first_store, first_pairs = self._sources[0]
         for store, pairs in self._sources[1:]:
             if (store.feature_size, store.feature_type) != (first_store.feature_size, first_store.feature_type):
@@ -70,7 +73,6 @@ class Corpus:
         self.feature_size = first_store.feature_size
         self.feature_type = first_store.feature_type
         self.classes = first_store.classes
-        self.whole_image = all(store.whole_image for store, _ in self._sources)
 
     def __len__(self) -> int:
         return len(self._captions)

@@ -13,18 +13,22 @@ from imagebert.config import UsageError
 
 
 @contextmanager
-def publish(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def publish(path: Path, replaces: str | None = None) -> Iterator[Path]:
     """Yields an empty folder beside `path`; when the block ends well, it becomes `path`.
 
     Left by an exception, the folder is removed and `path` is as it was. Killed, it stays behind under its temporary
     name, and the next call with the same `path` clears it.
 
+    Args:
+        replaces: name of a file by which a folder that may be replaced is known; without it, none is
+
     Raises:
-        UsageError: `path` exists and `overwrite` is off, or its parent cannot be written.
+        UsageError: `path` exists and is not to be replaced, or its parent cannot be written.
         OSError: the disk filled up or failed.
     """
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists: remove it, or name another place")
+    if path.exists() and (replaces is None or not (path / replaces).is_file()):
+        what = "exists" if replaces is None else f"exists and has no {replaces}, it is not ours to replace"
+        raise UsageError(f"{path} {what}: remove it, or name another place")
     temporary = path.with_name(f".{path.name}.incomplete")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

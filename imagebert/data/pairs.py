@@ -115,7 +115,7 @@ def write_pairs(path: Path | str, captions: Iterable[Caption], tokenizer: Tokeni
         "splits": list(splits),
         "vocabulary_digest": tokenizer.digest,
     }
-    with publish(Path(path), overwrite) as folder:
+    with publish(Path(path), "meta.json" if overwrite else None) as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         shutil.copyfile(tokenizer.path, folder / "vocab.txt")
@@ -130,13 +130,19 @@ def read_captions(path: Path, columns: Sequence[str] | None, image_splits: dict[
         image_splits: image key -> split. Where it is not empty, captions of other images are left out.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             delimiter = "," if path.suffix == ".csv" else "\t"
             # Tab-separated captions hold quotation marks that are not CSV's quotes.
             rows: csv.DictReader[str] = csv.DictReader(
-                file, columns, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+                file,
+                columns,
+                delimiter=delimiter,
+                quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
+                strict=True,
             )
-            missing = {"image", "caption"} - set(rows.fieldnames or [])
+            if rows.fieldnames is None:
+                raise UsageError(f"{path} is empty")
+            missing = {"image", "caption"} - set(rows.fieldnames)
             if missing:
                 raise UsageError(
                     f"{path} has no column {' and no column '.join(sorted(missing))}: "
@@ -145,6 +151,10 @@ def read_captions(path: Path, columns: Sequence[str] | None, image_splits: dict[
             for row in rows:
                 if row["image"] is None or row["caption"] is None:
                     raise UsageError(f"{path}, line {rows.line_num}: has no caption beside its image")
+                if None in row:
+                    raise UsageError(f"{path}, line {rows.line_num}: has too many fields, quote a caption with commas")
+                if (row["image"], row["caption"]) == ("image", "caption"):
+                    raise UsageError(f"{path}, line {rows.line_num}: is a header line, leave --columns out")
                 if image_splits and row["image"] not in image_splits:
                     continue
                 split = image_splits.get(row["image"]) or row.get("split") or "train"

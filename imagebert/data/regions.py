@@ -49,20 +49,26 @@ class RegionStore:
         self.path = Path(path)
         self.verify = verify
         meta = read_meta(self.path, _FORMAT, _VERSION, "imagebert extract")
-        self.feature_size: int = meta["feature_size"]
-        self.feature_type: FeatureType = meta["feature_type"]
-        self.classes: list[str] = meta["classes"]
-        self.extractor: dict[str, Any] = meta["extractor"]
-        self.statistics: dict[str, float] = meta["statistics"]
-        self.shards: list[dict[str, Any]] = meta["shards"]
-        self.index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            self.feature_size: int = meta["feature_size"]
+            self.feature_type: FeatureType = meta["feature_type"]
+            self.classes: list[str] = meta["classes"]
+            self.extractor: dict[str, Any] = meta["extractor"]
+            self.statistics: dict[str, float] = meta["statistics"]
+            self.shards: list[dict[str, Any]] = meta["shards"]
+            self.whole_image: bool = meta["whole_image"]
+            self.index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{self.path} is damaged, meta.json or index.npy ({error}): copy it again") from None
         self.region_counts: NDArray[np.uint16] = np.ascontiguousarray(self.index["regions"])
-        self.whole_image: bool = meta["whole_image"]
         if len(self.index) == 0:
             raise UsageError(f"the region store {self.path} is empty: extract or import images into it first")
         for shard in self.shards:
-            if not (self.path / shard["name"] / "data.mdb").is_file():
+            file = self.path / shard["name"] / "data.mdb"
+            if not file.is_file():
                 raise UsageError(f"{self.path} lacks its shard {shard['name']}: copy the whole folder")
+            if file.stat().st_size < shard["file_bytes"]:  # LMDB would read past its end and kill the process
+                raise UsageError(f"{file} is truncated, it had {shard['file_bytes']} bytes: copy it again")
         if sum(shard["records"] for shard in self.shards) != len(self.index):
             raise UsageError(f"{self.path}: the shards do not hold as many records as the index: restore the folder")
         self._transactions: dict[int, lmdb.Transaction] = {}
@@ -91,8 +97,11 @@ class RegionStore:
         transaction = self._transactions.get(row["shard"])
         if transaction is None:
             transaction = self._open(int(row["shard"]))
-        data = transaction.get(row["key"], None)
         where = f"record {row['key'].decode()!r} of {self.path}"
+        try:
+            data = transaction.get(row["key"], None)
+        except lmdb.Error as error:
+            raise UsageError(f"{where} cannot be read ({error}): restore the store") from None
         if data is None:
             raise UsageError(f"{where} is missing: restore the store")
         record = decode_record(data, where, self.verify)
@@ -127,14 +136,19 @@ def _environment(path: Path) -> lmdb.Environment:
 def read_meta(path: Path, expected_format: str, version: int, command: str) -> dict[str, Any]:
     """A store folder's meta.json, checked for what it is."""
     if not path.is_dir():
-        raise UsageError(f"there is no folder {path}: make it with `{command}`")
+        raise UsageError(
+            f"{path} is {'a file' if path.exists() else 'not there'}: a store is a folder made by `{command}`"
+        )
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         found = (meta["format"], meta["version"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path} has no readable meta.json: it is no store, make it with `{command}`") from None
     if found != (expected_format, version):
-        raise UsageError(f"{path} holds {found[0]} version {found[1]}, not {expected_format} version {version}")
+        raise UsageError(
+            f"{path} holds {found[0]} version {found[1]}, not {expected_format} version {version}: "
+            f"name one that `{command}` made"
+        )
     return dict(meta)
 
 
@@ -230,6 +244,8 @@ class RegionWriter:
         if self._environment is not None:
             self._environment.sync(True)
             self._environment.close()
+        for shard in self.shards:
+            shard["file_bytes"] = (self.folder / shard["name"] / "data.mdb").stat().st_size
         width = max((len(row[0]) for row in self.rows), default=1)
         index = np.array(sorted(self.rows), dtype=[("key", f"S{width}"), ("regions", "<u2"), ("shard", "<u2")])
         np.save(self.folder / "index.npy", index, allow_pickle=False)
@@ -270,7 +286,7 @@ def write_regions(
     """Opens a new store for writing; it appears at `path` when the block ends without an error."""
     if feature_type not in FEATURE_TYPES:
         raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
-    with publish(Path(path), overwrite) as folder:
+    with publish(Path(path), "meta.json" if overwrite else None) as folder:
         writer = RegionWriter(folder, classes, feature_type, shard_bytes)
         yield writer
         writer.finish(extractor)

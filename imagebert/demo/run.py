@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagebert.config import SourceConfig, load_recipe
+from imagebert.data.corpus import Corpus
 from imagebert.demo.corpus import build
 from imagebert.demo.report import write_report
 from imagebert.feed.packer import Limits
@@ -40,7 +41,10 @@ LIMITS = Limits(max_regions=8, max_words=41, whole_image=True)
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any] | None:
-    """Runs the whole demo into `out`; returns what it also writes as report.json, or None if it was asked to stop."""
+    """Runs the whole demo into `out`; returns what it also writes as report.json, or None if it was asked to stop.
+
+    `seconds` are those of this call: less than the whole where an earlier call had got somewhere.
+    """
     console = Console(stderr=True)
     begun = time.perf_counter()
     console.rule("Corpus: rendered scenes, their regions, their captions")
@@ -58,7 +62,8 @@ def run_demo(out: Path, seed: int) -> dict[str, Any] | None:
         config = load_recipe(recipe, overrides)
         if not run(config).finished:
             return None
-        matrix, _ = score_corpus(out / name / "model", test, LIMITS)
+        corpus = Corpus([test])
+        matrix = score_corpus(out / name / "model", corpus, LIMITS, corpus.images)
         figures = evaluate(matrix.scores, matrix.caption_image)
         ladder.append(
             {

@@ -191,34 +191,39 @@ class Engine:
         if distributed.rank() == 0 and self._engine.monitor.enabled:
             self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Writes all ranks' shards into `folder`, with `state` beside them."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=state, save_latest=False)
+    def save(self, folder: Path) -> None:
+        """Writes all ranks' shards into `folder`."""
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restores weights and optimizer from a verified `folder`; returns the state saved beside them.
+    def layout(self) -> dict[str, Any]:
+        """What a checkpoint's shards are cut by: they load into an engine of the same layout only."""
+        return {"ranks": distributed.world_size(), "zero_stage": self.stage, "precision": self.precision}
+
+    def load(self, folder: Path) -> None:
+        """Restores weights and optimizer from a verified `folder` of this layout.
 
         Raises:
             UsageError: DeepSpeed refuses the checkpoint.
         """
         try:
-            path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         except Exception as error:  # DeepSpeed raises bare assertions and its own classes
-            raise UsageError(
-                f"{folder} cannot be resumed with {distributed.world_size()} ranks and ZeRO-{self.stage} "
-                f"({error or type(error).__name__}): use the number of ranks and the stage that saved it"
-            ) from None
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UsageError(f"DeepSpeed cannot load {folder} ({reason}): move it away to use the one before") from None
         if path is None:
             raise UsageError(f"{folder} holds no checkpoint of DeepSpeed's")
-        return dict(state)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """Every parameter in float32 on the CPU; None on ranks other than 0."""
+        # In bf16 without ZeRO, DeepSpeed keeps the float32 masters in lists beside those of the parameters.
+        masters: dict[int, Tensor] = {}
+        if self.stage == 0 and self.precision == "bf16":
+            optimizer = self._engine.optimizer
+            for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+                masters.update(zip(map(id, low), high, strict=True))
         weights = {}
         for name, parameter in self._engine.module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter) if hasattr(parameter, "_hp_mapping") or self.stage else None
-            if whole is None:
-                whole = parameter.detach()
+            whole = safe_get_full_fp32_param(parameter) if self.stage else masters.get(id(parameter), parameter)
             if distributed.rank() == 0:
                 weights[name] = whole.detach().to("cpu", torch.float32).clone()
         return weights if distributed.rank() == 0 else None

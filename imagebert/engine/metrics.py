@@ -27,7 +27,6 @@ class Meter:
     def __init__(self, folder: Path, start_step: int, total_steps: int, seconds: float, enabled: bool) -> None:
         self.total_steps = total_steps
         self.seconds = seconds  # of training, over all restarts
-        self._enabled = enabled
         self._pairs = self._tokens = self._seconds_data = 0.0
         self._since = time.perf_counter()
         self._elapsed = 0.0

@@ -32,8 +32,9 @@ class Limits:
         regions = corpus.image_regions - self.skipped(corpus)
         return Lengths(np.minimum(regions, self.max_regions), np.minimum(corpus.caption_words, self.max_words))
 
-    def skipped(self, corpus: Corpus) -> int:
-        return 1 if corpus.whole_image and not self.whole_image else 0
+    def skipped(self, corpus: Corpus) -> NDArray[np.int64]:
+        """How many of each image's first regions are left out [I]."""
+        return corpus.image_whole.astype(np.int64) * (not self.whole_image)
 
 
 class FeatureBuffer:
@@ -150,7 +151,7 @@ class Packer:
         at = 0
         for image, count in zip(samples.images, counts, strict=True):
             record = self.corpus.regions(image)
-            rows, here = slice(self._skip, self._skip + count), slice(at, at + count)
+            rows, here = slice(self._skip[image], self._skip[image] + count), slice(at, at + count)
             features[here], scales[here] = record.features[rows], record.scales[rows]
             boxes[here, :4] = record.boxes[rows] / (record.width, record.height, record.width, record.height)
             classes[here] = record.classes[rows]

@@ -136,7 +136,7 @@ class Plan:
         captions = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(places // total):
             if self._order[0] != epoch:
-                generator = np.random.Generator(np.random.Philox(key=[self.key, int(epoch)]))
+                generator = np.random.Generator(np.random.Philox(key=np.array([self.key, epoch], np.uint64)))
                 self._order = (int(epoch), generator.permutation(total))
             here = places // total == epoch
             captions[here] = self._order[1][places[here] % total]
@@ -159,8 +159,11 @@ class Plan:
             wanted = np.flatnonzero(images != samples.images)
             wanted = wanted[uniform(self.key, Purpose.HARD, step, wanted, 0) < self.negatives.hard_share]
             at = below(hard.captions.shape[1], self.key, Purpose.HARD, step, wanted, 1)
-            captions[wanted] = hard.captions[samples.images[wanted], at]
-            images[wanted] = hard.images[samples.captions[wanted], at]
+            hard_captions = hard.captions[samples.images[wanted], at]
+            hard_images = hard.images[samples.captions[wanted], at]
+            own = samples.images[wanted]
+            wrong = (self.caption_image[hard_captions] != own) & (hard_images != own)
+            captions[wanted[wrong]], images[wanted[wrong]] = hard_captions[wrong], hard_images[wrong]
         return Samples(images, captions, samples.labels, samples.ids)
 
 

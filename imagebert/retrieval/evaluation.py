@@ -10,14 +10,17 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from imagebert.config import SourceConfig, UsageError
+from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
+from imagebert.data.folder import file_digest
 from imagebert.feed.draws import Purpose, below, stage_key
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import HardNegatives, Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
 from imagebert.retrieval.scoring import ScoreFunction, ScoreMatrix, model_scores, score_all
+
+Numbers = NDArray[np.int64]
 
 
 def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[ScoreFunction, Packer]:
@@ -33,6 +36,11 @@ def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[Sco
     for name, size in needed.items():
         if shape[name] != size:
             raise UsageError(f"{model_folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
+    vocabulary = model_folder / "vocab.txt"
+    if vocabulary.is_file() and file_digest(vocabulary) != corpus.tokenizer().digest:
+        raise UsageError(
+            f"{vocabulary} is not the vocabulary that the pairs were tokenised with: use pairs of its kind"
+        )
     model = ImageBertForImageTextRetrieval(ImageBertConfig.from_pretrained(model_folder))
     report = initialize_from(model, model_folder)
     if report.new:
@@ -42,38 +50,45 @@ def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[Sco
     return model_scores(model, packer, device), packer
 
 
-def score_corpus(
-    model_folder: Path, source: SourceConfig, limits: Limits, images: int | None = None
-) -> tuple[ScoreMatrix, Corpus]:
-    """Every image of a source, or its first `images`, with every caption of those."""
-    corpus = Corpus([source])
+def score_corpus(model_folder: Path, corpus: Corpus, limits: Limits, images: int) -> ScoreMatrix:
+    """The first `images` images of a corpus with every caption of those."""
     score, packer = load_scorer(model_folder, corpus, limits)
-    count = corpus.images if images is None else min(images, corpus.images)
-    captions = np.flatnonzero(corpus.caption_image < count)
-    scores = score_all(score, packer.lengths, np.arange(count), captions)
-    return ScoreMatrix(scores, corpus.caption_image[captions]), corpus
+    captions = np.flatnonzero(corpus.caption_image < images)
+    scores = score_all(score, packer.lengths, np.arange(images), captions)
+    return ScoreMatrix(scores, corpus.caption_image[captions])
 
 
 def mine(score: ScoreFunction, packer: Packer, pool: int, keep: int, seed: int) -> HardNegatives:
-    """For each image the `keep` best-scoring captions of `pool` random ones that are not its own, and the reverse."""
+    """For each image the `keep` best-scoring captions of `pool` random ones of other images, and the reverse.
+
+    Raises:
+        UsageError: `keep` is not between 1 and `pool`, or the corpus has too few others.
+    """
     corpus = packer.corpus
     if not 0 < keep <= pool:
         raise UsageError(f"keep {keep} of a pool of {pool}: keep at least 1 and at most the pool")
     key = stage_key(seed, "mine")
     own = corpus.caption_image
 
-    def best(images: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.int64]:
-        labels = np.zeros(pool, np.int64)
-        scores = score(Samples(images, captions, labels, np.arange(pool)))
-        scores = np.where(own[captions] == images, -np.inf, scores)  # its own is no negative
-        return np.argsort(-scores, kind="stable")[:keep]
+    def draw_pool(numbers: int, query: int, side: int, own_numbers: Numbers) -> Numbers:
+        """Distinct numbers that are not the query's own, at most `pool`, in the order drawn."""
+        drawn = below(numbers, key, Purpose.HARD, query, np.arange(4 * pool), side)
+        drawn = drawn[~np.isin(drawn, own_numbers)]
+        _, first = np.unique(drawn, return_index=True)
+        return drawn[np.sort(first)][:pool]
+
+    def best(images: Numbers, captions: Numbers, found: Numbers) -> Numbers:
+        if len(found) < keep:
+            raise UsageError(f"only {len(found)} negatives were found where {keep} are to be kept: lower --keep")
+        scores = score(Samples(images, captions, np.zeros(len(found), np.int64), np.arange(len(found))))
+        return found[np.argsort(-scores, kind="stable")[:keep]]
 
     hard_captions = np.empty((corpus.images, keep), np.int64)
     for image in track(range(corpus.images), "Mining captions"):
-        drawn = below(len(corpus), key, Purpose.HARD, image, np.arange(pool), 0)
-        hard_captions[image] = drawn[best(np.full(pool, image), drawn)]
+        found = draw_pool(len(corpus), image, 0, np.flatnonzero(own == image))
+        hard_captions[image] = best(np.full(len(found), image), found, found)
     hard_images = np.empty((len(corpus), keep), np.int64)
     for caption in track(range(len(corpus)), "Mining images"):
-        drawn = below(corpus.images, key, Purpose.HARD, caption, np.arange(pool), 1)
-        hard_images[caption] = drawn[best(drawn, np.full(pool, caption))]
+        found = draw_pool(corpus.images, caption, 1, own[caption : caption + 1])
+        hard_images[caption] = best(found, np.full(len(found), caption), found)
     return HardNegatives(hard_captions, hard_images)

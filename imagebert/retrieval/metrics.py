@@ -66,8 +66,7 @@ def evaluate(scores: NDArray[np.floating], caption_image: NDArray[np.int64], fol
             COCO's 1K figures are five folds of the 5K images
     """
     images = len(scores)
-    if images % folds:
-        raise UsageError(f"{images} images cannot be cut into {folds} equal folds")
+    check_folds(images, folds)
     size = images // folds
     parts = []
     for fold in range(folds):
@@ -83,6 +82,11 @@ def evaluate(scores: NDArray[np.floating], caption_image: NDArray[np.int64], fol
         **averaged,
         "chance": chance(np.bincount(caption_image, minlength=images), folds),
     }
+
+
+def check_folds(images: int, folds: int) -> None:
+    if folds < 1 or images % folds:
+        raise UsageError(f"{images} images cannot be cut into {folds} equal folds")
 
 
 def chance(captions_per_image: NDArray[np.int64], folds: int = 1) -> dict[str, dict[str, float]]:

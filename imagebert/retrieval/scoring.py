@@ -77,9 +77,9 @@ def tiles(
             yield rows[part], columns[part]
 
 
-def save_scores(path: Path, matrix: ScoreMatrix, keys: list[str], overwrite: bool = False) -> None:
+def save_scores(path: Path, matrix: ScoreMatrix, keys: list[str]) -> None:
     """Writes a matrix as a folder: scores.npy, caption_image.npy and the images' keys."""
-    with publish(path, overwrite) as folder:
+    with publish(path) as folder:
         np.save(folder / "scores.npy", matrix.scores, allow_pickle=False)
         np.save(folder / "caption_image.npy", matrix.caption_image, allow_pickle=False)
         (folder / "images.json").write_text(json.dumps(keys), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,12 @@ from imagebert.feed.plan import HardNegatives
 
 def write_hard_negatives(path: Path, mined: HardNegatives, corpus: Corpus) -> None:
     metadata = {"corpus": json.dumps(corpus.digest())}
-    save_file({"captions": mined.captions, "images": mined.images}, path, metadata)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file({"captions": mined.captions, "images": mined.images}, part, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    os.replace(part, path)
 
 
 def read_hard_negatives(path: Path, corpus: Corpus) -> HardNegatives:

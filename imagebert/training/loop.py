@@ -78,16 +78,18 @@ def train(
 
             done = step + 1
             meter.count(pairs_fed, tokens_fed, waited)
-            if done % log_every == 0 or done == steps.total:
+            stopping = stop > 0 or done == steps.stop
+            logging, saving = done % log_every == 0 or done == steps.total, done % save_every == 0 or stopping
+            if logging or saving:
                 means = [s / max(c, 1) for s, c in zip(distributed.total(sums.tolist()), global_counts, strict=True)]
                 values = {f"loss/{name}": mean for name, mean in zip(objective.weights, means, strict=True)}
                 values["loss/total"] = sum(w * m for w, m in zip(objective.weights.values(), means, strict=True))
-                if not math.isfinite(values["loss/total"]):
-                    raise FloatingPointError(f"loss is not finite at step {step}: {values}")
                 values |= {"learning_rate": learning_rate(step), "gradient_norm": engine.gradient_norm()}
-                engine.write_monitors(meter.write(done, values), done)
-            stopping = stop > 0 or done == steps.stop
-            if done % save_every == 0 or stopping:
+                if not all(map(math.isfinite, values.values())):
+                    raise FloatingPointError(f"loss or gradient is not finite at step {done}, not saved: {values}")
+                if logging:
+                    engine.write_monitors(meter.write(done, values), done)
+            if saving:
                 with meter.paused():
                     save(done)
             if stopping:

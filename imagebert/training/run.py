@@ -67,15 +67,17 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
         ),
     )
     plan = make_plan(config, corpus, packer)
-    total = config.schedule.steps or plan.steps(config.schedule.epochs or 1)
+    epochs, total = config.schedule.epochs, config.schedule.steps
+    total = plan.steps(epochs) if epochs is not None else total
+    assert total is not None  # RunConfig has exactly one of the two
     masking = make_masking(config, corpus)
 
     model = make_model(config, corpus)
     engine = Engine(model, config)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    identity = {"config": to_plain(config), "data": corpus.digest()}
+    identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
-    _write_recipe(folder, config, main)
+    _write_recipe(folder, config)
     steps = Steps(start, min(total, stop_at or total), total)
 
     meter = Meter(folder, start, total, seconds, enabled=main)
@@ -102,11 +104,13 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
                 learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer),
                 log_every=config.logging.every_steps,
                 save_every=config.checkpoint.every_steps,
-                save=lambda step: checkpoints.save(engine, step, {**identity, "seconds": meter.seconds}),
+                save=lambda step: checkpoints.save(engine, step, {**identity, "step": step, "seconds": meter.seconds}),
             )
     finally:
         meter.close()
-    if stopped.finished and not (folder / "model" / "config.json").is_file():
+    # Rank 0 decides: the others may look after it has begun to write.
+    (missing,) = distributed.total([main and not (folder / "model" / "config.json").is_file()])
+    if stopped.finished and (steps.start < total or missing):
         export(engine, model, corpus, folder / "model")
     return stopped
 
@@ -188,43 +192,51 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
 def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) -> None:
     """Writes the model folder: weights in float32, its configuration and its vocabulary."""
     weights = engine.full_weights()
-    if weights is not None:
-        with torch.device("cpu"):
+    with distributed.together():
+        if weights is not None:
             whole = type(model)(model.config)
-        whole.load_state_dict(weights, strict=False)  # tied weights are listed once
-        whole.tie_weights()
-        disable_progress_bar()
-        with publish(out, overwrite=True) as folder:
-            whole.save_pretrained(folder)
-            (folder / "vocab.txt").write_bytes(corpus.tokenizer().path.read_bytes())
-    distributed.barrier()
+            whole.load_state_dict(weights, strict=False)  # tied weights are listed once
+            whole.tie_weights()
+            disable_progress_bar()
+            with publish(out, replaces="config.json") as folder:
+                whole.save_pretrained(folder)
+                (folder / "vocab.txt").write_bytes(corpus.tokenizer().path.read_bytes())
 
 
-def _write_recipe(folder: Path, config: RunConfig, main: bool) -> None:
-    if main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / "config.yaml.part"
-            part.write_text(to_yaml(config), encoding="utf-8")
-            os.replace(part, folder / "config.yaml")
-        except OSError as error:
-            raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
-    distributed.barrier()
+def _write_recipe(folder: Path, config: RunConfig) -> None:
+    with distributed.together():
+        if distributed.rank() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                part = folder / "config.yaml.part"
+                part.write_text(to_yaml(config), encoding="utf-8")
+                os.replace(part, folder / "config.yaml")
+            except OSError as error:
+                raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
 
 
 def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) -> tuple[int, float]:
-    """Steps done and seconds spent by this run so far."""
+    """Steps done and seconds spent by this run so far.
+
+    Raises:
+        UsageError: the newest checkpoint belongs to another recipe, other data, or another layout of shards.
+    """
     newest = checkpoints.newest()
     if newest is None:
         return 0, 0.0
-    state = engine.load(newest)
+    folder, state = newest
     changed = differences(state["config"], identity["config"]) + differences(
         state["data"], identity["data"], "data of "
     )
     if changed:
         raise UsageError(
-            f"{newest} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
+            f"{folder} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
             "or give another output folder"
         )
-    log.info("resuming from %s", newest)
+    if state["layout"] != identity["layout"]:
+        raise UsageError(
+            f"{folder} was saved with {state['layout']}, this run has {identity['layout']}: start it alike"
+        )
+    engine.load(folder)
+    log.info("resuming from %s", folder)
     return int(state["step"]), float(state["seconds"])

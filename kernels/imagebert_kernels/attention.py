@@ -76,6 +76,7 @@ _LIKE = 0.8
 
 
 @lru_cache(maxsize=8)  # one batch asks once per layer, forward and recomputation
+@torch.inference_mode(False)  # what was first asked for in inference may be used in training
 def _groups(query_ends: tuple[int, ...], key_ends: tuple[int, ...], device: torch.device) -> tuple[_Group, ...]:
     queries, keys = torch.tensor(query_ends), torch.tensor(key_ends)
     query_lengths, key_lengths = queries.diff(), keys.diff()

@@ -20,7 +20,9 @@ def test_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "a/b/file").read_text() == "1"
     with pytest.raises(UsageError, match="exists"), publish(tmp_path / "a/b"):
         pass
-    with publish(tmp_path / "a/b", overwrite=True) as folder:
+    with pytest.raises(UsageError, match=r"has no meta.json"), publish(tmp_path / "a/b", replaces="meta.json"):
+        pass
+    with publish(tmp_path / "a/b", replaces="file") as folder:
         (folder / "other").write_text("2")
     assert [p.name for p in (tmp_path / "a/b").iterdir()] == ["other"]
 

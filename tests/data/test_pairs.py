@@ -49,7 +49,7 @@ def test_reading_captions(tmp_path: Path) -> None:
     found = list(read_captions(file, ["image", "number", "caption"], {"a.jpg": "train", "c.jpg": "dev"}))
     assert [(c.image, c.text, c.split) for c in found] == [("a.jpg", 'says "hi"', "train"), ("c.jpg", "three", "dev")]
     csv = tmp_path / "captions.csv"
-    csv.write_text('image,caption,split,relevance\na.jpg,"one, two",test,0.25\n')
+    csv.write_text('\ufeffimage,caption,split,relevance\na.jpg,"one, two",test,0.25\n')
     assert list(read_captions(csv, None, {})) == [Caption("a.jpg", "one, two", "test", 0.25)]
 
 
@@ -61,6 +61,8 @@ def test_reading_captions(tmp_path: Path) -> None:
         ("image\tcaption\trelevance\na.jpg\tone\tmuch\n", "line 2: relevance 'much' is no number"),
         ("image\tcaption\na.jpg\t \n", "caption 0 .image 'a.jpg'. is empty"),
         ("image\tcaption\n", "input is empty"),
+        ("", "is empty"),
+        ("image\tcaption\na.jpg\tone\ttwo\n", "line 2: has too many fields"),
     ],
 )
 def test_bad_captions_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -95,13 +95,24 @@ def test_a_damaged_record_is_named(source: SourceConfig, tmp_path: Path) -> None
 
 
 def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
-    with pytest.raises(UsageError, match="imagebert extract"):
+    with pytest.raises(UsageError, match="is not there: a store is a folder made by `imagebert extract`"):
         RegionStore(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"no readable meta.json"):
         RegionStore(tmp_path)
     with pytest.raises(UsageError, match="holds imagebert-pairs"):
         RegionStore(source.pairs)
     shutil.copytree(source.regions, tmp_path / "store")
+    shard = tmp_path / "store/shard-0000/data.mdb"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"data.mdb is truncated"):
+        RegionStore(tmp_path / "store")
+    shard.write_bytes(whole)
+    index = tmp_path / "store/index.npy"
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(UsageError, match=r"is damaged, meta.json or index.npy"):
+        RegionStore(tmp_path / "store")
+    shutil.copy(Path(source.regions) / "index.npy", index)
     shutil.rmtree(tmp_path / "store/shard-0000")
     with pytest.raises(UsageError, match="lacks its shard"):
         RegionStore(tmp_path / "store")

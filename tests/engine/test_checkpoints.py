@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,8 @@ class FakeEngine:
     def __init__(self, fail: bool = False) -> None:
         self.fail = fail
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        (folder / "shard").write_text(str(state["step"]) * 100)
+    def save(self, folder: Path) -> None:
+        (folder / "shard").write_text(folder.name * 10)
         if self.fail:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -29,9 +28,9 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.newest() is None
     for step in (1, 2, 3):
-        checkpoints.save(FakeEngine(), step, {})  # type: ignore[arg-type]
+        checkpoints.save(FakeEngine(), step, {"seed": step})  # type: ignore[arg-type]
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
-    assert checkpoints.newest() == tmp_path / "step-00000003"
+    assert checkpoints.newest() == (tmp_path / "step-00000003", {"seed": 3})
 
 
 def test_a_full_disk_keeps_the_earlier_ones(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str, caplog: pytes
         checkpoints.save(FakeEngine(), step, {})  # type: ignore[arg-type]
     shard = tmp_path / "step-00000002/shard"
     if damage == "flip":
-        shard.write_text("3" + shard.read_text()[1:])
+        shard.write_text("x" + shard.read_text()[1:])
     elif damage == "truncate":
         shard.write_text(shard.read_text()[:-1])
     elif damage == "remove":
@@ -57,5 +56,8 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str, caplog: pytes
     else:
         (shard.parent / "manifest.json").write_text("{")
     (tmp_path / ".step-00000009.incomplete").mkdir()  # what a killed save leaves
-    assert checkpoints.newest() == tmp_path / "step-00000001"
+    assert checkpoints.newest() == (tmp_path / "step-00000001", {})
     assert "step-00000002 is passed over" in caplog.text
+    # It is put aside, so that it does not count among the newest that are kept.
+    Checkpoints(tmp_path, keep=1).save(FakeEngine(), 2, {})  # type: ignore[arg-type]
+    assert names(tmp_path)[-1:] == ["step-00000002"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.records import WHOLE_IMAGE
+from imagebert.data.regions import RegionStore, write_regions
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import FeatureBuffer, Limits, Packer
@@ -96,6 +99,19 @@ def test_masked_rows_are_read_on_matched_pairs_only(source: SourceConfig) -> Non
     assert set(np.flatnonzero(zeroed & matched)) <= set(regions)
     assert (zeroed & ~matched).any()
     torch.testing.assert_close(batch.region_features, plain.region_features)  # targets stay
+
+
+def test_the_whole_image_is_left_out_of_each_source_that_has_it(source: SourceConfig, tmp_path: Path) -> None:
+    store = RegionStore(source.regions)
+    with write_regions(tmp_path / "bare", store.classes, store.extractor) as writer:
+        for i in range(len(store)):
+            record = store.read(i)
+            bare = record._replace(classes=np.zeros_like(record.classes))
+            writer.add(store.key(i), bare)
+    bare_source = SourceConfig(regions=str(tmp_path / "bare"), pairs=source.pairs)
+    corpus = Corpus([source, bare_source])
+    limits = Limits(max_regions=50, max_words=6, whole_image=False)
+    np.testing.assert_array_equal(corpus.image_regions - limits.lengths(corpus).regions, np.arange(48) < 24)
 
 
 def test_the_whole_image_is_marked_where_the_model_wants_it(source: SourceConfig) -> None:

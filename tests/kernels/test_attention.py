@@ -76,6 +76,14 @@ def test_separate_queries_are_rows_of_the_full_result() -> None:
     torch.testing.assert_close(packed_attention(queries[rows], keys_values, read_cu, cu, 0.3), full[rows])
 
 
+def test_lengths_first_seen_in_inference_can_train_later() -> None:
+    queries, keys_values, _, cu = make([3, 5], None, 1, 8)
+    with torch.inference_mode():
+        packed_attention(queries, keys_values, cu, cu, 0.3)
+    packed_attention(queries.requires_grad_(), keys_values, cu, cu, 0.3).sum().backward()
+    assert queries.grad is not None
+
+
 def test_dropout_keeps_its_share_and_its_seed() -> None:
     # With equal keys and values of ones, an output is the sum of the kept weights.
     queries, keys_values = torch.zeros(400, 2, 8), torch.zeros(400, 2, 2, 8)

@@ -33,7 +33,8 @@ def test_the_matrix_equals_one_pair_at_a_time(source: SourceConfig, tmp_path: Pa
     torch.manual_seed(0)
     model = ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE)).eval()
     model.save_pretrained(tmp_path / "model")
-    matrix, corpus = score_corpus(tmp_path / "model", source, LIMITS, images=6)
+    corpus = Corpus([source])
+    matrix = score_corpus(tmp_path / "model", corpus, LIMITS, images=6)
     assert matrix.scores.shape == (6, 18)
     packer = Packer(corpus, LIMITS)
     for image in range(6):
@@ -51,7 +52,7 @@ def test_the_matrix_equals_one_pair_at_a_time(source: SourceConfig, tmp_path: Pa
 
 def test_zero_shot_scores_with_the_pretrained_head(source: SourceConfig, tmp_path: Path) -> None:
     ImageBertForPreTraining(ImageBertConfig(**SHAPE)).save_pretrained(tmp_path)
-    matrix, _ = score_corpus(tmp_path, source, LIMITS, images=3)
+    matrix = score_corpus(tmp_path, Corpus([source]), LIMITS, images=3)
     assert np.isfinite(matrix.scores).all()
 
 
@@ -59,7 +60,7 @@ def test_a_model_of_other_features(tmp_path: Path) -> None:
     ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE)).save_pretrained(tmp_path / "model")
     wide = write_corpus(tmp_path, images=3, feature_size=20)
     with pytest.raises(UsageError, match="has feature_size 12, the data has 20"):
-        score_corpus(tmp_path / "model", wide, LIMITS)
+        score_corpus(tmp_path / "model", Corpus([wide]), LIMITS, images=3)
 
 
 def test_mining_finds_the_best_of_the_pool_but_no_match(source: SourceConfig) -> None:
@@ -74,7 +75,10 @@ def test_mining_finds_the_best_of_the_pool_but_no_match(source: SourceConfig) ->
     assert mined.images.shape == (72, 3)
     assert (corpus.caption_image[mined.captions] != np.arange(24)[:, None]).all()
     assert (mined.images != corpus.caption_image[:, None]).all()
-    assert mined.images.min() >= 20  # of a pool of 200 draws from 24 images
+    assert mined.images.min() >= 20  # the best of nearly all of 24 images
+    assert all(len(set(row)) == 3 for row in [*mined.captions.tolist(), *mined.images.tolist()])
+    with pytest.raises(UsageError, match="only 23 negatives were found where 30"):
+        mine(score, packer, pool=200, keep=30, seed=0)
     with pytest.raises(UsageError, match="keep 5 of a pool of 4"):
         mine(score, packer, pool=4, keep=5, seed=0)
 

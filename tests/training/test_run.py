@@ -127,6 +127,39 @@ def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
     run(load_recipe(RECIPE, [*recipe, "logging.every_steps=2"]), stop_at=3)
 
 
+def test_a_run_that_starts_over_exports_anew(recipe: list[str], tmp_path: Path) -> None:
+    run(load_recipe(RECIPE, [*recipe, "schedule.steps=3"]))
+    first = (tmp_path / "run/model/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    run(load_recipe(RECIPE, [*recipe, "schedule.steps=4"]))
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() != first
+
+
+def test_weights_that_are_not_finite_are_never_saved(recipe: list[str], tmp_path: Path) -> None:
+    settings = [*recipe, "checkpoint.every_steps=2", "checkpoint.keep=1"]
+    run(load_recipe(RECIPE, settings), stop_at=2)
+    for file in (tmp_path / "run/checkpoints/step-00000002").glob("manifest.json"):
+        file.write_text(file.read_text().replace('"learning_rate": 0.001', '"learning_rate": 1e+30'))
+    wild = [*settings, "optimizer.learning_rate=1e30", "logging.every_steps=50"]
+    with pytest.raises(FloatingPointError, match="not saved"):
+        run(load_recipe(RECIPE, wild))
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
+def test_bf16_exports_its_float32_masters(recipe: list[str], tmp_path: Path, zero: str) -> None:
+    run(load_recipe(RECIPE, [*recipe, "engine.precision=bf16", f"engine.deepspeed={zero}", "schedule.steps=3"]))
+    weights = ImageBertForPreTraining.from_pretrained(tmp_path / "run/model").state_dict()
+    rounded = [torch.equal(w, w.bfloat16().float()) for w in weights.values() if w.dim() == 2]
+    assert not any(rounded)
+
+
+def test_another_layout_of_shards_is_named(recipe: list[str]) -> None:
+    run(load_recipe(RECIPE, recipe), stop_at=2)
+    with pytest.raises(UsageError, match=r"'zero_stage': 0.*'zero_stage': 2.*start it alike"):
+        run(load_recipe(RECIPE, [*recipe, "engine.deepspeed=zero2"]))
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_alike(recipe: list[str], tmp_path: Path) -> None:
     settings = [*recipe, "checkpoint.every_steps=5"]
     run(load_recipe(RECIPE, [*settings, f"output={tmp_path / 'whole'}"]))
