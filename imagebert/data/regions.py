@@ -58,17 +58,17 @@ class RegionStore:
             self.shards: list[dict[str, Any]] = meta["shards"]
             self.whole_image: bool = meta["whole_image"]
             self.index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+            for shard in self.shards:
+                file = self.path / shard["name"] / "data.mdb"
+                if not file.is_file():
+                    raise UsageError(f"{self.path} lacks its shard {shard['name']}: copy the whole folder")
+                if file.stat().st_size < shard["file_bytes"]:  # LMDB would read past its end and kill the process
+                    raise UsageError(f"{file} is truncated, it had {shard['file_bytes']} bytes: copy it again")
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"{self.path} is damaged, meta.json or index.npy ({error}): copy it again") from None
         self.region_counts: NDArray[np.uint16] = np.ascontiguousarray(self.index["regions"])
         if len(self.index) == 0:
             raise UsageError(f"the region store {self.path} is empty: extract or import images into it first")
-        for shard in self.shards:
-            file = self.path / shard["name"] / "data.mdb"
-            if not file.is_file():
-                raise UsageError(f"{self.path} lacks its shard {shard['name']}: copy the whole folder")
-            if file.stat().st_size < shard["file_bytes"]:  # LMDB would read past its end and kill the process
-                raise UsageError(f"{file} is truncated, it had {shard['file_bytes']} bytes: copy it again")
         if sum(shard["records"] for shard in self.shards) != len(self.index):
             raise UsageError(f"{self.path}: the shards do not hold as many records as the index: restore the folder")
         self._transactions: dict[int, lmdb.Transaction] = {}
