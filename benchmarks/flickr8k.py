@@ -85,7 +85,7 @@ def main() -> None:
     step("finetune", out / "finetune/model", "finetune", "flickr8k_finetune", *data,
          f"output={out / 'finetune'}", f"model.initialize_from={out / 'pretrain'}")  # fmt: skip
     result: dict[str, Any] = {}
-    for name in ("pretrain", "finetune"):
+    for name in ("finetune", "pretrain"):
         path = out / f"recall-{name}-{parsed.images}.json"
         step(f"evaluate_{name}", path, "evaluate", out / name, "--regions", out / "regions", "--pairs", out / "pairs",
              "--split", "dev", "--max-regions", 36, "--images", parsed.images, "--json", path)  # fmt: skip
