@@ -39,7 +39,11 @@ def environment() -> dict[str, Any]:
         platform.processor(),
     )
     return {
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        # Where things lie on this machine is nobody's business: of an absolute path the name stays.
+        "command": " ".join(
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}"]
+            + [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+        ),
         "processor": processor,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
