@@ -86,7 +86,7 @@ class VisualBert:
         self.plan = make_plan(config, corpus, self.packer)
         self.masking = make_masking(config, corpus)
         shape = VisualBertConfig(
-            vocab_size=len(corpus.tokenizer()),
+            vocab_size=len(corpus.tokenizer),
             hidden_size=HIDDEN,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,9 @@ class Corpus:
         image_count = 0
         for number, source in enumerate(sources):
             pairs = PairStore(source.pairs)
-            store = opened.setdefault(source.regions, RegionStore(source.regions, verify))
+            if source.regions not in opened:
+                opened[source.regions] = RegionStore(source.regions, verify)
+            store = opened[source.regions]
             chosen = _of_split(pairs, source.split)
             used, local = np.unique(pairs.pair_image[chosen], return_inverse=True)
             found = store.find(np.asarray(pairs.images)[used])
@@ -81,6 +84,7 @@ class Corpus:
     def images(self) -> int:
         return len(self._images)
 
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         return self._sources[0][1].tokenizer()
 

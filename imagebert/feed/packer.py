@@ -63,7 +63,7 @@ class Packer:
         self.corpus = corpus
         self.limits = limits
         self.lengths = limits.lengths(corpus)
-        tokenizer = corpus.tokenizer()
+        tokenizer = corpus.tokenizer
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
         self._skip = limits.skipped(corpus)
 

@@ -32,12 +32,12 @@ def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[Sco
     shape = read_architecture(model_folder)
     if "feature_size" not in shape:
         raise UsageError(f"{model_folder} is a text-only BERT: it scores no images, train it first")
-    needed = {"feature_size": corpus.feature_size, "vocab_size": len(corpus.tokenizer())}
+    needed = {"feature_size": corpus.feature_size, "vocab_size": len(corpus.tokenizer)}
     for name, size in needed.items():
         if shape[name] != size:
             raise UsageError(f"{model_folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
     vocabulary = model_folder / "vocab.txt"
-    if vocabulary.is_file() and file_digest(vocabulary) != corpus.tokenizer().digest:
+    if vocabulary.is_file() and file_digest(vocabulary) != corpus.tokenizer.digest:
         raise UsageError(
             f"{vocabulary} is not the vocabulary that the pairs were tokenised with: use pairs of its kind"
         )

@@ -141,7 +141,7 @@ def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:
     """None when fine-tuning: nothing is masked there (paper, section 5.3)."""
     if config.task == "finetune":
         return None
-    tokenizer = corpus.tokenizer()
+    tokenizer = corpus.tokenizer
     return Masking(
         key=stage_key(config.seed, config.stage),
         words=config.pretraining.masked_words,
@@ -154,7 +154,7 @@ def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:
 def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     """New weights from the seed, then those of model.initialize_from where they fit."""
     wanted = {
-        "vocab_size": len(corpus.tokenizer()),
+        "vocab_size": len(corpus.tokenizer),
         "feature_size": corpus.feature_size,
         "num_region_classes": len(corpus.classes),
     }
@@ -200,7 +200,7 @@ def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) ->
             disable_progress_bar()
             with publish(out, replaces="config.json") as folder:
                 whole.save_pretrained(folder)
-                (folder / "vocab.txt").write_bytes(corpus.tokenizer().path.read_bytes())
+                (folder / "vocab.txt").write_bytes(corpus.tokenizer.path.read_bytes())
 
 
 def _write_recipe(folder: Path, config: RunConfig) -> None:

@@ -35,7 +35,7 @@ def test_layout_is_the_papers(source: SourceConfig, whole_image: bool) -> None:
     limits = Limits(max_regions=5, max_words=6, whole_image=whole_image)
     samples = some_samples(corpus)
     batch = Packer(corpus, limits).pack(samples, FeatureBuffer())
-    vocabulary = corpus.tokenizer()
+    vocabulary = corpus.tokenizer
     ids, positions, types, is_region, boxes, features = [], [], [], [], [], []
     lengths = []
     for image, caption in zip(samples.images, samples.captions, strict=True):
