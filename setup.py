@@ -28,6 +28,7 @@ setup(
     entry_points={"console_scripts": ["imagebert = imagebert.cli:main"]},
     install_requires=[
         "torch>=2.8",
+        "triton>=3.6",
         "deepspeed>=0.18",
         "transformers>=5.0",
         "tokenizers>=0.20",

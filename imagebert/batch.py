@@ -10,7 +10,7 @@ nothing is padded: pair b owns tokens cu_seqlens[b] to cu_seqlens[b+1]. T = R + 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class PackedBatch(NamedTuple):
 
     # What the model sees
     cu_seqlens: Tensor  # [B+1] int32, cumulative token counts
+    max_seqlen: int  # no pair of the corpus has more tokens
     position_ids: Tensor  # [T]; every RoI and its place share position 1
     token_type_ids: Tensor  # [T]; 0 image side, 1 text side
     text_rows: Tensor  # [T-R] which tokens are words or specials
@@ -57,4 +58,8 @@ class PackedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`; on the CPU the very same memory."""
-        return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        fields: dict[str, Any] = self._asdict()
+        for name, field in fields.items():
+            if isinstance(field, Tensor):
+                fields[name] = field.to(device, non_blocking=True)
+        return PackedBatch(**fields)

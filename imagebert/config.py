@@ -120,6 +120,7 @@ class EngineConfig:
     deepspeed: str = "zero0"  # a file, or a name in ds_configs/
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     deterministic: bool = False
+    kernels: Literal["auto", "reference", "triton"] = "auto"  # auto: Triton's on a GPU, else plain PyTorch
 
 
 @dataclass(frozen=True, kw_only=True)

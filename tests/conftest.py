@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+
+# Before any kernel is imported: Triton decides then. Kernels are compiled in tests/kernels/test_compiled.py only.
+os.environ["TRITON_INTERPRET"] = "1"
+
 from pathlib import Path
 
 import pytest
-import torch
 
 from imagebert.config import SourceConfig
 from tests.corpora import write_corpus
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN, so that an output that nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+from tests.poison import _poisoned_memory  # noqa: F401
 
 
 @pytest.fixture(scope="session")

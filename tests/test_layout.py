@@ -13,7 +13,7 @@ GATES = {
     "deepspeed": {"imagebert/engine/engine.py"},
     "yaml": {"imagebert/config.py"},
     "onnxruntime": {"imagebert/regions/networks.py"},
-    "triton": set(),
+    "triton": {"kernels/imagebert_kernels/attention.py"},
     "mpi4py": set(),
     "apex": set(),
 }

@@ -63,6 +63,7 @@ class Packer:
         self.corpus = corpus
         self.limits = limits
         self.lengths = limits.lengths(corpus)
+        self._max_seqlen = int(self.lengths.regions.max() + self.lengths.words.max()) + SPECIAL_TOKENS
         tokenizer = corpus.tokenizer
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
         self._skip = limits.skipped(corpus)
@@ -120,6 +121,7 @@ class Packer:
 
         return PackedBatch(
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            max_seqlen=self._max_seqlen,
             position_ids=index(position_ids),
             token_type_ids=index(token_type_ids),
             text_rows=index(text_rows),

@@ -168,13 +168,14 @@ class Plan:
 
 
 def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Cuts items into `parts` non-empty sets of about equal token sums: longest first, each to the lightest set."""
-    if parts == 1:
-        return [np.arange(len(tokens))]
+    """Cuts items into `parts` non-empty sets of about equal token sums: longest first, each to the lightest set.
+
+    So the items of a set lie longest first: where a GPU starts them in that order, none is left over at the end.
+    """
     sets: list[list[int]] = [[] for _ in range(parts)]
     heap = [(0, i) for i in range(parts)]
     for item in np.argsort(-tokens, kind="stable"):
         weight, lightest = heapq.heappop(heap)
         sets[lightest].append(int(item))
         heapq.heappush(heap, (weight + int(tokens[item]), lightest))
-    return [np.sort(np.array(s)) for s in sets]
+    return [np.array(s) for s in sets]

@@ -78,14 +78,13 @@ class QueryKeyValue(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Float[Tensor, "T H"], rows: Int[Tensor, " Q"] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Queries [Q, H] (Q = T without `rows`), keys and values [T, 2H]."""
-        size = self.in_features
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values [T, 3H]; with `rows` keys and values [T, 2H], and queries [Q, H]."""
         if rows is None:
-            projected = F.linear(hidden, self.weight, self.bias)
-            return projected[:, :size], projected[:, size:]
+            return F.linear(hidden, self.weight, self.bias), None
+        size = self.in_features
         queries = F.linear(hidden[rows], self.weight[:size], self.bias[:size])
-        return queries, F.linear(hidden, self.weight[size:], self.bias[size:])
+        return F.linear(hidden, self.weight[size:], self.bias[size:]), queries
 
 
 class Layer(nn.Module):
@@ -104,18 +103,23 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Float[Tensor, "T H"], cu_seqlens: Int[Tensor, " ends"], reads: Reads | None = None
+        self,
+        hidden: Float[Tensor, "T H"],
+        cu_seqlens: Int[Tensor, " ends"],
+        max_seqlen: int,
+        reads: Reads | None = None,
     ) -> Float[Tensor, "Q H"]:
         """The layer's output for all rows, or for the read rows only."""
-        queries, keys_values = self.query_key_value(hidden, None if reads is None else reads.rows)
+        packed, queries = self.query_key_value(hidden, None if reads is None else reads.rows)
         head_size = hidden.shape[1] // self.heads
         context = packed_attention(
-            queries.unflatten(1, (self.heads, head_size)),
-            keys_values.unflatten(1, (2, self.heads, head_size)),
-            cu_seqlens if reads is None else reads.cu_seqlens,
+            packed.unflatten(1, (-1, self.heads, head_size)),
             cu_seqlens,
+            max_seqlen,
             head_size**-0.5,
             self.attention_dropout if self.training else 0.0,
+            None if queries is None else queries.unflatten(1, (self.heads, head_size)),
+            None if reads is None else reads.cu_seqlens,
         )
         residual = hidden if reads is None else hidden[reads.rows]
         attended = self.attention_layer_norm(residual + self.dropout(self.attention_output(context.flatten(1))))
@@ -145,9 +149,9 @@ class ImageBertModel(ImageBertPreTrainedModel):
         for number, layer in enumerate(self.layers):
             reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only and number == last else None
             if self.config.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, batch.cu_seqlens, reads, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, batch.cu_seqlens, batch.max_seqlen, reads, use_reentrant=False)
             else:
-                hidden = layer(hidden, batch.cu_seqlens, reads)
+                hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen, reads)
         return hidden
 
 

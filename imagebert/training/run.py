@@ -39,6 +39,7 @@ from imagebert.model.initialization import find_model, read_architecture
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.loop import Steps, Stopped, train
 from imagebert.training.objectives import make_objective
+from imagebert_kernels import backend
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    backend.choose(config.engine.kernels)
     main = distributed.rank() == 0
     folder = Path(config.output)
 

@@ -1,4 +1,4 @@
-"""Operations on packed tensors, one file each: formula, layouts, reference, dispatch. Knows tensors, nothing else."""
+"""Operations on packed tensors, one file each: formula, layouts, kernels, reference, dispatch. Knows tensors only."""
 
 from imagebert_kernels.attention import packed_attention
 

@@ -4,49 +4,619 @@ For query i of sequence b and head n, over the keys j of the same sequence:
 
     out[i, n] = sum_j dropout(softmax_j(scale * q[i, n] . k[j, n])) v[j, n]
 
-Layouts, all read where they lie:
-    queries      [Q, N, D]     any rows stride
-    keys_values  [T, 2, N, D]  any rows stride
-    query_cu_seqlens, cu_seqlens  [B+1] int32, cumulative lengths of the queries and of the keys per sequence
-    out          [Q, N, D]
+Layouts, all read where they lie (rows may be any stride apart, a row is contiguous):
+    packed      [T, 3, N, D]  queries, keys and values, as one product of the layer gives them; or
+    packed      [T, 2, N, D]  keys and values, with
+    queries     [Q, N, D]     rows of their own: the last layer asks only for the rows that a head reads
+    cu_seqlens  [B+1] int32   cumulative lengths of the sequences; query_cu_seqlens the same for `queries`
+    out         [Q, N, D]     Q = T where the queries are in `packed`
+    logsumexp   [N, Q] float32, of scale * q . k, kept for backward
 
-Queries may be fewer than keys: the last layer asks only for the rows that a head reads. The dispatch point has one
-entry so far, PyTorch: sequences of like length are padded to each other inside this file and nowhere else.
+Four ideas. A program is one sequence and one head: forward holds all its keys and values on the multiprocessor and
+walks over the queries, so softmax needs no rescaling; backward holds all its queries and walks over the keys, so that
+each gradient is written once, by one program, without atomics: every byte crosses the memory bus once and the result
+is deterministic. What is held is cut into tiles of 64 rows and a shorter tail, since tiles must be powers of two and
+144, the longest pair, is none. Longer sequences than the tiling was made for are right too, by slower loops.
+Sixteen attention weights share one Philox call: those that one thread of a matrix instruction holds.
+
+Programs start in the order of the batch: put long sequences first, and no multiprocessor waits for a late long one.
 """
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from imagebert_kernels.backend import uses_kernels
 
-def packed_attention(
-    queries: Float[Tensor, "Q N D"],
-    keys_values: Float[Tensor, "T 2 N D"],
-    query_cu_seqlens: Int[Tensor, " ends"],
-    cu_seqlens: Int[Tensor, " ends"],
-    scale: float,
-    dropout: float = 0.0,
-) -> Float[Tensor, "Q N D"]:
-    """Softmax attention of each query over its own sequence's keys; see the head of this file.
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_DROPOUT_STEPS = tl.constexpr(256)  # dropout is a multiple of 1/256: one random byte per weight decides
 
-    Args:
-        dropout: probability with which an attention weight is dropped; 0 outside training.
+
+# ------------------------------------------------------------------------------------------- shared by both kernels
+#
+# Tuples that the functions pass on:
+#     draws    seed's value, head, threshold: of a random byte, below which a weight is dropped
+#     lengths  row of the sequence's first query, its number of queries, its number of keys
+
+
+@triton.jit
+def _load_rows(pointer, stride, start, end, ROWS: tl.constexpr, D: tl.constexpr):
+    """Rows start to start + ROWS [ROWS, D], zeros from row `end` on."""
+    row = start + tl.arange(0, ROWS)
+    return tl.load(pointer + row[:, None] * stride + tl.arange(0, D)[None, :], mask=(row < end)[:, None], other=0.0)
+
+
+@triton.jit
+def _store_rows(pointer, stride, start, end, tile, ROWS: tl.constexpr, D: tl.constexpr):
+    row = start + tl.arange(0, ROWS)
+    place = pointer + row[:, None] * stride + tl.arange(0, D)[None, :]
+    tl.store(place, tile.to(pointer.dtype.element_ty), mask=(row < end)[:, None])
+
+
+@triton.jit
+def _philox(seed, c0, c1, c2):
+    """Philox 4x32-7 of the counter (c0, c1, c2, 0) (Salmon et al., 2011): four words; 7 rounds pass all their tests.
+
+    As tl.philox, but each 64-bit product is one instruction, not two for its halves.
     """
-    return packed_attention_reference(queries, keys_values, query_cu_seqlens, cu_seqlens, scale, dropout)
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    c0, c1, c2 = c0.to(tl.uint32), c1.to(tl.uint32), c2.to(tl.uint32)
+    c3 = tl.zeros_like(c2)
+    for _ in tl.static_range(7):
+        left, right = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+        c0, c1 = (right >> 32).to(tl.uint32) ^ c1 ^ k0, right.to(tl.uint32)
+        c2, c3 = (left >> 32).to(tl.uint32) ^ c3 ^ k1, left.to(tl.uint32)
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _kept(draws, query, key):
+    """Which weights dropout keeps [queries, keys], a function of (seed, head, packed row of the query, key) alone.
+
+    A call gives 16 bytes. They go to the keys that are congruent modulo 8, up to the lowest bit, within 64: one thread
+    holds just these in a matrix instruction's accumulator, so the compiler merges the 16 calls written here into one.
+    The key is the counter's first word: the first round's products are then shared by all rows.
+    """
+    seed, head, threshold = draws
+    a, b, c, d = _philox(seed, ((key >> 6) * 4 + ((key >> 1) & 3))[None, :], query[:, None], head)
+    byte = (((key >> 3) & 7) * 2 + (key & 1))[None, :]
+    word = byte >> 2
+    bits = tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d)))
+    return ((bits >> ((byte & 3) * 8).to(tl.uint32)) & 255) >= threshold
+
+
+@triton.jit
+def _dot(a, b, accumulator):
+    return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def _scores(q, k):
+    """q . k [queries, keys], not scaled yet."""
+    return _dot(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------- forward
+
+
+@triton.jit
+def _masked_scores(q, k, first, length):
+    """Scores with minus infinity for the keys beyond the sequence."""
+    key = first + tl.arange(0, k.shape[0])
+    return tl.where((key < length)[None, :], _scores(q, k), float("-inf"))
+
+
+@triton.jit
+def _weighted(total, acc, s, v, highest, row, first, draws, scale, DROPOUT: tl.constexpr):
+    """Adds a tile's softmax weights, not normalised, to their sum and, those that are kept, times v to acc."""
+    p = tl.exp2(s * scale - highest[:, None])
+    total += tl.sum(p, 1)
+    if DROPOUT:
+        p = tl.where(_kept(draws, row, first + tl.arange(0, v.shape[0])), p, 0.0)
+    return total, _dot(p.to(v.dtype), v, acc)
+
+
+@triton.jit
+def _write_out(out, logsumexp, stride, start, rows, total, acc, highest, draws, DROPOUT: tl.constexpr):
+    _, _, threshold = draws
+    factor = 1 / total
+    if DROPOUT:
+        factor *= _DROPOUT_STEPS / (_DROPOUT_STEPS - threshold)
+    _store_rows(out, stride, start, rows, acc * factor[:, None], acc.shape[0], acc.shape[1])
+    row = start + tl.arange(0, acc.shape[0])
+    tl.store(logsumexp + row, (highest + tl.log2(total)) * _LN_2, mask=row < rows)
+
+
+@triton.jit
+def _forward_held(
+    tensors, strides, lengths, draws, scale, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    TILES: tl.constexpr, TAIL: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """All keys and values at once: TILES tiles of TILE rows and one of TAIL."""
+    queries, keys, values, out, logsumexp = tensors
+    query_stride, key_stride, out_stride = strides
+    first_row, rows, length = lengths
+    ks = ()
+    vs = ()
+    for i in tl.static_range(TILES):
+        ks = ks + (_load_rows(keys, key_stride, i * TILE, length, TILE, D),)
+        vs = vs + (_load_rows(values, key_stride, i * TILE, length, TILE, D),)
+    if TAIL > 0:
+        ks = ks + (_load_rows(keys, key_stride, TILES * TILE, length, TAIL, D),)
+        vs = vs + (_load_rows(values, key_stride, TILES * TILE, length, TAIL, D),)
+    following = _load_rows(queries, query_stride, 0, rows, BLOCK, D)
+    # Hoisting what does not change in this loop takes more registers than there are.
+    for start in tl.range(0, rows, BLOCK, disable_licm=True):
+        q = following
+        following = _load_rows(queries, query_stride, start + BLOCK, rows, BLOCK, D)
+        highest = tl.full([BLOCK], float("-inf"), tl.float32)
+        scores = ()
+        for i in tl.static_range(len(ks)):
+            s = _masked_scores(q, ks[i], i * TILE, length)
+            highest = tl.maximum(highest, tl.max(s, 1))
+            scores = scores + (s,)
+        highest *= scale
+        row = first_row + start + tl.arange(0, BLOCK)
+        total = tl.zeros([BLOCK], tl.float32)
+        acc = tl.zeros([BLOCK, D], tl.float32)
+        for i in tl.static_range(len(vs)):
+            total, acc = _weighted(total, acc, scores[i], vs[i], highest, row, i * TILE, draws, scale, DROPOUT)
+        _write_out(out, logsumexp, out_stride, start, rows, total, acc, highest, draws, DROPOUT)
+
+
+@triton.jit
+def _forward_long(
+    tensors, strides, lengths, draws, scale, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """Any number of keys, tile by tile, rescaling what was summed whenever a higher score is met."""
+    queries, keys, values, out, logsumexp = tensors
+    query_stride, key_stride, out_stride = strides
+    first_row, rows, length = lengths
+    for start in tl.range(0, rows, BLOCK, num_stages=1, disable_licm=True):
+        q = _load_rows(queries, query_stride, start, rows, BLOCK, D)
+        row = first_row + start + tl.arange(0, BLOCK)
+        highest = tl.full([BLOCK], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        acc = tl.zeros([BLOCK, D], tl.float32)
+        for first in tl.range(0, length, TILE, num_stages=1, disable_licm=True):
+            k = _load_rows(keys, key_stride, first, length, TILE, D)
+            v = _load_rows(values, key_stride, first, length, TILE, D)
+            s = _masked_scores(q, k, first, length)
+            higher = tl.maximum(highest, tl.max(s, 1) * scale)
+            shrink = tl.exp2(highest - higher)
+            highest = higher
+            total, acc = _weighted(
+                total * shrink, acc * shrink[:, None], s, v, highest, row, first, draws, scale, DROPOUT
+            )
+        _write_out(out, logsumexp, out_stride, start, rows, total, acc, highest, draws, DROPOUT)
+
+
+@triton.jit(do_not_specialize=["all_rows", "threshold"])
+def forward_kernel(
+    queries,  # [Q, N, D], rows query_stride apart
+    keys,  # [T, N, D], rows key_stride apart
+    values,  # [T, N, D], rows key_stride apart
+    query_ends,  # [B+1]
+    key_ends,  # [B+1]
+    out,  # [Q, N, D]
+    logsumexp,  # [N, Q]
+    seed,  # [1] int64; not read without DROPOUT
+    query_stride,
+    key_stride,
+    all_rows,  # Q
+    scale,
+    threshold,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,  # queries in one turn
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    TAIL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
+    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
+    rows = tl.load(query_ends + sequence + 1) - first_row
+    length = tl.load(key_ends + sequence + 1) - first_key
+    tensors = (
+        queries + (first_row.to(tl.int64) * query_stride + head * D),
+        keys + (first_key.to(tl.int64) * key_stride + head * D),
+        values + (first_key.to(tl.int64) * key_stride + head * D),
+        out + (first_row.to(tl.int64) * N * D + head * D),
+        logsumexp + (head.to(tl.int64) * all_rows + first_row),
+    )
+    strides = (query_stride, key_stride, N * D)
+    lengths = (first_row, rows, length)
+    draws = (tl.load(seed) if DROPOUT else 0, head, threshold)
+    scale *= _LOG2_E
+    for count in tl.static_range(1, TILES + 1 + (TAIL > 0)):
+        # As many tiles as the sequence fills, the tail last.
+        if (length > (count - 1) * TILE) & (length <= min(count, TILES) * TILE + (TAIL if count > TILES else 0)):
+            _forward_held(
+                tensors, strides, lengths, draws, scale, D, BLOCK, TILE, min(count, TILES),
+                TAIL if count > TILES else 0, DROPOUT,
+            )  # fmt: skip
+    if length > TILES * TILE + TAIL:
+        _forward_long(tensors, strides, lengths, draws, scale, D, BLOCK, TILE, DROPOUT)
+
+
+# --------------------------------------------------------------------------------------------------------- backward
+#
+# With P the softmax weights, Z dropout's mask (0 or 1) and g = 1 / share kept:
+#     dV = g (P Z)^T dO    dP = g Z (dO V^T)    dS = P (dP - rowsum(dO O))    dQ = scale dS K    dK = scale dS^T Q
+# The factors that are the same for all elements, g and scale, are applied to the sums.
+
+
+@triton.jit
+def _load_queries(tensors, strides, draws, start, rows, ROWS: tl.constexpr, D: tl.constexpr, DROPOUT: tl.constexpr):
+    """q and dO [ROWS, D]; logsumexp in base 2 and rowsum(dO O) / g [ROWS]."""
+    queries, _, _, out, grad_out, logsumexp = tensors
+    query_stride, _, out_stride, _, _ = strides
+    _, _, threshold = draws
+    q = _load_rows(queries, query_stride, start, rows, ROWS, D)
+    do = _load_rows(grad_out, out_stride, start, rows, ROWS, D)
+    delta = tl.sum(_load_rows(out, out_stride, start, rows, ROWS, D).to(tl.float32) * do.to(tl.float32), 1)
+    if DROPOUT:
+        delta *= (_DROPOUT_STEPS - threshold) / _DROPOUT_STEPS
+    row = start + tl.arange(0, ROWS)
+    # Infinity: rows beyond the sequence get weights of zero.
+    normaliser = tl.load(logsumexp + row, mask=row < rows, other=float("inf")) * _LOG2_E
+    return q, do, normaliser, delta
+
+
+@triton.jit
+def _weights(loaded, k, v, row, first, draws, scale, DROPOUT: tl.constexpr):
+    """P Z and dS / g [queries, keys], in the type of the inputs."""
+    q, do, normaliser, delta = loaded
+    # A weight is at most one; keys beyond the sequence are zeros, whose weight might overflow and spoil dQ.
+    p = tl.exp2(tl.minimum(_scores(q, k) * (scale * _LOG2_E) - normaliser[:, None], 0.0))
+    dp = _scores(do, v)
+    if DROPOUT:
+        kept = _kept(draws, row + tl.arange(0, q.shape[0]), first + tl.arange(0, k.shape[0]))
+        dp = tl.where(kept, dp, 0.0)
+    ds = p * (dp - delta[:, None])
+    if DROPOUT:
+        p = tl.where(kept, p, 0.0)
+    return p.to(q.dtype), ds.to(q.dtype)
+
+
+@triton.jit
+def _store_keys(grads, strides, first, length, dk, dv, scale, factor, BLOCK: tl.constexpr, D: tl.constexpr):
+    _, grad_keys, grad_values = grads
+    _, _, _, _, grad_key_stride = strides
+    _store_rows(grad_keys, grad_key_stride, first, length, tl.trans(dk * (scale * factor)), BLOCK, D)
+    _store_rows(grad_values, grad_key_stride, first, length, tl.trans(dv * factor), BLOCK, D)
+
+
+@triton.jit
+def _backward_held(
+    tensors, grads, strides, lengths, draws, scale, factor, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    TILES: tl.constexpr, TAIL: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """All queries at once: TILES tiles of TILE rows and one of TAIL."""
+    _, keys, values, _, _, _ = tensors
+    _, key_stride, _, grad_query_stride, _ = strides
+    first_row, rows, length = lengths
+    held = ()
+    dqs = ()
+    for i in tl.static_range(TILES):
+        held = held + (_load_queries(tensors, strides, draws, i * TILE, rows, TILE, D, DROPOUT),)
+        dqs = dqs + (tl.zeros([TILE, D], tl.float32),)
+    if TAIL > 0:
+        held = held + (_load_queries(tensors, strides, draws, TILES * TILE, rows, TAIL, D, DROPOUT),)
+        dqs = dqs + (tl.zeros([TAIL, D], tl.float32),)
+    # Hoisting what does not change in this loop takes more registers than there are.
+    for first in tl.range(0, length, BLOCK, disable_licm=True):
+        k = _load_rows(keys, key_stride, first, length, BLOCK, D)
+        v = _load_rows(values, key_stride, first, length, BLOCK, D)
+        # Transposed, so that the tail is an inner dimension of these products, which may be short, not an outer one.
+        dk = tl.zeros([D, BLOCK], tl.float32)
+        dv = tl.zeros([D, BLOCK], tl.float32)
+        new_dqs = ()
+        for i in tl.static_range(len(held)):
+            p, ds = _weights(held[i], k, v, first_row + i * TILE, first, draws, scale, DROPOUT)
+            dv = _dot(tl.trans(held[i][1]), p, dv)
+            dk = _dot(tl.trans(held[i][0]), ds, dk)
+            new_dqs = new_dqs + (_dot(ds, k, dqs[i]),)
+        dqs = new_dqs
+        _store_keys(grads, strides, first, length, dk, dv, scale, factor, BLOCK, D)
+    for i in tl.static_range(len(dqs)):
+        _store_rows(grads[0], grad_query_stride, i * TILE, rows, dqs[i] * (scale * factor), dqs[i].shape[0], D)
+
+
+@triton.jit
+def _backward_long(
+    tensors, grads, strides, lengths, draws, scale, factor, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """Any number of queries: the weights are computed twice, once for dK and dV and once for dQ."""
+    _, keys, values, _, _, _ = tensors
+    _, key_stride, _, grad_query_stride, _ = strides
+    first_row, rows, length = lengths
+    for first in tl.range(0, length, BLOCK, num_stages=1, disable_licm=True):
+        k = _load_rows(keys, key_stride, first, length, BLOCK, D)
+        v = _load_rows(values, key_stride, first, length, BLOCK, D)
+        dk = tl.zeros([D, BLOCK], tl.float32)
+        dv = tl.zeros([D, BLOCK], tl.float32)
+        for start in tl.range(0, rows, TILE, num_stages=1, disable_licm=True):
+            loaded = _load_queries(tensors, strides, draws, start, rows, TILE, D, DROPOUT)
+            p, ds = _weights(loaded, k, v, first_row + start, first, draws, scale, DROPOUT)
+            dv = _dot(tl.trans(loaded[1]), p, dv)
+            dk = _dot(tl.trans(loaded[0]), ds, dk)
+        _store_keys(grads, strides, first, length, dk, dv, scale, factor, BLOCK, D)
+    for start in tl.range(0, rows, TILE, num_stages=1, disable_licm=True):
+        loaded = _load_queries(tensors, strides, draws, start, rows, TILE, D, DROPOUT)
+        dq = tl.zeros([TILE, D], tl.float32)
+        for first in tl.range(0, length, BLOCK, num_stages=1, disable_licm=True):
+            k = _load_rows(keys, key_stride, first, length, BLOCK, D)
+            v = _load_rows(values, key_stride, first, length, BLOCK, D)
+            ds = _weights(loaded, k, v, first_row + start, first, draws, scale, DROPOUT)[1]
+            dq = _dot(ds, k, dq)
+        _store_rows(grads[0], grad_query_stride, start, rows, dq * (scale * factor), TILE, D)
+
+
+@triton.jit(do_not_specialize=["all_rows", "threshold"])
+def backward_kernel(
+    queries,  # [Q, N, D], rows query_stride apart
+    keys,  # [T, N, D], rows key_stride apart
+    values,  # [T, N, D], rows key_stride apart
+    query_ends,  # [B+1]
+    key_ends,  # [B+1]
+    out,  # [Q, N, D]
+    logsumexp,  # [N, Q]
+    grad_out,  # [Q, N, D]
+    seed,  # [1] int64; not read without DROPOUT
+    grad_queries,  # [Q, N, D], rows grad_query_stride apart
+    grad_keys,  # [T, N, D], rows grad_key_stride apart
+    grad_values,  # [T, N, D], rows grad_key_stride apart
+    query_stride,
+    key_stride,
+    grad_query_stride,
+    grad_key_stride,
+    all_rows,  # Q
+    scale,
+    threshold,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,  # keys in one turn
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    TAIL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
+    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
+    rows = tl.load(query_ends + sequence + 1) - first_row
+    length = tl.load(key_ends + sequence + 1) - first_key
+    tensors = (
+        queries + (first_row.to(tl.int64) * query_stride + head * D),
+        keys + (first_key.to(tl.int64) * key_stride + head * D),
+        values + (first_key.to(tl.int64) * key_stride + head * D),
+        out + (first_row.to(tl.int64) * N * D + head * D),
+        grad_out + (first_row.to(tl.int64) * N * D + head * D),
+        logsumexp + (head.to(tl.int64) * all_rows + first_row),
+    )
+    grads = (
+        grad_queries + (first_row.to(tl.int64) * grad_query_stride + head * D),
+        grad_keys + (first_key.to(tl.int64) * grad_key_stride + head * D),
+        grad_values + (first_key.to(tl.int64) * grad_key_stride + head * D),
+    )
+    strides = (query_stride, key_stride, N * D, grad_query_stride, grad_key_stride)
+    lengths = (first_row, rows, length)
+    draws = (tl.load(seed) if DROPOUT else 0, head, threshold)
+    factor = _DROPOUT_STEPS / (_DROPOUT_STEPS - threshold) if DROPOUT else 1.0
+    for count in tl.static_range(1, TILES + 1 + (TAIL > 0)):
+        # Of the first, no queries are a case too: their keys have gradients all the same, zeros.
+        if (rows > (count - 1) * TILE - (count == 1)) & (
+            rows <= min(count, TILES) * TILE + (TAIL if count > TILES else 0)
+        ):
+            _backward_held(
+                tensors, grads, strides, lengths, draws, scale, factor, D, BLOCK, TILE, min(count, TILES),
+                TAIL if count > TILES else 0, DROPOUT,
+            )  # fmt: skip
+    if rows > TILES * TILE + TAIL:
+        _backward_long(tensors, grads, strides, lengths, draws, scale, factor, D, BLOCK, TILE, DROPOUT)
+
+
+# ----------------------------------------------------------------------------------------------------------- tiling
+
+
+class Tiling(NamedTuple):
+    """How a kernel is cut for one head size, longest sequence and chip: chosen by `benchmarks/ops.py`."""
+
+    block: int  # rows of the side that is walked over, in one turn
+    tile: int  # rows of a tile of the side that is held
+    tiles: int  # tiles that are held
+    tail: int  # rows of one more, shorter tile
+    warps: int
+    stages: int = 1  # turns whose loads are under way at once
+    registers: int | None = None  # most registers of a thread, so that two programs fit on a multiprocessor
+
+    @property
+    def held(self) -> int:
+        """The longest sequence that is held at once; longer ones take the slower loop."""
+        return self.tile * self.tiles + self.tail
+
+    def constants(self) -> dict[str, int]:
+        return {"BLOCK": self.block, "TILE": self.tile, "TILES": self.tiles, "TAIL": self.tail}
+
+    def options(self) -> dict[str, int]:
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
+
+HEAD_SIZES = (32, 64, 128)
+
+# Shortest first: the first that holds the longest sequence is taken, else the last. None of them spills registers.
+_HOPPER_FORWARD = {
+    32: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 0, 4), Tiling(64, 64, 2, 32, 4)),
+    64: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 0, 4), Tiling(64, 64, 2, 16, 4)),
+    128: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 16, 4)),
+}
+_HOPPER_BACKWARD = {
+    32: (Tiling(32, 64, 1, 0, 4),),
+    64: (
+        Tiling(32, 64, 1, 0, 4, 2, 128),
+        Tiling(32, 128, 1, 0, 8, 2, 128),
+        Tiling(32, 64, 2, 16, 4, 2),
+        Tiling(32, 128, 2, 0, 8, 2),
+    ),
+    128: (Tiling(32, 64, 1, 0, 4, 2), Tiling(32, 128, 1, 0, 8, 2), Tiling(32, 128, 1, 16, 8)),
+}
+_AMPERE_FORWARD = {
+    32: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4, 1, 168), Tiling(64, 64, 2, 32, 4)),
+    64: (Tiling(64, 32, 1, 0, 4, 1, 168), Tiling(64, 64, 1, 0, 4, 1, 248)),
+    128: (Tiling(64, 64, 1, 0, 8), Tiling(64, 64, 2, 16, 8)),
+}
+_AMPERE_BACKWARD = {
+    32: (Tiling(32, 64, 1, 0, 4),),
+    64: (Tiling(32, 64, 1, 0, 4), Tiling(32, 128, 1, 0, 8)),
+    128: (Tiling(16, 32, 1, 0, 8),),
+}
+
+
+def forward_tilings(head_size: int, hopper: bool) -> tuple[Tiling, ...]:
+    """All tilings that may run: `hopper` from compute capability 9.0 on, otherwise 8.0."""
+    return (_HOPPER_FORWARD if hopper else _AMPERE_FORWARD)[head_size]
+
+
+def backward_tilings(head_size: int, hopper: bool) -> tuple[Tiling, ...]:
+    return (_HOPPER_BACKWARD if hopper else _AMPERE_BACKWARD)[head_size]
+
+
+def _fitting(tilings: tuple[Tiling, ...], longest: int) -> Tiling:
+    return next((tiling for tiling in tilings if tiling.held >= longest), tilings[-1])
+
+
+@lru_cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def dropout_threshold(dropout: float) -> int:
+    """The random byte below which a weight is dropped: dropout in steps of 1/256, never rounded to none or all."""
+    return min(max(round(dropout * 256), 1), 255) if dropout > 0 else 0
+
+
+# --------------------------------------------------------------------------------------------- PyTorch's two operators
+#
+# The public function below checks the arguments; the operators are what torch.compile sees, one node each.
+
+
+@torch.library.custom_op(
+    "imagebert::packed_attention",
+    mutates_args=(),
+    schema="(Tensor packed, Tensor? queries, Tensor cu_seqlens, Tensor query_cu_seqlens, SymInt max_seqlen, "
+    "float scale, float dropout, Tensor? seed) -> (Tensor, Tensor)",
+)
+def _forward(packed, queries, cu_seqlens, query_cu_seqlens, max_seqlen, scale, dropout, seed):  # type: ignore[no-untyped-def]
+    queries, keys, values = _parts(packed, queries)
+    rows, heads, size = queries.shape
+    out, logsumexp = _forward_outputs(packed, queries)
+    tiling = _fitting(forward_tilings(size, _is_hopper(packed.device)), max_seqlen)
+    with torch.cuda.device_of(packed):
+        forward_kernel[((len(cu_seqlens) - 1) * heads,)](
+            queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, seed,
+            queries.stride(0), keys.stride(0), rows, scale, dropout_threshold(dropout),
+            N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
+        )  # fmt: skip
+    return out, logsumexp
+
+
+@_forward.register_fake
+def _(packed, queries, cu_seqlens, query_cu_seqlens, max_seqlen, scale, dropout, seed):  # type: ignore[no-untyped-def]
+    return _forward_outputs(packed, _parts(packed, queries)[0])
+
+
+@torch.library.custom_op(
+    "imagebert::packed_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor packed, Tensor? queries, Tensor cu_seqlens, Tensor query_cu_seqlens, Tensor out, "
+    "Tensor logsumexp, SymInt max_seqlen, float scale, float dropout, Tensor? seed) -> (Tensor, Tensor)",
+)
+def _backward(
+    grad_out, packed, queries, cu_seqlens, query_cu_seqlens, out, logsumexp, max_seqlen, scale, dropout, seed
+):  # type: ignore[no-untyped-def]
+    grad_packed, grad_queries = _backward_outputs(packed, queries)
+    into_queries, into_keys, into_values = _parts(grad_packed, None if queries is None else grad_queries)
+    queries, keys, values = _parts(packed, queries)
+    rows, heads, size = queries.shape
+    tiling = _fitting(backward_tilings(size, _is_hopper(packed.device)), max_seqlen)
+    with torch.cuda.device_of(packed):
+        backward_kernel[((len(cu_seqlens) - 1) * heads,)](
+            queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, grad_out.contiguous(), seed,
+            into_queries, into_keys, into_values,
+            queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows, scale,
+            dropout_threshold(dropout), N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
+        )  # fmt: skip
+    return grad_packed, grad_queries
+
+
+@_backward.register_fake
+def _(grad_out, packed, queries, cu_seqlens, query_cu_seqlens, out, logsumexp, max_seqlen, scale, dropout, seed):  # type: ignore[no-untyped-def]
+    return _backward_outputs(packed, queries)
+
+
+def _parts(packed: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, views [rows, N, D]."""
+    return (packed[:, 0] if queries is None else queries), packed[:, -2], packed[:, -1]
+
+
+def _forward_outputs(packed: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    rows, heads, size = queries.shape
+    return packed.new_empty(rows, heads, size), packed.new_empty(heads, rows, dtype=torch.float32)
+
+
+def _backward_outputs(packed: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of packed and of queries; the latter is empty where there are none."""
+    return packed.new_empty(packed.shape), packed.new_empty((0,) if queries is None else queries.shape)
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    packed, queries, cu_seqlens, query_cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout, seed = inputs
+    ctx.save_for_backward(packed, queries, cu_seqlens, query_cu_seqlens, *output, seed)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, grad_out, _grad_logsumexp):  # type: ignore[no-untyped-def]
+    *tensors, seed = ctx.saved_tensors
+    grad_packed, grad_queries = _backward(grad_out, *tensors, ctx.max_seqlen, ctx.scale, ctx.dropout, seed)
+    return grad_packed, (None if tensors[1] is None else grad_queries), *[None] * 6
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+# -------------------------------------------------------------------------------------------------------- reference
 
 
 def packed_attention_reference(
-    queries: Tensor, keys_values: Tensor, query_cu_seqlens: Tensor, cu_seqlens: Tensor, scale: float, dropout: float
+    packed: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    queries: Tensor | None = None,
+    query_cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """The operation in plain PyTorch, on any device and in any floating type. Reads the lengths on the host."""
+    """The operation in plain PyTorch, on any device and in any floating type. Reads the lengths on the host.
+
+    Sequences of like length are padded to each other, here and nowhere else.
+    """
+    query_cu_seqlens = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
+    queries, keys, values = _parts(packed, queries)
     groups = _groups(tuple(query_cu_seqlens.tolist()), tuple(cu_seqlens.tolist()), queries.device)
-    keys, values = keys_values.unbind(1)  # [T, N, D]
     outs = []
     for group in groups:
         out = scaled_dot_product_attention(
@@ -112,3 +682,79 @@ def _rectangle(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 def _order(groups: tuple[_Group, ...]) -> Tensor:
     return torch.argsort(torch.cat([group.places for group in groups]))
+
+
+# --------------------------------------------------------------------------------------------------------- dispatch
+
+
+def packed_attention(
+    packed: Float[Tensor, "T parts N D"],
+    cu_seqlens: Int[Tensor, " ends"],
+    max_seqlen: int,
+    scale: float,
+    dropout: float = 0.0,
+    queries: Float[Tensor, "Q N D"] | None = None,
+    query_cu_seqlens: Int[Tensor, " ends"] | None = None,
+) -> Float[Tensor, "Q N D"]:
+    """Softmax attention of each query over its own sequence's keys; layouts at the head of this file.
+
+    Args:
+        packed: queries, keys and values of each token; keys and values only, where `queries` are given.
+        cu_seqlens: where each sequence ends, beginning with 0 and ending with T. A sequence with queries has keys.
+        max_seqlen: no sequence is longer. Chooses the kernel's tiling; a longer one is right all the same, but slow.
+        dropout: probability with which an attention weight is dropped, 0 outside training; the kernel rounds it to a
+            multiple of 1/256. Drawn from PyTorch's generator of the device, by a seed that backward uses again.
+
+    Raises:
+        ValueError: an argument of a wrong type, device, shape or stride; nothing is read from the device for that.
+            With IMAGEBERT_CHECK_KERNELS=1 the values of both cu_seqlens are read and checked too.
+    """
+    _check(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
+    if not uses_kernels(packed) or packed.shape[-1] not in HEAD_SIZES:
+        return packed_attention_reference(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
+    seed = torch.randint(2**63 - 1, (1,), device=packed.device) if dropout > 0 else None
+    ends = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
+    out, _ = _forward(packed, queries, cu_seqlens, ends, max_seqlen, scale, dropout, seed)
+    return out
+
+
+def _check(
+    packed: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout: float,
+    queries: Tensor | None,
+    query_cu_seqlens: Tensor | None,
+) -> None:
+    def must(holds: bool, name: str, found: object, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"packed_attention: {name} is {found}; it must be {wanted}")
+
+    parts = 3 if queries is None else 2
+    shape, size = tuple(packed.shape), tuple(packed.shape[2:])
+    must(packed.dim() == 4 and shape[1] == parts, "the shape of packed", shape, f"[T, {parts}, N, D]")
+    must(packed.is_floating_point(), "the type of packed", packed.dtype, "a floating type")
+    must(packed[:1].is_contiguous(), "the stride of packed", packed.stride(), "contiguous within a row")
+    must((queries is None) == (query_cu_seqlens is None), "query_cu_seqlens", query_cu_seqlens, "given with queries")
+    if queries is not None:
+        found = tuple(queries.shape)
+        must(queries.dim() == 3 and found[1:] == size, "the shape of queries", found, f"[Q, {size[0]}, {size[1]}]")
+        must(queries.dtype == packed.dtype, "the type of queries", queries.dtype, f"that of packed, {packed.dtype}")
+        must(queries.device == packed.device, "the device of queries", queries.device, f"{packed.device}, as packed")
+        must(queries[:1].is_contiguous(), "the stride of queries", queries.stride(), "contiguous within a row")
+    for name, ends in (("cu_seqlens", cu_seqlens), ("query_cu_seqlens", query_cu_seqlens)):
+        if ends is not None:
+            must(ends.dim() == 1 and len(ends) >= 1, f"the shape of {name}", tuple(ends.shape), "[B+1]")
+            must(ends.dtype == torch.int32, f"the type of {name}", ends.dtype, "int32")
+            must(ends.device == packed.device, f"the device of {name}", ends.device, f"{packed.device}, as packed")
+            must(ends.is_contiguous(), f"the stride of {name}", ends.stride(), "contiguous")
+            wanted = f"{len(cu_seqlens)}, as cu_seqlens"
+            must(len(ends) == len(cu_seqlens), f"the length of {name}", len(ends), wanted)
+    must(scale > 0, "scale", scale, "positive")
+    must(0 <= dropout < 1, "dropout", dropout, "at least 0 and less than 1")
+    if os.environ.get("IMAGEBERT_CHECK_KERNELS") == "1":
+        for name, ends, rows in (("cu_seqlens", cu_seqlens, packed), ("query_cu_seqlens", query_cu_seqlens, queries)):
+            if ends is not None and rows is not None:
+                values = ends.tolist()
+                must(values[0] == 0 and values[-1] == len(rows), name, values, f"from 0 to {len(rows)}, the rows")
+                must(values == sorted(values), name, values, "ascending")

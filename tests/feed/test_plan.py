@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,6 +119,7 @@ def test_balance_deals_all_and_evenly(tokens: list[int], parts: int) -> None:
     assert min(len(s) for s in sets) >= 1
     # Longest first to the lightest: no set is ahead of another by more than one item.
     assert max(sums) - min(sums) <= max(tokens)
+    assert all(tokens[a] >= tokens[b] for s in sets for a, b in pairwise(s))
 
 
 def test_more_parts_than_pairs() -> None:

@@ -109,6 +109,7 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
     total, none = int(ends[-1]), torch.zeros(0, dtype=torch.long)
     return PackedBatch(
         cu_seqlens=ends.to(torch.int32),
+        max_seqlen=max(lengths),
         position_ids=torch.cat([torch.tensor([0, *range(2, n + 1)]) for n in lengths]),
         token_type_ids=torch.cat([torch.tensor([0, 0] + [1] * (n - 2)) for n in lengths]),
         text_rows=torch.arange(total),

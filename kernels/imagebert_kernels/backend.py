@@ -1,0 +1,40 @@
+"""Which of an operation's two entries runs: the Triton kernel or the plain PyTorch reference.
+
+Decided here and asked by each operation once, in its dispatch. `auto` takes the kernels for bfloat16 and float16 on a
+GPU: float32 has no matrix instruction of its precision. `reference` forces PyTorch everywhere; `triton` forces the
+kernels for all but float64, on a CPU too where Triton's interpreter is on (TRITON_INTERPRET=1). The environment
+variable IMAGEBERT_KERNELS, where it is set, wins over `choose`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Choice = Literal["auto", "reference", "triton"]
+VARIABLE = "IMAGEBERT_KERNELS"
+
+_chosen: Choice = "auto"
+
+
+def choose(choice: Choice) -> None:
+    """Sets the choice for this process: the recipe's key `engine.kernels`."""
+    global _chosen
+    _chosen = choice
+
+
+def uses_kernels(tensor: Tensor) -> bool:
+    """Whether an operation on `tensor` goes to its kernel.
+
+    Raises:
+        ValueError: the environment variable holds no choice.
+    """
+    choice = os.environ.get(VARIABLE, _chosen)
+    if choice not in get_args(Choice):
+        raise ValueError(f"{VARIABLE}={choice}: give one of {', '.join(get_args(Choice))}")
+    if choice == "auto":
+        return tensor.device.type == "cuda" and tensor.dtype in (torch.bfloat16, torch.float16)
+    return choice == "triton" and tensor.dtype != torch.float64
