@@ -30,20 +30,19 @@ def write_random_corpus(
 ) -> SourceConfig:
     """A corpus of random features and words with the lengths of `mix` (a file in benchmarks/lengths/)."""
     rng = np.random.default_rng(0)
-    counts = json.loads((Path(__file__).parent / "lengths" / f"{mix}.json").read_text())
     names = [f"class {i}" for i in range(classes)]
     vocabulary = folder / "vocab.txt"
     words = [f"w{i:05d}" for i in range(VOCABULARY - len(SPECIALS))]
     vocabulary.write_text("\n".join([*SPECIALS, *words]) + "\n")
     with write_regions(folder / "regions", names, {"name": "random"}) as writer:
-        for image, n in enumerate(_draw(rng, counts["regions"], images)):
+        for image, n in enumerate(draw_lengths(rng, mix, "regions", images)):
             corners = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4) * 224
             kinds = rng.integers(0, classes, n).astype(np.uint16)
             kinds[0] = WHOLE_IMAGE
             features = rng.standard_normal((n, feature_size), np.float32)
             ones = np.ones(n, np.float32)
             writer.add(f"{image:07d}", RegionRecord(224, 224, corners.astype(np.float32), ones, kinds, features, ones))
-    lengths = _draw(rng, counts["words"], images * captions)
+    lengths = draw_lengths(rng, mix, "words", images * captions)
     texts = (
         Caption(f"{number // captions:07d}", " ".join(words[i] for i in rng.integers(0, len(words), n)))
         for number, n in enumerate(lengths)
@@ -52,7 +51,9 @@ def write_random_corpus(
     return SourceConfig(regions=str(folder / "regions"), pairs=str(folder / "pairs"))
 
 
-def _draw(rng: np.random.Generator, histogram: dict[str, int], count: int) -> NDArray[np.int64]:
+def draw_lengths(rng: np.random.Generator, mix: str, kind: str, count: int) -> NDArray[np.int64]:
+    """Random numbers of regions, or of words, as they are in `mix` (a file in benchmarks/lengths/)."""
+    histogram = json.loads((Path(__file__).parent / "lengths" / f"{mix}.json").read_text())[kind]
     values, weights = np.array([int(v) for v in histogram]), np.array(list(histogram.values()), float)
     drawn: NDArray[np.int64] = rng.choice(values, count, p=weights / weights.sum())
     return drawn

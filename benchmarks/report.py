@@ -7,7 +7,10 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-_PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "lmdb", "onnxruntime")
+_PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "lmdb", "onnxruntime")
 
 
 class Line(NamedTuple):
@@ -31,9 +34,6 @@ class Line(NamedTuple):
 
 
 def environment() -> dict[str, Any]:
-    root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True, check=False)
     processor = next(
         (line.split(":")[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")),
         platform.processor(),
@@ -49,9 +49,30 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-        "commit": git.stdout.strip() + ("" if changed.returncode == 0 else " with changes"),
+        "versions": dict(_versions()),
+        "commit": _commit(),
+        "date": date.today().isoformat(),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
+def _commit() -> str:
+    """Of this tree; where it is a copy without its history, IMAGEBERT_COMMIT says it."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        root = Path(__file__).parents[1]
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+
+    try:
+        commit = git("rev-parse", "HEAD").stdout.strip()
+        return commit + (" with changes" if git("status", "--porcelain", "--untracked-files=no").stdout else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("IMAGEBERT_COMMIT", "unknown")
 
 
 def _cpuinfo() -> str:
