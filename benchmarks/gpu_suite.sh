@@ -15,7 +15,9 @@ PYTHON=${PYTHON:-python3}
 
 echo "== kernels against float64"
 # A fixed workspace is what deterministic cuBLAS asks for; the tests poison memory in deterministic mode.
-CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 240 "$PYTHON" -m pytest tests/kernels/test_attention.py \
+PARALLEL=$("$PYTHON" -c 'import xdist; print("-n 8")' 2> /dev/null || true)
+# shellcheck disable=SC2086
+CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 240 "$PYTHON" -m pytest tests/kernels/test_attention.py $PARALLEL \
     --confcutdir=tests/kernels -o addopts="--import-mode=importlib" -q -x > "$OUT/tests.log" 2>&1 || {
     tail -60 "$OUT/tests.log"
     exit 1

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.mixes import draw_lengths
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
@@ -49,14 +49,6 @@ def write_random_corpus(
     )
     write_pairs(folder / "pairs", texts, Tokenizer(vocabulary))
     return SourceConfig(regions=str(folder / "regions"), pairs=str(folder / "pairs"))
-
-
-def draw_lengths(rng: np.random.Generator, mix: str, kind: str, count: int) -> NDArray[np.int64]:
-    """Random numbers of regions, or of words, as they are in `mix` (a file in benchmarks/lengths/)."""
-    histogram = json.loads((Path(__file__).parent / "lengths" / f"{mix}.json").read_text())[kind]
-    values, weights = np.array([int(v) for v in histogram]), np.array(list(histogram.values()), float)
-    drawn: NDArray[np.int64] = rng.choice(values, count, p=weights / weights.sum())
-    return drawn
 
 
 def main() -> None:

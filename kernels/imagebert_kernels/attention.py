@@ -463,7 +463,13 @@ HEAD_SIZES = (32, 64, 128)
 # Shortest first: the first that holds the longest sequence is taken, else the last. None of them spills registers.
 _HOPPER_FORWARD = {
     32: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 0, 4), Tiling(64, 64, 2, 32, 4)),
-    64: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 0, 4), Tiling(64, 64, 2, 16, 4)),
+    64: (
+        Tiling(64, 32, 1, 0, 4),
+        Tiling(64, 32, 2, 0, 4),
+        Tiling(64, 32, 3, 0, 4),
+        Tiling(64, 64, 2, 0, 4),
+        Tiling(64, 64, 2, 16, 4),
+    ),
     128: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 1, 32, 4)),
 }
 _HOPPER_BACKWARD = {
