@@ -26,7 +26,8 @@ format: $(VENV)/.dev  ## rewrite the sources in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## CPU training throughput beside transformers' VisualBERT
+bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training beside transformers' VisualBERT
+	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train --against visualbert
 
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports

@@ -54,7 +54,10 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    backend.choose(config.engine.kernels)
+    try:
+        backend.choose(config.engine.kernels, distributed.device())
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     main = distributed.rank() == 0
     folder = Path(config.output)
 

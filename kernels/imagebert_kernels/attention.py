@@ -15,8 +15,8 @@ Layouts, all read where they lie (rows may be any stride apart, a row is contigu
 Four ideas. A program is one sequence and one head: forward holds all its keys and values on the multiprocessor and
 walks over the queries, so softmax needs no rescaling; backward holds all its queries and walks over the keys, so that
 each gradient is written once, by one program, without atomics: every byte crosses the memory bus once and the result
-is deterministic. What is held is cut into tiles of 64 rows and a shorter tail, since tiles must be powers of two and
-144, the longest pair, is none. Longer sequences than the tiling was made for are right too, by slower loops.
+is deterministic. What is held is cut into tiles and a shorter tail, since a tile's rows must be a power of two and 144,
+the longest pair, is none. Longer sequences than the tiling was made for are right too, by slower loops.
 Sixteen attention weights share one Philox call: those that one thread of a matrix instruction holds.
 
 Programs start in the order of the batch: put long sequences first, and no multiprocessor waits for a late long one.
@@ -123,7 +123,7 @@ def _weighted(total, acc, s, v, highest, row, first, draws, scale, DROPOUT: tl.c
     p = tl.exp2(s * scale - highest[:, None])
     total += tl.sum(p, 1)
     if DROPOUT:
-        # Not a constant 0, or the compiler chooses after rounding to 16 bits, at thrice the cost.
+        # Not a constant 0: the compiler would choose after rounding to 16 bits, and unpack and pack again for that.
         p = tl.where(_kept(draws, row, first + tl.arange(0, v.shape[0])), p, scale - scale)
     return total, _dot(p.to(v.dtype), v, acc)
 

@@ -20,10 +20,19 @@ VARIABLE = "IMAGEBERT_KERNELS"
 _chosen: Choice = "auto"
 
 
-def choose(choice: Choice) -> None:
-    """Sets the choice for this process: the recipe's key `engine.kernels`."""
+def choose(choice: Choice, device: torch.device) -> None:
+    """Sets the choice for this process, whose work is on `device`: the recipe's key `engine.kernels`.
+
+    Raises:
+        ValueError: the environment variable holds no choice, or the kernels are forced where they cannot run.
+    """
     global _chosen
     _chosen = choice
+    if _choice() == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"engine.kernels or {VARIABLE} is triton, but there is no GPU: choose auto, or set TRITON_INTERPRET=1 for "
+            "Triton's interpreter, which is slow"
+        )
 
 
 def uses_kernels(tensor: Tensor) -> bool:
@@ -32,9 +41,14 @@ def uses_kernels(tensor: Tensor) -> bool:
     Raises:
         ValueError: the environment variable holds no choice.
     """
-    choice = os.environ.get(VARIABLE, _chosen)
-    if choice not in get_args(Choice):
-        raise ValueError(f"{VARIABLE}={choice}: give one of {', '.join(get_args(Choice))}")
+    choice = _choice()
     if choice == "auto":
         return tensor.device.type == "cuda" and tensor.dtype in (torch.bfloat16, torch.float16)
     return choice == "triton" and tensor.dtype != torch.float64
+
+
+def _choice() -> str:
+    choice = os.environ.get(VARIABLE, _chosen)
+    if choice not in get_args(Choice):
+        raise ValueError(f"{VARIABLE}={choice}: give one of {', '.join(get_args(Choice))}")
+    return choice

@@ -365,13 +365,21 @@ def test_who_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         return [backend.uses_kernels(tensor) for tensor in everywhere]  # type: ignore[arg-type]
 
     assert who() == [False, False, False, True, False]
-    backend.choose("reference")
+    backend.choose("reference", cuda.device)
     assert who() == [False] * 5
     monkeypatch.setenv(backend.VARIABLE, "triton")
     assert who() == [True, True, False, True, True]
     monkeypatch.setenv(backend.VARIABLE, "cuda")
     with pytest.raises(ValueError, match="IMAGEBERT_KERNELS=cuda: give one of auto, reference, triton"):
         who()
+
+
+def test_kernels_cannot_be_forced_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_chosen", "auto")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv(backend.VARIABLE, "triton")
+    with pytest.raises(ValueError, match="is triton, but there is no GPU: choose auto, or set TRITON_INTERPRET=1"):
+        backend.choose("auto", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("separate", [False, True])

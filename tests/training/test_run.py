@@ -245,6 +245,14 @@ def test_options_train_too(recipe: list[str], tmp_path: Path, overrides: list[st
         assert list((tmp_path / "run/monitor").rglob("events.out.tfevents*"))
 
 
+def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path) -> None:
+    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4"]
+    for kernels in ("reference", "triton"):  # Triton's interpreter
+        run(load_recipe(RECIPE, [*few, f"output={tmp_path / kernels}", f"engine.kernels={kernels}"]))
+    assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "reference"), rel=1e-5)
+    assert losses(tmp_path / "triton") != losses(tmp_path / "reference")
+
+
 def test_golden_losses(recipe: list[str], tmp_path: Path) -> None:
     """A refactoring leaves these lines alone; a change of numerics moves them in a commit of its own."""
     run(load_recipe(RECIPE, [*recipe, "schedule.steps=8"]))
