@@ -45,6 +45,7 @@ class Configuration(NamedTuple):
     tiling: attention.Tiling
     dropout: bool
     chip: Chip
+    dtype: str = "bf16"
 
 
 class Compiled(NamedTuple):
@@ -61,12 +62,12 @@ class Compiled(NamedTuple):
 
 def shipped() -> list[Configuration]:
     return [
-        Configuration(kernel, size, tiling, dropout, chip)
+        Configuration(kernel, size, tiling, dropout, chip, dtype)
+        for dtype, dropout in (("bf16", True), ("bf16", False), ("fp16", True))
         for chip in CHIPS
         for kernel, tilings in (("forward", attention.forward_tilings), ("backward", attention.backward_tilings))
         for size in attention.HEAD_SIZES
         for tiling in tilings(size, chip.capability >= 90)
-        for dropout in (True, False)
     ]
 
 
@@ -87,7 +88,7 @@ def _compile(configuration: Configuration) -> Compiled:
         **tiling.constants(),
     }
     names = function.arg_names
-    signature = {name: "constexpr" if name in constants else _type(name) for name in names}
+    signature = {name: "constexpr" if name in constants else _type(name, configuration.dtype) for name in names}
     # As at run time: tensors and strides are multiples of 16 bytes and elements.
     aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n.endswith("stride")]
     source = ASTSource(
@@ -120,9 +121,9 @@ def _compile(configuration: Configuration) -> Compiled:
     )
 
 
-def _type(name: str) -> str:
+def _type(name: str, dtype: str) -> str:
     known = {"query_ends": "*i32", "key_ends": "*i32", "logsumexp": "*fp32", "seed": "*i64", "scale": "fp32"}
-    return known.get(name, "i32" if name.endswith("stride") or name in ("all_rows", "threshold") else "*bf16")
+    return known.get(name, "i32" if name.endswith("stride") or name in ("all_rows", "threshold") else f"*{dtype}")
 
 
 def _programs(chip: Chip, registers: int, shared_memory: int, warps: int) -> int:
@@ -166,6 +167,7 @@ def as_plain(configuration: Configuration, result: Compiled) -> dict[str, Any]:
         "head_size": configuration.head_size,
         "held": configuration.tiling.held,
         "dropout": configuration.dropout,
+        "dtype": configuration.dtype,
         "tiling": configuration.tiling._asdict(),
         **result._asdict(),
     }

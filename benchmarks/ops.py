@@ -387,11 +387,14 @@ def static() -> dict[str, Any]:
 
     configurations = shipped()
     results = [as_plain(c, r) for c, r in zip(configurations, compile_all(configurations), strict=True)]
-    columns = "sm kernel D holds dropout registers spills shared-kB programs/SM products HGMMA HMMA 16-byte-loads loop"
+    columns = (
+        "sm kernel D holds type dropout registers spills shared-kB programs/SM products HGMMA HMMA 16-byte-loads loop"
+    )
     table = Table(*columns.split(), title="Compiled")
     for r in results:
         table.add_row(
-            *map(str, (r["capability"], r["kernel"], r["head_size"], r["held"], "yes" if r["dropout"] else "no")),
+            *map(str, (r["capability"], r["kernel"], r["head_size"], r["held"], r["dtype"])),
+            "yes" if r["dropout"] else "no",
             *map(str, (r["registers"], r["spills"], r["shared_memory"] // 1024, r["programs"])),
             f"{r['products_on_matrix_units']}/{r['products']}",
             *map(str, (r["matrix_instructions"]["HGMMA"], r["matrix_instructions"]["HMMA"])),
@@ -429,8 +432,8 @@ def floor(shape: Shape, direction: str, compiled: list[dict[str, Any]]) -> dict[
     (found,) = (
         c
         for c in compiled
-        if (c["capability"], c["kernel"], c["head_size"], c["held"], c["dropout"])
-        == (90, direction, SIZE, tiling.held, True)
+        if (c["capability"], c["kernel"], c["head_size"], c["held"], c["dtype"], c["dropout"])
+        == (90, direction, SIZE, tiling.held, "bf16", True)
     )
     elements, issued = 0, 0.0
     for n in shape.lengths:
