@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,14 @@ def compile_all(configurations: list[Configuration]) -> list[Compiled]:
     os.environ.pop("TRITON_INTERPRET", None)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_compile, configurations))
+
+
+def compile_ahead(configurations: list[Configuration]) -> None:
+    """Fills Triton's cache; what does not compile is passed over."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for future in [pool.submit(_compile, configuration) for configuration in configurations]:
+            with suppress(Exception):
+                future.result()
 
 
 def _compile(configuration: Configuration) -> Compiled:

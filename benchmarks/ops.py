@@ -1,6 +1,7 @@
 """Microbenchmarks of the kernels, beside what else there is, in one run.
 
     python -m benchmarks.ops [--json FILE] [--plots FOLDER]     on a GPU
+    python -m benchmarks.ops --tune MIX [--json FILE]           on a GPU: all tilings that could hold its pairs
     python -m benchmarks.ops --static [--json FILE]             without one
 
 Attention: ours, PyTorch eager and torch.compile (padded), padded scaled_dot_product_attention (flash, memory-efficient,
@@ -15,6 +16,7 @@ instructions take at least on an H200: the largest is a prediction's lower bound
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from functools import lru_cache
@@ -113,6 +115,11 @@ def make_inputs(shape: Shape, seed: int) -> Inputs:
     real = places < lengths[:, None]
     rows = torch.where(real, ends[:-1, None] + places, 0)
     return Inputs(normal(shape.tokens, 3), normal(shape.tokens), ends.int(), max(shape.lengths), rows, real)
+
+
+def make_sets(shape: Shape) -> list[Inputs]:
+    """So many that none is left in the L2 cache (60 MB) when its turn comes again."""
+    return [make_inputs(shape, seed) for seed in range(max(2, min(32, int(4e8 / shape.bytes("forward")))))]
 
 
 # A candidate prepares one set of inputs and gives two calls: forward, and backward of a forward done before.
@@ -284,10 +291,8 @@ def measure(shape: Shape, name: str) -> dict[str, Any]:
     row |= {"tokens": shape.tokens}
     try:
         torch.cuda.empty_cache()
-        # Enough sets that none is left in the L2 cache (60 MB) when its turn comes again.
-        sets = max(2, min(8, int(4e8 / shape.bytes("forward"))))
         with torch.cuda.stream(_stream()):
-            inputs = [make_inputs(shape, seed) for seed in range(sets)]
+            inputs = make_sets(shape)
             used = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             pairs = [CANDIDATES[name](one) for one in inputs]
@@ -378,6 +383,59 @@ def _plot(rows: list[dict[str, Any]], limits: dict[str, float], folder: Path) ->
         plt.close(figure)
 
 
+# ------------------------------------------------------------------------------------------------------------- tune
+
+
+def tune(mix: str) -> dict[str, Any]:
+    """Seconds of ours with every tiling that could hold the mix's pairs, fastest first; base, 256 pairs.
+
+    What is fastest goes into the tables of attention.py, after the compile gate.
+    """
+    from benchmarks.compiled import CHIPS, Configuration, compile_ahead
+
+    where = shape(mix, "base", 256)
+    tilings = {direction: _tilings(direction, max(where.lengths)) for direction in _DIRECTIONS}
+    # Before anything touches the GPU: processes are forked.
+    compile_ahead([Configuration(d, SIZE, t, True, CHIPS[-1]) for d in _DIRECTIONS for t in tilings[d]])
+    with torch.cuda.stream(_stream()):
+        sets = [ours(one) for one in make_sets(where)]
+    shipped = (attention._HOPPER_FORWARD[SIZE], attention._HOPPER_BACKWARD[SIZE])
+    found: dict[str, Any] = {}
+    for number, direction in enumerate(_DIRECTIONS):
+        table = (attention._HOPPER_FORWARD, attention._HOPPER_BACKWARD)[number]
+        passes = [one[number] for one in sets]
+        shown = Table("tiling", f"{direction}, us")
+        rows = []
+        for tiling in [attention._fitting(shipped[number], max(where.lengths)), *tilings[direction]]:
+            table[SIZE] = (tiling,)
+            try:
+                rows.append({"tiling": tiling._asdict(), "seconds": seconds(passes)})
+            except Exception as error:  # too much shared memory or too few registers
+                rows.append({"tiling": tiling._asdict(), "error": str(error)[:200]})
+            print(json.dumps(rows[-1]), flush=True)
+        table[SIZE] = shipped[number]
+        for row in sorted((r for r in rows if "seconds" in r), key=lambda r: r["seconds"])[:12]:
+            shown.add_row(str(tuple(row["tiling"].values())), f"{row['seconds'] * 1e6:.1f}")
+        Console(width=140).print(shown)
+        found[direction] = rows
+    return {"mix": mix, "tilings": found}
+
+
+def _tilings(direction: str, longest: int) -> list[attention.Tiling]:
+    tilings = []
+    for tile in (32, 64, 128):
+        full, rest = divmod(longest, tile)
+        tail = 0 if rest == 0 else max(16, 2 ** (rest - 1).bit_length())
+        # The rest as a tail, or as one more tile; a tail alone is a tile.
+        cuts = {(full, tail), (full + (rest > 0), 0)} - {(0, tail)} - {(full, tile)}
+        blocks = (64, 128) if direction == "forward" else (16, 32, 64)
+        for (tiles, short), block, stages in itertools.product(sorted(cuts), blocks, (1, 2)):
+            warps = 8 if 128 in (tile, block) else 4
+            for registers in (None, 128 if warps == 8 else 168):
+                tilings.append(attention.Tiling(block, tile, tiles, short, warps, stages, registers))
+    return tilings
+
+
 # ----------------------------------------------------------------------------------------------------------- static
 
 
@@ -466,16 +524,19 @@ def floor(shape: Shape, direction: str, compiled: list[dict[str, Any]]) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--static", action="store_true", help="compile only; needs no GPU")
+    parser.add_argument("--tune", choices=MIXES, help="time all tilings that could hold this mix")
     parser.add_argument("--pairs", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plots", type=Path, help="folder for PNG files")
     parsed = parser.parse_args()
     if parsed.static:
         publish(static(), [], parsed.json)
-    elif torch.cuda.is_available():
-        publish(*on_gpu(parsed.plots, parsed.pairs), parsed.json)
-    else:
+    elif not torch.cuda.is_available():
         parser.exit(2, "no GPU here: --static shows what needs none\n")
+    elif parsed.tune:
+        publish(tune(parsed.tune), [], parsed.json)
+    else:
+        publish(*on_gpu(parsed.plots, parsed.pairs), parsed.json)
 
 
 if __name__ == "__main__":
