@@ -272,8 +272,8 @@ def _load_queries(tensors, strides, draws, start, rows, ROWS: tl.constexpr, D: t
     if DROPOUT:
         delta *= (_DROPOUT_STEPS - threshold) / _DROPOUT_STEPS
     row = start + tl.arange(0, ROWS)
-    # Infinity: rows beyond the sequence get weights of zero.
-    normaliser = tl.load(logsumexp + row, mask=row < rows, other=float("inf")) * _LOG2_E
+    # Rows beyond the sequence have any finite weights: their dO is zero, and so is all that they add.
+    normaliser = tl.load(logsumexp + row, mask=row < rows, other=0.0) * _LOG2_E
     return q, do, normaliser, delta
 
 
@@ -435,7 +435,10 @@ def backward_kernel(
 
 
 class Tiling(NamedTuple):
-    """How a kernel is cut for one head size, longest sequence and chip: chosen by `benchmarks/ops.py`."""
+    """How a kernel is cut for one head size, longest sequence and chip.
+
+    Chosen by what `benchmarks/ops.py --static` shows; `--tune` will choose on a GPU.
+    """
 
     block: int  # rows of the side that is walked over, in one turn
     tile: int  # rows of a tile of the side that is held
@@ -460,7 +463,8 @@ class Tiling(NamedTuple):
 
 HEAD_SIZES = (32, 64, 128)
 
-# Shortest first: the first that holds the longest sequence is taken, else the last. None of them spills registers.
+# Shortest first: the first that holds the longest sequence is taken, else the last. None spills a register, with
+# Triton 3.6, 3.7 and 3.9.
 _HOPPER_FORWARD = {
     32: (Tiling(64, 32, 1, 0, 4), Tiling(64, 64, 1, 0, 4), Tiling(64, 64, 2, 0, 4), Tiling(64, 64, 2, 32, 4)),
     64: (
