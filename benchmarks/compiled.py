@@ -8,10 +8,13 @@ the loads are, and how many instructions the longest loop has: what a turn over 
 from __future__ import annotations
 
 import collections
+import importlib
+import itertools
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +24,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imagebert_kernels import attention
+from imagebert_kernels import (
+    attention,
+    classification,
+    embedding,
+    gelu,
+    layer_norm,
+    masking,
+    region_projection,
+    region_regression,
+)
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _HEADS = {32: 12, 64: 12, 128: 16}  # any number does; these are common
@@ -41,12 +53,23 @@ CHIPS = (Chip(80, 166912, 167936), Chip(90, 232448, 233472))
 
 
 class Configuration(NamedTuple):
-    kernel: str  # forward or backward
-    head_size: int
-    tiling: attention.Tiling
-    dropout: bool
+    """One kernel as it is started for one size, chip and type."""
+
+    operation: str  # the file of kernels/imagebert_kernels/
+    kernel: str  # forward, backward, ...
+    size: int  # of a head, or H, I, F or V
+    constants: dict[str, int]
+    options: dict[str, int]
     chip: Chip
+    dropout: bool = False
     dtype: str = "bf16"
+    held: int = 0  # attention only: the longest sequence that is held at once
+    features: str = "i8"  # the type of stored features
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Triton's type of each argument that is not told by its name alone."""
+        return _TYPES.get(self.operation, {}) | {"features": f"*{self.features}"}
 
 
 class Compiled(NamedTuple):
@@ -61,15 +84,88 @@ class Compiled(NamedTuple):
     longest_loop: int  # instructions of one turn
 
 
+# Arguments by name; all others are tensors of the configuration's type.
+_NAMES = {
+    "i32": ("all_rows", "threshold", "rows", "items", "entries", "masked_rows", "mask_word", "vocabulary"),
+    "i64": ("mask_state", "change_state", "word_state", "masked_rate", "mask_rate", "random_rate", "zeroed_rate"),
+    "fp32": ("scale", "epsilon"),
+    "*fp32": ("logsumexp", "mean", "deviation", "sums", "parts", "losses", "scales", "boxes"),
+    "*i32": ("query_ends", "key_ends"),
+    "*i64": ("seed", "identifiers", "tokens", "position_ids", "token_type_ids", "regions", "labels"),
+}
+_TYPES: dict[str, dict[str, str]] = {
+    "region_projection": {"zeroed": "*i1"},
+    "region_regression": {"rows": "*i64"},
+    "classification": {"rows": "*i64"},
+    "masking": dict.fromkeys(("words", "samples", "places", "seen"), "*i64") | {"masked": "*i1", "zeroed": "*i1"},
+}
+_HIDDEN = {"base": 768, "large": 1024, "xl": 1600}
+_FEATURES, _WORDS, _CLASSES = 2048, 30522, 1600
+
+
 def shipped() -> list[Configuration]:
-    return [
-        Configuration(kernel, size, tiling, dropout, chip, dtype)
-        for dtype, dropout in (("bf16", True), ("bf16", False), ("fp16", True))
-        for chip in CHIPS
-        for kernel, tilings in (("forward", attention.forward_tilings), ("backward", attention.backward_tilings))
-        for size in attention.HEAD_SIZES
-        for tiling in tilings(size, chip.capability >= 90)
-    ]
+    """Every configuration that training in bf16 and fp16 starts."""
+    return [c for chip in CHIPS for c in (*_attention(chip), *_rows(chip), *_products(chip), *_others(chip))]
+
+
+def attention_configuration(
+    kernel: str, size: int, tiling: attention.Tiling, dropout: bool, chip: Chip, dtype: str = "bf16"
+) -> Configuration:
+    constants = {"N": _HEADS[size], "D": size, "DROPOUT": dropout, **tiling.constants()}
+    return Configuration("attention", kernel, size, constants, tiling.options(), chip, dropout, dtype, tiling.held)
+
+
+def _attention(chip: Chip) -> Iterator[Configuration]:
+    for dtype, dropout in (("bf16", True), ("bf16", False), ("fp16", True)):
+        for kernel, tilings in (("forward", attention.forward_tilings), ("backward", attention.backward_tilings)):
+            for size in attention.HEAD_SIZES:
+                for tiling in tilings(size, chip.capability >= 90):
+                    yield attention_configuration(kernel, size, tiling, dropout, chip, dtype)
+
+
+def _rows(chip: Chip) -> Iterator[Configuration]:
+    """What is done to rows of H, and to rows of I = 4 H."""
+    for size, (kernel, backward), dropout in itertools.product(
+        _HIDDEN.values(), (("forward", False), ("backward", True)), (True, False)
+    ):
+        constants, options = _cut(layer_norm.tiling(size, backward))
+        constants["DROPOUT"] = dropout
+        yield Configuration("layer_norm", kernel, size, constants, options, chip, dropout)
+        for words in (True, False):
+            yield Configuration("embedding", kernel, size, {**constants, "WORDS": words}, options, chip, dropout)
+        if not dropout:
+            yield Configuration("gelu", kernel, 4 * size, *_cut(gelu.tiling(4 * size, backward)), chip)
+
+
+def _products(chip: Chip) -> Iterator[Configuration]:
+    for size in _HIDDEN.values():
+        for features in ("i8", "fp16", "fp32"):
+            for kernel in ("forward", "backward"):
+                cut = region_projection.tiling(kernel == "backward")
+                constants = {"COLUMNS": size, "INNER": _FEATURES, **cut.constants()}
+                yield Configuration(
+                    "region_projection", kernel, size, constants, cut.options(), chip, features=features
+                )
+                cut = region_regression.TILING
+                constants = {"COLUMNS": _FEATURES, "INNER": size, **cut.constants()}
+                yield Configuration(
+                    "region_regression", kernel, size, constants, cut.options(), chip, features=features
+                )
+        constants, options = _cut(embedding.table_tiling())
+        yield Configuration("embedding", "table", size, {"COLUMNS": size, **constants}, options, chip)
+
+
+def _others(chip: Chip) -> Iterator[Configuration]:
+    for size in (_WORDS, _CLASSES):
+        yield Configuration("classification", "softmax", size, *_cut(classification.tiling(size)), chip)
+    yield Configuration("masking", "words", 0, *_cut(masking.tiling()), chip)
+    yield Configuration("masking", "regions", 0, *_cut(masking.tiling()), chip)
+
+
+def _cut(launch: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Constants and options of a launch."""
+    options = {name: value for name, value in launch.items() if name.startswith("num_")}
+    return {name: value for name, value in launch.items() if name not in options}, options
 
 
 def compile_all(configurations: list[Configuration]) -> list[Compiled]:
@@ -88,16 +184,10 @@ def compile_ahead(configurations: list[Configuration]) -> None:
 
 
 def _compile(configuration: Configuration) -> Compiled:
-    function = getattr(attention, configuration.kernel + "_kernel")
-    tiling, chip = configuration.tiling, configuration.chip
-    constants = {
-        "N": _HEADS[configuration.head_size],
-        "D": configuration.head_size,
-        "DROPOUT": configuration.dropout,
-        **tiling.constants(),
-    }
-    names = function.arg_names
-    signature = {name: "constexpr" if name in constants else _type(name, configuration.dtype) for name in names}
+    module = importlib.import_module(f"imagebert_kernels.{configuration.operation}")
+    function = getattr(module, configuration.kernel + "_kernel")
+    chip, constants, names = configuration.chip, configuration.constants, function.arg_names
+    signature = {name: "constexpr" if name in constants else _type(name, configuration) for name in names}
     # As at run time: tensors and strides are multiples of 16 bytes and elements.
     aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n.endswith("stride")]
     source = ASTSource(
@@ -106,7 +196,7 @@ def _compile(configuration: Configuration) -> Compiled:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    kernel = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=tiling.options())
+    kernel = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=configuration.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -121,7 +211,7 @@ def _compile(configuration: Configuration) -> Compiled:
         registers,
         spills,
         kernel.metadata.shared,
-        _programs(chip, registers, kernel.metadata.shared, tiling.warps),
+        _programs(chip, registers, kernel.metadata.shared, kernel.metadata.num_warps),
         len(products),
         sum(layout.startswith("#mma") for layout in products),
         {unit: _count(operations, unit) for unit in ("HGMMA", "HMMA")},
@@ -130,9 +220,11 @@ def _compile(configuration: Configuration) -> Compiled:
     )
 
 
-def _type(name: str, dtype: str) -> str:
-    known = {"query_ends": "*i32", "key_ends": "*i32", "logsumexp": "*fp32", "seed": "*i64", "scale": "fp32"}
-    return known.get(name, "i32" if name.endswith("stride") or name in ("all_rows", "threshold") else f"*{dtype}")
+def _type(name: str, configuration: Configuration) -> str:
+    if name in configuration.types:
+        return configuration.types[name]
+    known = next((kind for kind, names in _NAMES.items() if name in names), f"*{configuration.dtype}")
+    return "i32" if name.endswith("stride") else known
 
 
 def _programs(chip: Chip, registers: int, shared_memory: int, warps: int) -> int:
@@ -170,13 +262,6 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def as_plain(configuration: Configuration, result: Compiled) -> dict[str, Any]:
-    return {
-        "kernel": configuration.kernel,
-        "capability": configuration.chip.capability,
-        "head_size": configuration.head_size,
-        "held": configuration.tiling.held,
-        "dropout": configuration.dropout,
-        "dtype": configuration.dtype,
-        "tiling": configuration.tiling._asdict(),
-        **result._asdict(),
-    }
+    described = configuration._asdict()
+    described["capability"] = described.pop("chip").capability
+    return {**described, **result._asdict()}

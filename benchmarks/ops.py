@@ -391,12 +391,12 @@ def tune(mix: str) -> dict[str, Any]:
 
     What is fastest goes into the tables of attention.py, after the compile gate.
     """
-    from benchmarks.compiled import CHIPS, Configuration, compile_ahead
+    from benchmarks.compiled import CHIPS, attention_configuration, compile_ahead
 
     where = shape(mix, "base", 256)
     tilings = {direction: _tilings(direction, max(where.lengths)) for direction in _DIRECTIONS}
     # Before anything touches the GPU: processes are forked.
-    compile_ahead([Configuration(d, SIZE, t, True, CHIPS[-1]) for d in _DIRECTIONS for t in tilings[d]])
+    compile_ahead([attention_configuration(d, SIZE, t, True, CHIPS[-1]) for d in _DIRECTIONS for t in tilings[d]])
     with torch.cuda.stream(_stream()):
         sets = [ours(one) for one in make_sets(where)]
     shipped = (attention._HOPPER_FORWARD[SIZE], attention._HOPPER_BACKWARD[SIZE])
@@ -446,19 +446,21 @@ def static() -> dict[str, Any]:
     configurations = shipped()
     results = [as_plain(c, r) for c, r in zip(configurations, compile_all(configurations), strict=True)]
     columns = (
-        "sm kernel D holds type dropout registers spills shared-kB programs/SM products HGMMA HMMA 16-byte-loads loop"
+        "sm operation kernel size holds type features dropout registers spills shared-kB programs/SM products HGMMA "
+        "HMMA 16-byte-loads loop"
     )
     table = Table(*columns.split(), title="Compiled")
     for r in results:
         table.add_row(
-            *map(str, (r["capability"], r["kernel"], r["head_size"], r["held"], r["dtype"])),
+            *map(str, (r["capability"], r["operation"], r["kernel"], r["size"], r["held"] or "")),
+            *(r["dtype"], r["features"] if r["operation"].startswith("region") else ""),
             "yes" if r["dropout"] else "no",
             *map(str, (r["registers"], r["spills"], r["shared_memory"] // 1024, r["programs"])),
             f"{r['products_on_matrix_units']}/{r['products']}",
             *map(str, (r["matrix_instructions"]["HGMMA"], r["matrix_instructions"]["HMMA"])),
             *map(str, (sum(n for name, n in r["loads"].items() if name.endswith(".128")), r["longest_loop"])),
         )
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
     floors = [floor(shape(mix, model, 256), d, results) for mix in MIXES for model in HEADS for d in _DIRECTIONS]
     columns = "mix model direction tokens MB GFLOP memory-us matrix-us issue-us kB-under-way/SM limit"
@@ -490,8 +492,8 @@ def floor(shape: Shape, direction: str, compiled: list[dict[str, Any]]) -> dict[
     (found,) = (
         c
         for c in compiled
-        if (c["capability"], c["kernel"], c["head_size"], c["held"], c["dtype"], c["dropout"])
-        == (90, direction, SIZE, tiling.held, "bf16", True)
+        if (c["operation"], c["capability"], c["kernel"], c["size"], c["held"], c["dtype"], c["dropout"])
+        == ("attention", 90, direction, SIZE, tiling.held, "bf16", True)
     )
     elements, issued = 0, 0.0
     for n in shape.lengths:

@@ -13,7 +13,6 @@ GATES = {
     "deepspeed": {"imagebert/engine/engine.py"},
     "yaml": {"imagebert/config.py"},
     "onnxruntime": {"imagebert/regions/networks.py"},
-    "triton": {"kernels/imagebert_kernels/attention.py"},
     "mpi4py": set(),
     "apex": set(),
 }
@@ -41,6 +40,13 @@ def test_one_gate_per_third_party() -> None:
             if pattern.search(p.read_text())
         }
         assert users == gates, module
+
+
+def test_triton_stays_among_the_kernels() -> None:
+    users = [
+        p for p in (ROOT / "imagebert").rglob("*.py") if re.search(r"^\s*(import|from) triton\b", p.read_text(), re.M)
+    ]
+    assert users == []
 
 
 def test_help_imports_nothing_heavy() -> None:

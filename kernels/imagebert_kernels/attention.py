@@ -25,7 +25,7 @@ Programs start in the order of the batch: put long sequences first, and no multi
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -35,11 +35,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from imagebert_kernels.backend import uses_kernels
+from imagebert_kernels import checks
+from imagebert_kernels.backend import is_hopper, uses_kernels
+from imagebert_kernels.dropout import DROPOUT_STEPS, draw_seed, dropout_threshold, philox
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
-_DROPOUT_STEPS = tl.constexpr(256)  # dropout is a multiple of 1/256: one random byte per weight decides
 
 
 # ------------------------------------------------------------------------------------------- shared by both kernels
@@ -64,23 +65,6 @@ def _store_rows(pointer, stride, start, end, tile, ROWS: tl.constexpr, D: tl.con
 
 
 @triton.jit
-def _philox(seed, c0, c1, c2):
-    """Philox 4x32-7 of the counter (c0, c1, c2, 0) (Salmon et al., 2011): four words; 7 rounds pass all their tests.
-
-    As tl.philox, but each 64-bit product is one instruction, not two for its halves.
-    """
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    c0, c1, c2 = c0.to(tl.uint32), c1.to(tl.uint32), c2.to(tl.uint32)
-    c3 = tl.zeros_like(c2)
-    for _ in tl.static_range(7):
-        left, right = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
-        c0, c1 = (right >> 32).to(tl.uint32) ^ c1 ^ k0, right.to(tl.uint32)
-        c2, c3 = (left >> 32).to(tl.uint32) ^ c3 ^ k1, left.to(tl.uint32)
-        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
 def _kept(draws, query, key):
     """Which weights dropout keeps [queries, keys], a function of (seed, head, packed row of the query, key) alone.
 
@@ -89,7 +73,7 @@ def _kept(draws, query, key):
     The key is the counter's first word: the first round's products are then shared by all rows.
     """
     seed, head, threshold = draws
-    a, b, c, d = _philox(seed, ((key >> 6) * 4 + ((key >> 1) & 3))[None, :], query[:, None], head)
+    a, b, c, d = philox(seed, ((key >> 6) * 4 + ((key >> 1) & 3))[None, :], query[:, None], head)
     byte = (((key >> 3) & 7) * 2 + (key & 1))[None, :]
     word = byte >> 2
     bits = tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d)))
@@ -133,7 +117,7 @@ def _write_out(out, logsumexp, stride, start, rows, total, acc, highest, draws, 
     _, _, threshold = draws
     factor = 1 / total
     if DROPOUT:
-        factor *= _DROPOUT_STEPS / (_DROPOUT_STEPS - threshold)
+        factor *= DROPOUT_STEPS / (DROPOUT_STEPS - threshold)
     _store_rows(out, stride, start, rows, acc * factor[:, None], acc.shape[0], acc.shape[1])
     row = start + tl.arange(0, acc.shape[0])
     tl.store(logsumexp + row, (highest + tl.log2(total)) * _LN_2, mask=row < rows)
@@ -270,7 +254,7 @@ def _load_queries(tensors, strides, draws, start, rows, ROWS: tl.constexpr, D: t
     do = _load_rows(grad_out, out_stride, start, rows, ROWS, D)
     delta = tl.sum(_load_rows(out, out_stride, start, rows, ROWS, D).to(tl.float32) * do.to(tl.float32), 1)
     if DROPOUT:
-        delta *= (_DROPOUT_STEPS - threshold) / _DROPOUT_STEPS
+        delta *= (DROPOUT_STEPS - threshold) / DROPOUT_STEPS
     row = start + tl.arange(0, ROWS)
     # Rows beyond the sequence have any finite weights: their dO is zero, and so is all that they add.
     normaliser = tl.load(logsumexp + row, mask=row < rows, other=0.0) * _LOG2_E
@@ -417,7 +401,7 @@ def backward_kernel(
     strides = (query_stride, key_stride, N * D, grad_query_stride, grad_key_stride)
     lengths = (first_row, rows, length)
     draws = (tl.load(seed) if DROPOUT else 0, head, threshold)
-    factor = _DROPOUT_STEPS / (_DROPOUT_STEPS - threshold) if DROPOUT else 1.0
+    factor = DROPOUT_STEPS / (DROPOUT_STEPS - threshold) if DROPOUT else 1.0
     for count in tl.static_range(1, TILES + 1 + (TAIL > 0)):
         # Of the first, no queries are a case too: their keys have gradients all the same, zeros.
         if (rows > (count - 1) * TILE - (count == 1)) & (
@@ -511,16 +495,6 @@ def _fitting(tilings: tuple[Tiling, ...], longest: int) -> Tiling:
     return next((tiling for tiling in tilings if tiling.held >= longest), tilings[-1])
 
 
-@lru_cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def dropout_threshold(dropout: float) -> int:
-    """The random byte below which a weight is dropped: dropout in steps of 1/256, never rounded to none or all."""
-    return min(max(round(dropout * 256), 1), 255) if dropout > 0 else 0
-
-
 # --------------------------------------------------------------------------------------------- PyTorch's two operators
 #
 # The public function below checks the arguments; the operators are what torch.compile sees, one node each.
@@ -536,7 +510,7 @@ def _forward(packed, queries, cu_seqlens, query_cu_seqlens, max_seqlen, scale, d
     queries, keys, values = _parts(packed, queries)
     rows, heads, size = queries.shape
     out, logsumexp = _forward_outputs(packed, queries)
-    tiling = _fitting(forward_tilings(size, _is_hopper(packed.device)), max_seqlen)
+    tiling = _fitting(forward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
         forward_kernel[((len(cu_seqlens) - 1) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, seed,
@@ -564,7 +538,7 @@ def _backward(
     into_queries, into_keys, into_values = _parts(grad_packed, None if queries is None else grad_queries)
     queries, keys, values = _parts(packed, queries)
     rows, heads, size = queries.shape
-    tiling = _fitting(backward_tilings(size, _is_hopper(packed.device)), max_seqlen)
+    tiling = _fitting(backward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
         backward_kernel[((len(cu_seqlens) - 1) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, grad_out.contiguous(), seed,
@@ -723,7 +697,7 @@ def packed_attention(
     _check(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
     if not uses_kernels(packed) or packed.shape[-1] not in HEAD_SIZES:
         return packed_attention_reference(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
-    seed = torch.randint(2**63 - 1, (1,), device=packed.device) if dropout > 0 else None
+    seed = draw_seed(dropout, packed.device)
     ends = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
     out, _ = _forward(packed, queries, cu_seqlens, ends, max_seqlen, scale, dropout, seed)
     return out
@@ -737,10 +711,7 @@ def _check(
     queries: Tensor | None,
     query_cu_seqlens: Tensor | None,
 ) -> None:
-    def must(holds: bool, name: str, found: object, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"packed_attention: {name} is {found}; it must be {wanted}")
-
+    must = partial(checks.must, "packed_attention")
     parts = 3 if queries is None else 2
     shape, size = tuple(packed.shape), tuple(packed.shape[2:])
     must(packed.dim() == 4 and shape[1] == parts, "the shape of packed", shape, f"[T, {parts}, N, D]")

@@ -9,6 +9,7 @@ variable IMAGEBERT_KERNELS, where it is set, wins over `choose`.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -52,3 +53,19 @@ def _choice() -> str:
     if choice not in get_args(Choice):
         raise ValueError(f"{VARIABLE}={choice}: give one of {', '.join(get_args(Choice))}")
     return choice
+
+
+def programs(device: torch.device) -> int:
+    """How many programs a kernel starts whose programs walk over rows and keep sums: two a multiprocessor."""
+    return 2 * _multiprocessors(device) if device.type == "cuda" else 4
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def is_hopper(device: torch.device) -> bool:
+    """Compute capability 9.0 or above. The interpreter passes for one."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)

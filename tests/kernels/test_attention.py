@@ -1,11 +1,7 @@
-"""Packed attention, kernels and reference, against one sequence at a time in float64.
-
-The kernels run in Triton's interpreter; where that is off and a GPU is there, compiled, and in bfloat16 too.
-"""
+"""Packed attention, kernels and reference, against one sequence at a time in float64."""
 
 from __future__ import annotations
 
-import os
 import types
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,29 +16,15 @@ from torch import Tensor
 
 from imagebert_kernels import attention, backend
 from imagebert_kernels.attention import packed_attention
+from tests.kernels.numerics import DEVICE, GPU, TYPES, philox
 
-GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-DEVICE = torch.device("cuda" if GPU else "cpu")
-# The interpreter's products in bfloat16 are wrong; on a GPU there is no product in float32.
-TYPES = [torch.bfloat16, torch.float16] if GPU else [torch.float32, torch.float16]
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 100, 127, 128, 129, 144, 200, 255, 256, 257, 300, 512]
 SCALE = 0.3
 
 
-@pytest.fixture(params=["triton", "reference"])
-def entry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(backend.VARIABLE, request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(backend.VARIABLE, "triton")
-
-
 @pytest.fixture(params=["hopper"] if GPU else ["hopper", "ampere"])
 def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(attention, "_is_hopper", lambda device: request.param == "hopper")
+    monkeypatch.setattr(attention, "is_hopper", lambda device: request.param == "hopper")
     return
 
 
@@ -196,19 +178,6 @@ def test_lengths_first_seen_in_inference_can_train_later() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout
-
-
-def philox(seed: int, c0: np.ndarray, c1: np.ndarray, c2: int, rounds: int) -> list[np.ndarray]:
-    """Philox 4x32 of Salmon et al., 2011, in 64-bit integers."""
-    low = np.uint64(0xFFFFFFFF)
-    a, b, c, d = (np.asarray(x, np.uint64) for x in np.broadcast_arrays(c0, c1, c2, 0))
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(rounds):
-        left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = (right >> np.uint64(32)) ^ b ^ np.uint64(k0), right & low, (left >> np.uint64(32)) ^ d, left & low
-        c = c ^ np.uint64(k1)
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return [a, b, c, d]
 
 
 def test_philox_gives_the_published_numbers() -> None:
