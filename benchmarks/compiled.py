@@ -96,7 +96,6 @@ _NAMES = {
 _TYPES: dict[str, dict[str, str]] = {
     "region_projection": {"zeroed": "*i1"},
     "region_regression": {"rows": "*i64"},
-    "classification": {"rows": "*i64"},
     "masking": dict.fromkeys(("words", "samples", "places", "seen"), "*i64") | {"masked": "*i1", "zeroed": "*i1"},
 }
 _HIDDEN = {"base": 768, "large": 1024, "xl": 1600}

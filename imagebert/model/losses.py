@@ -1,5 +1,7 @@
 """The losses of pre-training (paper, section 4) and of fine-tuning for retrieval (paper, section 5.3).
 
+Those of masked words and regions are one operation with their head (modeling.py), so that no predictions are stored.
+
 Each returns a *sum* in float32 over this microbatch; whoever trains divides by the count over the global batch, so
 that ranks and accumulation do not change the result. A sum over no rows is a zero that still has a gradient.
 """
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
@@ -40,27 +42,6 @@ class RetrievalLosses(NamedTuple):
 
 def _promoted(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def mlm_loss(logits: Float[Tensor, "M V"], labels: Int[Tensor, " M"]) -> Float[Tensor, ""]:
-    """Cross-entropy to the original word pieces."""
-    return F.cross_entropy(_promoted(logits), labels, reduction="sum")
-
-
-def moc_loss(logits: Float[Tensor, "M C"], labels: Int[Tensor, " M"]) -> Float[Tensor, ""]:
-    """Cross-entropy to the detector's top classes."""
-    return F.cross_entropy(_promoted(logits), labels, reduction="sum")
-
-
-def mrfr_loss(
-    predictions: Float[Tensor, "M F"],
-    features: Float[Tensor, "M F"] | Int[Tensor, "M F"],
-    scales: Float[Tensor, " M"],
-) -> Float[Tensor, ""]:
-    """Squared distance to the detector's features, mean over feature dimensions (our choice; the paper is silent)."""
-    predictions = _promoted(predictions)
-    targets = features.to(predictions.dtype) * scales[:, None]
-    return (predictions - targets).square().mean(dim=1).sum()
 
 
 def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -5,11 +5,13 @@ that a loss or a score reads, and the last layer computes only those (its keys a
 queries, projections and feed-forward the read rows). Every head takes part in every step, if with zero rows, so that
 no rank of a sharded run waits for a gradient that never comes.
 
-Parameters used by a module belong to that very module, since ZeRO-3 gathers them around its forward.
+ZeRO-3 gathers a module's own parameters around its forward. A module that hands parameters of its parts to an operation
+names them in `borrowed_parameters`, and the engine has them gathered too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,21 +23,17 @@ from transformers import PreTrainedModel
 
 from imagebert.batch import PackedBatch
 from imagebert.model.configuration import ImageBertConfig
-from imagebert.model.losses import PretrainingLosses, itm_loss, mlm_loss, moc_loss, mrfr_loss
-from imagebert_kernels import packed_attention
-
-
-class RegionProjection(nn.Linear):
-    """W_v r (paper, section 3) of features that stay as they are stored until the product: scales come after it."""
-
-    def forward(  # type: ignore[override]
-        self,
-        features: Float[Tensor, "R F"] | Int[Tensor, "R F"],
-        scales: Float[Tensor, " R"],
-        zeroed: Tensor,
-    ) -> Float[Tensor, "R H"]:
-        scales = scales.masked_fill(zeroed, 0).to(self.weight.dtype)
-        return F.linear(features.to(self.weight.dtype), self.weight) * scales[:, None] + self.bias
+from imagebert.model.losses import PretrainingLosses, itm_loss
+from imagebert_kernels import (
+    bias_gelu,
+    classification_loss,
+    packed_attention,
+    packed_embedding,
+    project_regions,
+    region_regression_loss,
+    residual_layer_norm,
+    residual_linear,
+)
 
 
 class Embeddings(nn.Module):
@@ -46,24 +44,45 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.region_projection = RegionProjection(config.feature_size, config.hidden_size)
+        self.region_projection = nn.Linear(config.feature_size, config.hidden_size)
         self.location_projection = nn.Linear(5, config.hidden_size)
         # A table of one row: what marks a region as the whole image.
         self.global_image = nn.Embedding(1, config.hidden_size) if config.use_global_image_token else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
+
+    def borrowed_parameters(self) -> Iterator[nn.Parameter]:
+        return self.parameters()
 
     def forward(self, batch: PackedBatch) -> Float[Tensor, "T H"]:
-        words = self.word_embeddings(batch.input_ids)  # [T-R, H]
-        regions = self.region_projection(batch.region_features, batch.region_scales, batch.region_zeroed)
-        regions = regions + self.location_projection(batch.region_boxes.to(words.dtype))  # [R, H]
+        regions = project_regions(
+            batch.region_features,
+            batch.region_scales,
+            batch.region_zeroed,
+            batch.region_boxes,
+            self.region_projection.weight,
+            self.region_projection.bias,
+            self.location_projection.weight,
+            self.location_projection.bias,
+        )
         if self.global_image is not None:
             marks = self.global_image(torch.zeros_like(batch.global_regions))
             regions = regions.index_add(0, batch.global_regions, marks)
-        hidden = self.position_embeddings(batch.position_ids) + self.token_type_embeddings(batch.token_type_ids)
-        hidden = hidden.index_add(0, batch.text_rows, words).index_add(0, batch.region_rows, regions)
-        embedded: Tensor = self.dropout(self.layer_norm(hidden))
-        return embedded
+        return packed_embedding(
+            regions,
+            batch.region_rows,
+            self.word_embeddings.weight,
+            batch.input_ids,
+            batch.text_rows,
+            batch.position_ids,
+            batch.token_type_ids,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            self.layer_norm.weight,
+            self.layer_norm.bias,
+            self.layer_norm.eps,
+            self.dropout if self.training else 0.0,
+        )
 
 
 class Reads(NamedTuple):
@@ -78,13 +97,21 @@ class QueryKeyValue(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Float[Tensor, "T H"], rows: Int[Tensor, " Q"] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Queries, keys and values [T, 3H]; with `rows` keys and values [T, 2H], and queries [Q, H]."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Queries, keys and values [T, 3H], and the residual; with `rows` keys and values [T, 2H], queries [Q, H]."""
         if rows is None:
-            return F.linear(hidden, self.weight, self.bias), None
+            packed, residual = residual_linear(hidden, self.weight, self.bias)
+            return packed, None, residual
         size = self.in_features
-        queries = F.linear(hidden[rows], self.weight[:size], self.bias[:size])
-        return F.linear(hidden, self.weight[size:], self.bias[size:]), queries
+        queries, residual = residual_linear(hidden[rows], self.weight[:size], self.bias[:size])
+        return F.linear(hidden, self.weight[size:], self.bias[size:]), queries, residual
+
+
+class Product(nn.Linear):
+    """A product whose bias is left to what follows it."""
+
+    def forward(self, x: Float[Tensor, "Q I"]) -> Float[Tensor, "Q O"]:
+        return F.linear(x, self.weight)
 
 
 class Layer(nn.Module):
@@ -93,14 +120,18 @@ class Layer(nn.Module):
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
         size, self.heads = config.hidden_size, config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.attention_dropout, self.dropout = config.attention_probs_dropout_prob, config.hidden_dropout_prob
         self.query_key_value = QueryKeyValue(size, 3 * size)
-        self.attention_output = nn.Linear(size, size)
+        self.attention_output = Product(size, size)
         self.attention_layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, size)
+        self.output = Product(config.intermediate_size, size)
         self.output_layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def borrowed_parameters(self) -> Iterator[nn.Parameter]:
+        yield from (self.attention_output.bias, *self.attention_layer_norm.parameters())
+        yield from self.intermediate.parameters()
+        yield from (self.output.bias, *self.output_layer_norm.parameters())
 
     def forward(
         self,
@@ -110,7 +141,7 @@ class Layer(nn.Module):
         reads: Reads | None = None,
     ) -> Float[Tensor, "Q H"]:
         """The layer's output for all rows, or for the read rows only."""
-        packed, queries = self.query_key_value(hidden, None if reads is None else reads.rows)
+        packed, queries, residual = self.query_key_value(hidden, None if reads is None else reads.rows)
         head_size = hidden.shape[1] // self.heads
         context = packed_attention(
             packed.unflatten(1, (-1, self.heads, head_size)),
@@ -121,11 +152,14 @@ class Layer(nn.Module):
             None if queries is None else queries.unflatten(1, (self.heads, head_size)),
             None if reads is None else reads.cu_seqlens,
         )
-        residual = hidden if reads is None else hidden[reads.rows]
-        attended = self.attention_layer_norm(residual + self.dropout(self.attention_output(context.flatten(1))))
-        expanded = self.output(F.gelu(self.intermediate(attended)))
-        output: Tensor = self.output_layer_norm(attended + self.dropout(expanded))
-        return output
+        attended = self._add(self.attention_output, context.flatten(1), residual, self.attention_layer_norm)
+        expanded, residual = residual_linear(attended, self.intermediate.weight)
+        return self._add(self.output, bias_gelu(expanded, self.intermediate.bias), residual, self.output_layer_norm)
+
+    def _add(self, product: Product, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """LN(residual + dropout(product(x))) [Q, H]."""
+        dropout = self.dropout if self.training else 0.0
+        return residual_layer_norm(product(x), product.bias, residual, norm.weight, norm.bias, norm.eps, dropout)
 
 
 class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -155,6 +189,25 @@ class ImageBertModel(ImageBertPreTrainedModel):
         return hidden
 
 
+class Classifier(nn.Linear):
+    """A linear layer and its cross-entropy as one operation: logits are nowhere else."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"] | None, labels: Int[Tensor, " M"]
+    ) -> Float[Tensor, ""]:
+        return classification_loss(hidden, rows, self.weight, self.bias, labels)
+
+
+class Regressor(nn.Linear):
+    """A linear layer and its squared distance to stored features as one operation."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"], batch: PackedBatch
+    ) -> Float[Tensor, ""]:
+        stored = batch.region_features, batch.region_scales, batch.masked_regions
+        return region_regression_loss(hidden, rows, self.weight, self.bias, *stored)
+
+
 class MlmHead(nn.Module):
     """BERT's: transform, then the word table again."""
 
@@ -162,11 +215,14 @@ class MlmHead(nn.Module):
         super().__init__()
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = Classifier(config.hidden_size, config.vocab_size)
 
-    def forward(self, rows: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        logits: Tensor = self.decoder(self.layer_norm(F.gelu(self.transform(rows))))
-        return logits
+    def forward(
+        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"], labels: Int[Tensor, " M"]
+    ) -> Float[Tensor, ""]:
+        transformed = self.layer_norm(F.gelu(self.transform(hidden[rows])))
+        loss: Tensor = self.decoder(transformed, None, labels)
+        return loss
 
 
 class ItmHead(nn.Module):
@@ -194,8 +250,8 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         super().__init__(config)
         self.imagebert = ImageBertModel(config)
         self.mlm = MlmHead(config)
-        self.moc = nn.Linear(config.hidden_size, config.num_region_classes)
-        self.mrfr = nn.Linear(config.hidden_size, config.feature_size)
+        self.moc = Classifier(config.hidden_size, config.num_region_classes)
+        self.mrfr = Regressor(config.hidden_size, config.feature_size)
         self.itm = ItmHead(config)
         self.post_init()
 
@@ -208,15 +264,10 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
     def forward(self, batch: PackedBatch) -> PretrainingLosses:
         """Each task's loss summed over this microbatch; `PretrainingLosses.counts(batch)` are the counts beside it."""
         hidden = self.imagebert(batch, reads_only=True)  # [Q, H]
-        regions = hidden[batch.region_reads]
         return PretrainingLosses(
-            mlm=mlm_loss(self.mlm(hidden[batch.mlm_reads]), batch.mlm_labels),
-            moc=moc_loss(self.moc(regions), batch.moc_labels),
-            mrfr=mrfr_loss(
-                self.mrfr(regions),
-                batch.region_features[batch.masked_regions],
-                batch.region_scales[batch.masked_regions],
-            ),
+            mlm=self.mlm(hidden, batch.mlm_reads, batch.mlm_labels),
+            moc=self.moc(hidden, batch.region_reads, batch.moc_labels),
+            mrfr=self.mrfr(hidden, batch.region_reads, batch),
             itm=itm_loss(self.itm(hidden[batch.cls_reads]), batch.itm_labels),
         )
 

@@ -7,6 +7,7 @@ from imagebert_kernels.gelu import bias_gelu
 from imagebert_kernels.layer_norm import residual_layer_norm
 from imagebert_kernels.region_projection import project_regions
 from imagebert_kernels.region_regression import region_regression_loss
+from imagebert_kernels.residual_linear import residual_linear
 
 __all__ = [
     "bias_gelu",
@@ -16,4 +17,5 @@ __all__ = [
     "project_regions",
     "region_regression_loss",
     "residual_layer_norm",
+    "residual_linear",
 ]

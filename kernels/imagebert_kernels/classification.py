@@ -4,9 +4,9 @@
 
 Layouts, all contiguous:
     hidden          [Q, H]
-    rows            [M] int64 rows of hidden; -1: no row
+    rows            [M] int64 rows of hidden, or None: hidden's own rows one by one
     weight, bias    [V, H], [V]
-    labels          [M] int64
+    labels          [M] int64; -1: no row, whatever else stands there
     loss            [] float32
 
 The logits are one product of cuBLAS, in the type of the weight; there is no float32 copy of them. One kernel reads them
@@ -34,7 +34,6 @@ _ALIGNED = 64
 @triton.jit
 def softmax_kernel(
     logits,  # [M, PADDED], of which COLUMNS are real; the loss' gradient takes their place, zeros that of the others
-    rows,  # [M]
     labels,  # [M]
     losses,  # [M] float32
     COLUMNS: tl.constexpr,  # V
@@ -44,12 +43,12 @@ def softmax_kernel(
     m = tl.program_id(0).to(tl.int64)
     logits += m * PADDED
     column = tl.arange(0, BLOCK)
-    if tl.load(rows + m) < 0:
+    label = tl.load(labels + m)
+    if label < 0:
         for start in tl.range(0, PADDED, BLOCK):
             tl.store(logits + start + column, tl.zeros([BLOCK], logits.dtype.element_ty), mask=start + column < PADDED)
         tl.store(losses + m, 0.0)
     else:
-        label = tl.load(labels + m)
         chosen = tl.load(logits + label).to(tl.float32)
         # Each place of a block has a maximum and a sum of its own: nothing is exchanged before the end.
         highest = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -87,26 +86,30 @@ def tiling(columns: int) -> dict[str, int]:
 @torch.library.custom_op(
     "imagebert::classification_loss",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor rows, Tensor weight, Tensor bias, Tensor labels) -> (Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor? rows, Tensor weight, Tensor bias, Tensor labels) -> (Tensor, Tensor)",
 )
 def _forward(hidden, rows, weight, bias, labels):  # type: ignore[no-untyped-def]
-    grads = _gradients(rows, weight)
-    losses = hidden.new_empty(len(rows), dtype=torch.float32)
-    if len(rows):
-        torch.addmm(bias, hidden[rows.clamp(min=0)], weight.T, out=grads[:, : len(weight)])
+    grads = _gradients(labels, weight)
+    losses = hidden.new_empty(len(labels), dtype=torch.float32)
+    if len(labels):
+        torch.addmm(bias, _chosen(hidden, rows), weight.T, out=grads[:, : len(weight)])
         with torch.cuda.device_of(weight):
-            softmax_kernel[(len(rows),)](grads, rows, labels, losses, **tiling(len(weight)))
+            softmax_kernel[(len(labels),)](grads, labels, losses, **tiling(len(weight)))
     return losses.sum(), grads
 
 
 @_forward.register_fake
 def _(hidden, rows, weight, bias, labels):  # type: ignore[no-untyped-def]
-    return hidden.new_empty((), dtype=torch.float32), _gradients(rows, weight)
+    return hidden.new_empty((), dtype=torch.float32), _gradients(labels, weight)
 
 
-def _gradients(rows: Tensor, weight: Tensor) -> Tensor:
+def _gradients(labels: Tensor, weight: Tensor) -> Tensor:
     """Memory for logits and their gradients [M, V and some more]."""
-    return weight.new_empty(len(rows), tiling(len(weight))["PADDED"])
+    return weight.new_empty(len(labels), tiling(len(weight))["PADDED"])
+
+
+def _chosen(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    return hidden if rows is None else hidden[rows.clamp(min=0)]
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -117,12 +120,14 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, grad_loss, _grad_gradients):  # type: ignore[no-untyped-def]
     hidden, rows, weight, padded = ctx.saved_tensors
-    grads, at = padded[:, : len(weight)], rows.clamp(min=0)
+    grads = padded[:, : len(weight)]
     # As for the rows' beginnings: a product along 30,520 words, and one along the two that are left.
     even = len(weight) // 8 * 8
     for_rows = grads[:, :even] @ weight[:even] + grads[:, even:] @ weight[even:]
-    for_hidden = torch.zeros_like(hidden).index_add(0, at, (for_rows * grad_loss).to(hidden.dtype))
-    factors = (hidden[at] * grad_loss).to(hidden.dtype)
+    for_hidden = (for_rows * grad_loss).to(hidden.dtype)
+    if rows is not None:
+        for_hidden = torch.zeros_like(hidden).index_add(0, rows.clamp(min=0), for_hidden)
+    factors = (_chosen(hidden, rows) * grad_loss).to(hidden.dtype)
     for_weight = torch.empty_like(weight)
     torch.mm(grads[:, :even].T, factors, out=for_weight[:even])
     torch.mm(grads[:, even:].T, factors, out=for_weight[even:])
@@ -136,16 +141,18 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 # ----------------------------------------------------------------------------------------------- reference and dispatch
 
 
-def classification_loss_reference(hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+def classification_loss_reference(
+    hidden: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor, labels: Tensor
+) -> Tensor:
     """The operation in plain PyTorch, on any device and in any floating type."""
-    logits = F.linear(hidden[rows.clamp(min=0)], weight, bias)
+    logits = F.linear(_chosen(hidden, rows), weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, torch.where(rows >= 0, labels, -100), reduction="sum", ignore_index=-100)
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
 
 
 def classification_loss(
     hidden: Float[Tensor, "Q H"],
-    rows: Int[Tensor, " M"],
+    rows: Int[Tensor, " M"] | None,
     weight: Float[Tensor, "V H"],
     bias: Float[Tensor, " V"],
     labels: Int[Tensor, " M"],
@@ -158,9 +165,11 @@ def classification_loss(
     name = "classification_loss"
     must(name, weight.dim() == 2, "the shape of weight", tuple(weight.shape), "[V, H]")
     check_tensor(name, "hidden", hidden, "Q, H", (None, weight.shape[1]), weight)
-    check_tensor(name, "rows", rows, "M", (None,), weight, torch.int64)
     check_tensor(name, "bias", bias, "V", (len(weight),), weight)
-    check_tensor(name, "labels", labels, "M", (len(rows),), weight, torch.int64)
+    if rows is not None:
+        check_tensor(name, "rows", rows, "M", (None,), weight, torch.int64)
+    masked = len(hidden if rows is None else rows)
+    check_tensor(name, "labels", labels, "M", (masked,), weight, torch.int64)
     if not uses_kernels(weight):
         return classification_loss_reference(hidden, rows, weight, bias, labels)
     loss: Tensor = _forward(hidden, rows, weight, bias, labels)[0]

@@ -12,8 +12,9 @@ from imagebert_kernels import classification_loss
 from tests.kernels.numerics import DEVICE, TYPES, assert_no_worse_than_plain_pytorch, normal
 
 
-def plain(hidden: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    there = rows >= 0
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, rows: Tensor | None, labels: Tensor) -> Tensor:
+    there = labels >= 0
+    rows = torch.arange(len(hidden), device=DEVICE) if rows is None else rows
     logits = hidden[rows[there]] @ weight.T + bias
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     normaliser = (wide - wide.amax(1, keepdim=True)).exp().sum(1).log() + wide.amax(1)
@@ -23,7 +24,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, labels: Te
 def chosen(queries: int, masked: int, absent: int, classes: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     rows = torch.cat([torch.randperm(queries, generator=generator)[:masked], torch.full((absent,), -1)])
-    labels = torch.randint(0, classes, (masked + absent,), generator=generator)
+    labels = torch.cat([torch.randint(0, classes, (masked,), generator=generator), torch.full((absent,), -1)])
     return {"rows": rows.to(DEVICE), "labels": labels.to(DEVICE)}
 
 
@@ -44,6 +45,11 @@ def test_right_at_any_shape(
 ) -> None:
     fixed = chosen(queries, masked, absent, classes)
     assert_no_worse_than_plain_pytorch(classification_loss, plain, weights(queries, inner, classes, 0.3), fixed, dtype)
+
+
+def test_all_rows_of_hidden(entry: str) -> None:
+    fixed = {"rows": None, "labels": chosen(20, 15, 5, 90)["labels"]}
+    assert_no_worse_than_plain_pytorch(classification_loss, plain, weights(20, 16, 90, 0.3), fixed, TYPES[0])
 
 
 def test_large_logits(kernel: None) -> None:

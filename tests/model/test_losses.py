@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imagebert.model.losses import itm_loss, mlm_loss, mrfr_loss, retrieval_losses
+from imagebert.model.losses import itm_loss, retrieval_losses
 
 
 def test_retrieval_losses_by_hand() -> None:
@@ -23,18 +23,9 @@ def test_retrieval_losses_by_hand() -> None:
     assert [float(x) for x in got] == pytest.approx([binary, multiclass, triplet])
 
 
-def test_mrfr_dequantises_its_targets() -> None:
-    features = torch.tensor([[127, -64, 0], [10, 20, 30]], dtype=torch.int8)
-    scales = torch.tensor([0.01, 0.5])
-    targets = features.double() * scales.double()[:, None]
-    predictions = torch.randn(2, 3, dtype=torch.float64)
-    expected = ((predictions - targets) ** 2).mean(1).sum()
-    torch.testing.assert_close(mrfr_loss(predictions, features, scales), expected, rtol=1e-6, atol=0)
-
-
 def test_low_precision_logits_are_promoted() -> None:
-    logits = torch.randn(4, 9).to(torch.bfloat16)
-    labels = torch.tensor([0, 3, 8, 8])
-    assert mlm_loss(logits, labels).dtype == torch.float32
-    torch.testing.assert_close(mlm_loss(logits, labels).double(), mlm_loss(logits.double(), labels), rtol=1e-5, atol=0)
-    assert itm_loss(logits[:, 0], torch.ones(4)).dtype == torch.float32
+    logits = torch.randn(4).to(torch.bfloat16)
+    assert itm_loss(logits, torch.ones(4)).dtype == torch.float32
+    torch.testing.assert_close(
+        itm_loss(logits, torch.ones(4)).double(), itm_loss(logits.double(), torch.ones(4).double())
+    )
