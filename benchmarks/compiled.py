@@ -86,7 +86,7 @@ class Compiled(NamedTuple):
 
 # Arguments by name; all others are tensors of the configuration's type.
 _NAMES = {
-    "i32": ("all_rows", "threshold", "rows", "items", "entries", "masked_rows", "mask_word", "vocabulary"),
+    "i32": ("all_rows", "all_keys", "threshold", "rows", "items", "entries", "masked_rows", "mask_word", "vocabulary"),
     "i64": ("mask_state", "change_state", "word_state", "masked_rate", "mask_rate", "random_rate", "zeroed_rate"),
     "fp32": ("scale", "epsilon"),
     "*fp32": ("logsumexp", "mean", "deviation", "sums", "parts", "losses", "scales", "boxes"),

@@ -8,7 +8,8 @@ Layouts, all read where they lie (rows may be any stride apart, a row is contigu
     packed      [T, 3, N, D]  queries, keys and values, as one product of the layer gives them; or
     packed      [T, 2, N, D]  keys and values, with
     queries     [Q, N, D]     rows of their own: the last layer asks only for the rows that a head reads
-    cu_seqlens  [B+1] int32   cumulative lengths of the sequences; query_cu_seqlens the same for `queries`
+    cu_seqlens  [B+1] int32   cumulative lengths of the sequences; query_cu_seqlens the same for `queries`. Rows behind
+                              the last sequence are nobody's: they give zeros, and have zeros for gradients
     out         [Q, N, D]     Q = T where the queries are in `packed`
     logsumexp   [N, Q] float32, of scale * q . k, kept for backward
 
@@ -89,6 +90,32 @@ def _dot(a, b, accumulator):
 def _scores(q, k):
     """q . k [queries, keys], not scaled yet."""
     return _dot(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32))
+
+
+@triton.jit
+def _sequence_of_program(query_ends, key_ends, N: tl.constexpr):
+    """Its first row and key, how many it has of each, its head; of the last N programs, what lies behind: none."""
+    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
+    following = tl.minimum(sequence + 1, tl.num_programs(0) // N - 1)
+    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
+    return (
+        first_row,
+        tl.load(query_ends + following) - first_row,
+        first_key,
+        tl.load(key_ends + following) - first_key,
+        head,
+    )
+
+
+@triton.jit
+def _is_behind(N: tl.constexpr):
+    return tl.program_id(0) // N == tl.num_programs(0) // N - 1
+
+
+@triton.jit
+def _store_zeros(pointer, stride, rows, D: tl.constexpr):
+    for start in tl.range(0, rows, 64):
+        _store_rows(pointer, stride, start, rows, tl.zeros([64, D], tl.float32), 64, D)
 
 
 # ---------------------------------------------------------------------------------------------------------- forward
@@ -211,10 +238,7 @@ def forward_kernel(
     TAIL: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
-    rows = tl.load(query_ends + sequence + 1) - first_row
-    length = tl.load(key_ends + sequence + 1) - first_key
+    first_row, rows, first_key, length, head = _sequence_of_program(query_ends, key_ends, N)
     tensors = (
         queries + (first_row.to(tl.int64) * query_stride + head * D),
         keys + (first_key.to(tl.int64) * key_stride + head * D),
@@ -235,6 +259,8 @@ def forward_kernel(
             )  # fmt: skip
     if length > TILES * TILE + TAIL:
         _forward_long(tensors, strides, lengths, draws, scale, D, BLOCK, TILE, DROPOUT)
+    if _is_behind(N):
+        _store_zeros(tensors[3], N * D, all_rows - first_row, D)
 
 
 # --------------------------------------------------------------------------------------------------------- backward
@@ -352,7 +378,7 @@ def _backward_long(
         _store_rows(grads[0], grad_query_stride, start, rows, dq * (scale * factor), TILE, D)
 
 
-@triton.jit(do_not_specialize=["all_rows", "threshold"])
+@triton.jit(do_not_specialize=["all_rows", "all_keys", "threshold"])
 def backward_kernel(
     queries,  # [Q, N, D], rows query_stride apart
     keys,  # [T, N, D], rows key_stride apart
@@ -371,6 +397,7 @@ def backward_kernel(
     grad_query_stride,
     grad_key_stride,
     all_rows,  # Q
+    all_keys,  # T
     scale,
     threshold,
     N: tl.constexpr,
@@ -381,10 +408,7 @@ def backward_kernel(
     TAIL: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
-    rows = tl.load(query_ends + sequence + 1) - first_row
-    length = tl.load(key_ends + sequence + 1) - first_key
+    first_row, rows, first_key, length, head = _sequence_of_program(query_ends, key_ends, N)
     tensors = (
         queries + (first_row.to(tl.int64) * query_stride + head * D),
         keys + (first_key.to(tl.int64) * key_stride + head * D),
@@ -413,6 +437,10 @@ def backward_kernel(
             )  # fmt: skip
     if rows > TILES * TILE + TAIL:
         _backward_long(tensors, grads, strides, lengths, draws, scale, factor, D, BLOCK, TILE, DROPOUT)
+    if _is_behind(N):
+        _store_zeros(grads[0], grad_query_stride, all_rows - first_row, D)
+        _store_zeros(grads[1], grad_key_stride, all_keys - first_key, D)
+        _store_zeros(grads[2], grad_key_stride, all_keys - first_key, D)
 
 
 # ----------------------------------------------------------------------------------------------------------- tiling
@@ -512,7 +540,7 @@ def _forward(packed, queries, cu_seqlens, query_cu_seqlens, max_seqlen, scale, d
     out, logsumexp = _forward_outputs(packed, queries)
     tiling = _fitting(forward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
-        forward_kernel[((len(cu_seqlens) - 1) * heads,)](
+        forward_kernel[(len(cu_seqlens) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, seed,
             queries.stride(0), keys.stride(0), rows, scale, dropout_threshold(dropout),
             N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
@@ -540,11 +568,11 @@ def _backward(
     rows, heads, size = queries.shape
     tiling = _fitting(backward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
-        backward_kernel[((len(cu_seqlens) - 1) * heads,)](
+        backward_kernel[(len(cu_seqlens) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, grad_out.contiguous(), seed,
             into_queries, into_keys, into_values,
-            queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows, scale,
-            dropout_threshold(dropout), N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
+            queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows,
+            len(keys), scale, dropout_threshold(dropout), N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
         )  # fmt: skip
     return grad_packed, grad_queries
 
@@ -613,7 +641,10 @@ def packed_attention_reference(
             scale=scale,
         )
         outs.append(out.transpose(1, 2).flatten(0, 1)[group.kept])
-    return torch.cat(outs)[_order(groups)]
+    if not groups:
+        return torch.zeros_like(queries)
+    covered = torch.cat(outs)[_order(groups)]
+    return torch.nn.functional.pad(covered, (0, 0, 0, 0, 0, len(queries) - len(covered)))
 
 
 class _Group(NamedTuple):
@@ -685,7 +716,8 @@ def packed_attention(
 
     Args:
         packed: queries, keys and values of each token; keys and values only, where `queries` are given.
-        cu_seqlens: where each sequence ends, beginning with 0 and ending with T. A sequence with queries has keys.
+        cu_seqlens: where each sequence ends, beginning with 0 and ending with T or before. A sequence with queries has
+            keys; one may be empty.
         max_seqlen: no sequence is longer. Chooses the kernel's tiling; a longer one is right all the same, but slow.
         dropout: probability with which an attention weight is dropped, 0 outside training; the kernel rounds it to a
             multiple of 1/256. Drawn from PyTorch's generator of the device, by a seed that backward uses again.
@@ -738,5 +770,5 @@ def _check(
         for name, ends, rows in (("cu_seqlens", cu_seqlens, packed), ("query_cu_seqlens", query_cu_seqlens, queries)):
             if ends is not None and rows is not None:
                 values = ends.tolist()
-                must(values[0] == 0 and values[-1] == len(rows), name, values, f"from 0 to {len(rows)}, the rows")
+                must(values[0] == 0 and values[-1] <= len(rows), name, values, f"from 0 to {len(rows)}, the rows")
                 must(values == sorted(values), name, values, "ascending")

@@ -57,7 +57,7 @@ def _choice() -> str:
 
 def programs(device: torch.device) -> int:
     """How many programs a kernel starts whose programs walk over rows and keep sums: two a multiprocessor."""
-    return 2 * _multiprocessors(device) if device.type == "cuda" else 4
+    return 2 * _multiprocessors(device) if device.type == "cuda" else 2
 
 
 @lru_cache

@@ -158,6 +158,23 @@ def test_separate_queries_are_rows_of_the_full_result(entry: str) -> None:
     torch.testing.assert_close(attend(few, 130), full[rows], rtol=1e-2 if GPU else 1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_rows_behind_the_last_sequence_are_zeros(entry: str, separate: bool) -> None:
+    case = make([9, 40, 0, 3, 75], 2, 32, rows=[2, 7, 0, 3, 70] if separate else None)
+    ends = case.cu_seqlens[:-1]
+    query_ends = None if case.query_cu_seqlens is None else case.query_cu_seqlens[:-1]
+    few = case._replace(cu_seqlens=ends, query_cu_seqlens=query_ends)
+    keys, rows = int(ends[-1]), int((ends if query_ends is None else query_ends)[-1])
+    out, *grads = with_gradients(lambda c: attend(c, 75), few, TYPES[0])
+    whole = one_by_one(case)
+    torch.testing.assert_close(out[:rows], whole[:rows], rtol=1e-2 if GPU else 1e-5, atol=1e-2 if GPU else 1e-6)
+    assert (out[rows:] == 0).all()
+    assert (grads[0][keys:] == 0).all()
+    assert grads[0][:keys].abs().sum() > 0
+    if separate:
+        assert (grads[1][rows:] == 0).all()
+
+
 def test_rows_may_lie_apart(kernel: None) -> None:
     case = make([9, 33], 2, 32)
     wide = torch.zeros(42, 300, dtype=TYPES[0], device=DEVICE)
@@ -312,7 +329,7 @@ def test_bad_queries_are_named(entry: str, change: dict[str, object], message: s
         packed_attention(**(good | change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ends", [[0, 8], [1, 9], [0, 5, 3, 9]])
+@pytest.mark.parametrize("ends", [[0, 10], [1, 9], [0, 5, 3, 9]])
 def test_values_are_checked_where_that_is_wished(monkeypatch: pytest.MonkeyPatch, ends: list[int]) -> None:
     monkeypatch.setenv("IMAGEBERT_CHECK_KERNELS", "1")
     with pytest.raises(ValueError, match=r"cu_seqlens is \[.*\]; it must be (from 0 to 9|ascending)"):

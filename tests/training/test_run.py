@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
-from imagebert.model import ImageBertForImageTextRetrieval, ImageBertForPreTraining
+from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.retrieval.evaluation import load_scorer, mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
 from imagebert.training.run import Limits, run
@@ -245,18 +245,38 @@ def test_options_train_too(recipe: list[str], tmp_path: Path, overrides: list[st
         assert list((tmp_path / "run/monitor").rglob("events.out.tfevents*"))
 
 
-def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path) -> None:
-    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4"]
+@pytest.mark.parametrize("zero", ["zero0", "zero3"])
+def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, zero: str) -> None:
+    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4", f"engine.deepspeed={zero}"]
     for kernels in ("reference", "triton"):  # Triton's interpreter
         run(load_recipe(RECIPE, [*few, f"output={tmp_path / kernels}", f"engine.kernels={kernels}"]))
     assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "reference"), rel=1e-5)
     assert losses(tmp_path / "triton") != losses(tmp_path / "reference")
 
 
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_golden_curve_of_200_steps(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    """The same curve with plain PyTorch and with all kernels, in Triton's interpreter: a small model."""
+    monkeypatch.setitem(PRESETS, "tiny", (2, 32, 1))
+    settings = [
+        "schedule.steps=200",
+        "schedule.batch_size=3",
+        "checkpoint.every_steps=200",
+        f"engine.kernels={kernels}",
+    ]
+    run(load_recipe(RECIPE, [*recipe, *settings]))
+    assert_golden(tmp_path / "run", "pretrain_200_steps.txt", 1e-3)
+
+
+def assert_golden(folder: Path, name: str, tolerance: float) -> None:
+    got = losses(folder)
+    expected = [float(line.split()[1]) for line in (ROOT / "tests/golden" / name).read_text().splitlines()]
+    assert got == pytest.approx(expected, rel=tolerance), "\n".join(f"{i + 1} {x!r}" for i, x in enumerate(got))
+
+
 def test_golden_losses(recipe: list[str], tmp_path: Path) -> None:
     """A refactoring leaves these lines alone; a change of numerics moves them in a commit of its own."""
     run(load_recipe(RECIPE, [*recipe, "schedule.steps=8"]))
-    golden = ROOT / "tests/golden/pretrain_tiny.txt"
-    got = losses(tmp_path / "run")
-    expected = [float(line.split()[1]) for line in golden.read_text().splitlines()]
-    assert got == pytest.approx(expected, rel=1e-5), "\n".join(f"{i + 1} {x!r}" for i, x in enumerate(got))
+    assert_golden(tmp_path / "run", "pretrain_tiny.txt", 1e-5)
