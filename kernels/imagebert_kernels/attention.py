@@ -93,22 +93,8 @@ def _scores(q, k):
 
 
 @triton.jit
-def _sequence_of_program(query_ends, key_ends, N: tl.constexpr):
-    """Its first row and key, how many it has of each, its head; of the last N programs, what lies behind: none."""
-    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    following = tl.minimum(sequence + 1, tl.num_programs(0) // N - 1)
-    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
-    return (
-        first_row,
-        tl.load(query_ends + following) - first_row,
-        first_key,
-        tl.load(key_ends + following) - first_key,
-        head,
-    )
-
-
-@triton.jit
 def _is_behind(N: tl.constexpr):
+    """The last N programs have no sequence: they write what lies behind them all."""
     return tl.program_id(0) // N == tl.num_programs(0) // N - 1
 
 
@@ -238,7 +224,13 @@ def forward_kernel(
     TAIL: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    first_row, rows, first_key, length, head = _sequence_of_program(query_ends, key_ends, N)
+    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
+    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
+    if _is_behind(N):
+        _store_zeros(out + (first_row.to(tl.int64) * N * D + head * D), N * D, all_rows - first_row, D)
+        return
+    rows = tl.load(query_ends + sequence + 1) - first_row
+    length = tl.load(key_ends + sequence + 1) - first_key
     tensors = (
         queries + (first_row.to(tl.int64) * query_stride + head * D),
         keys + (first_key.to(tl.int64) * key_stride + head * D),
@@ -259,8 +251,6 @@ def forward_kernel(
             )  # fmt: skip
     if length > TILES * TILE + TAIL:
         _forward_long(tensors, strides, lengths, draws, scale, D, BLOCK, TILE, DROPOUT)
-    if _is_behind(N):
-        _store_zeros(tensors[3], N * D, all_rows - first_row, D)
 
 
 # --------------------------------------------------------------------------------------------------------- backward
@@ -408,7 +398,17 @@ def backward_kernel(
     TAIL: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    first_row, rows, first_key, length, head = _sequence_of_program(query_ends, key_ends, N)
+    sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
+    first_row, first_key = tl.load(query_ends + sequence), tl.load(key_ends + sequence)
+    if _is_behind(N):
+        behind = grad_queries + (first_row.to(tl.int64) * grad_query_stride + head * D)
+        _store_zeros(behind, grad_query_stride, all_rows - first_row, D)
+        behind = first_key.to(tl.int64) * grad_key_stride + head * D
+        _store_zeros(grad_keys + behind, grad_key_stride, all_keys - first_key, D)
+        _store_zeros(grad_values + behind, grad_key_stride, all_keys - first_key, D)
+        return
+    rows = tl.load(query_ends + sequence + 1) - first_row
+    length = tl.load(key_ends + sequence + 1) - first_key
     tensors = (
         queries + (first_row.to(tl.int64) * query_stride + head * D),
         keys + (first_key.to(tl.int64) * key_stride + head * D),
@@ -437,10 +437,6 @@ def backward_kernel(
             )  # fmt: skip
     if rows > TILES * TILE + TAIL:
         _backward_long(tensors, grads, strides, lengths, draws, scale, factor, D, BLOCK, TILE, DROPOUT)
-    if _is_behind(N):
-        _store_zeros(grads[0], grad_query_stride, all_rows - first_row, D)
-        _store_zeros(grads[1], grad_key_stride, all_keys - first_key, D)
-        _store_zeros(grads[2], grad_key_stride, all_keys - first_key, D)
 
 
 # ----------------------------------------------------------------------------------------------------------- tiling
@@ -571,8 +567,8 @@ def _backward(
         backward_kernel[(len(cu_seqlens) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, grad_out.contiguous(), seed,
             into_queries, into_keys, into_values,
-            queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows,
-            len(keys), scale, dropout_threshold(dropout), N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
+            queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows, len(keys), scale,
+            dropout_threshold(dropout), N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
         )  # fmt: skip
     return grad_packed, grad_queries
 
