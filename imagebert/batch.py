@@ -6,14 +6,19 @@
 
 A pair is `[CLS] RoI_1 ... RoI_o [SEP] w_0 ... w_{n-1} [SEP]` (paper, section 3). Pairs lie one behind the other and
 nothing is padded: pair b owns tokens cu_seqlens[b] to cu_seqlens[b+1]. T = R + the word pieces and specials.
+
+Where all batches must have one shape (feed/sizes.py), some fill lies behind the pairs: tokens that belong to no pair,
+pairs of no tokens, rows of -1. Whatever reads a batch gives the same result with it and without.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Tensors = TypeVar("Tensors", bound=NamedTuple)
 
 
 class PackedBatch(NamedTuple):
@@ -27,6 +32,8 @@ class PackedBatch(NamedTuple):
     # What the model sees
     cu_seqlens: Tensor  # [B+1] int32, cumulative token counts
     max_seqlen: int  # no pair of the corpus has more tokens
+    real_pairs: int  # what lies behind them is fill
+    real_tokens: int
     position_ids: Tensor  # [T]; every RoI and its place share position 1
     token_type_ids: Tensor  # [T]; 0 image side, 1 text side
     text_rows: Tensor  # [T-R] which tokens are words or specials
@@ -38,15 +45,16 @@ class PackedBatch(NamedTuple):
     region_zeroed: Tensor  # [R] bool: the model sees a feature of zeros
     global_regions: Tensor  # [0 or B] indices into R of the whole-image regions
     # What the heads read
-    read_rows: Tensor  # [Q] rows of T, ascending: each pair's [CLS] and its masked rows
+    counts: Tensor  # [3] float32: masked words, masked regions and pairs, which the losses are divided by
+    read_rows: Tensor  # [Q] rows of T, ascending: each pair's [CLS] and its masked rows; fill repeats row 0
     read_cu_seqlens: Tensor  # [B+1] int32, cumulative counts of read_rows per pair
     cls_reads: Tensor  # [B] indices into Q
-    mlm_reads: Tensor  # [M] indices into Q
-    mlm_labels: Tensor  # [M] original word pieces
-    region_reads: Tensor  # [M'] indices into Q
-    masked_regions: Tensor  # [M'] indices into R: where the target feature lies
-    moc_labels: Tensor  # [M'] the detector's top class
-    itm_labels: Tensor  # [B] float32, 1: matched
+    mlm_reads: Tensor  # [M] indices into Q; fill 0, told by its label
+    mlm_labels: Tensor  # [M] original word pieces; fill -1
+    region_reads: Tensor  # [M'] indices into Q; fill -1
+    masked_regions: Tensor  # [M'] indices into R: where the target feature lies; fill 0
+    moc_labels: Tensor  # [M'] the detector's top class; fill -1
+    itm_labels: Tensor  # [B] float32, 1: matched; fill -1
 
     @property
     def pairs(self) -> int:
@@ -58,8 +66,11 @@ class PackedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`; on the CPU the very same memory."""
-        fields: dict[str, Any] = self._asdict()
-        for name, field in fields.items():
-            if isinstance(field, Tensor):
-                fields[name] = field.to(device, non_blocking=True)
-        return PackedBatch(**fields)
+        return to_device(self, device)
+
+
+def to_device(tensors: Tensors, device: torch.device) -> Tensors:
+    """The same tuple with its tensors on `device`, copied without waiting."""
+    fields: dict[str, Any] = tensors._asdict()
+    moved = {n: f.to(device, non_blocking=True) if isinstance(f, Tensor) else f for n, f in fields.items()}
+    return tensors._replace(**moved)

@@ -121,6 +121,8 @@ class EngineConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     deterministic: bool = False
     kernels: Literal["auto", "reference", "triton"] = "auto"  # auto: Triton's on a GPU, else plain PyTorch
+    # eager; or with all microbatches filled up to one shape: each layer compiled, or the model as two CUDA graphs
+    step: Literal["eager", "compiled", "graphed"] = "eager"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,13 @@ def total(values: Sequence[float]) -> list[float]:
     return summed
 
 
+def total_on_device(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all ranks, in place, on this rank's device: nothing waits but what reads it."""
+    if _launch.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """A block that all ranks leave together: when it fails on one, it fails on all, instead of leaving them waiting."""

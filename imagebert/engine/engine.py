@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from imagebert import distributed
+from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, UsageError
-from imagebert.engine.optimizers import make_optimizer
+from imagebert.engine.graphs import graphed
+from imagebert.engine.optimizers import make_optimizer, scale_gradients
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -126,8 +128,10 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": world_size * accumulation,
-        "gradient_clipping": config.optimizer.gradient_clipping,
-        "bf16": {"enabled": precision == "bf16"},
+        # Clipped on the device (optimizers.py): DeepSpeed would wait for the norm.
+        "gradient_clipping": 0.0,
+        # So is passed over what is not finite: DeepSpeed would look for it on the host.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": sys.maxsize,
         "zero_force_ds_cpu_optimizer": False,
     }
@@ -153,24 +157,31 @@ class Engine:
             for parameter in getattr(module, "borrowed_parameters", tuple)():
                 deepspeed.zero.register_external_parameter(module, parameter)
         optimizer = make_optimizer(model, config.optimizer)
-        self._norm: Tensor | None = None
-        if self.stage == 0 and self.precision == "fp32":
-            # DeepSpeed would clip here but not tell the norm.
-            largest = merged["gradient_clipping"] or float("inf")
-            merged["gradient_clipping"] = 0.0
-
-            def clip(*_: Any) -> None:
-                self._norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
-
-            optimizer.register_step_pre_hook(clip)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=merged, dist_init_required=False
         )
+        self._norm: Tensor | None = None
+
+        def clip(*_: Any) -> None:
+            self._norm = self._global_norm(optimizer)
+            scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
+
+        optimizer.register_step_pre_hook(clip)
         log.info("DeepSpeed ZeRO-%d, %s, %d ranks", self.stage, self.precision, distributed.world_size())
 
     def __call__(self, batch: Any) -> Any:
         return self._engine(batch)
+
+    def capture(self, batch: PackedBatch) -> None:
+        """From now on, batches of this shape are trained on by replaying two CUDA graphs, of forward and backward."""
+        module = self._engine.module
+        plain, replayed = module.forward, graphed(module, batch)
+
+        def forward(batch: PackedBatch) -> Any:
+            return replayed(batch) if replayed.fits(batch) and module.training else plain(batch)
+
+        module.forward = forward
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one microbatch; after the last of a step, the weights move.
@@ -187,8 +198,14 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient at the last step, before clipping. Synchronises."""
-        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
-        return float(norm or 0.0)
+        return float(self._norm or 0.0)
+
+    def _global_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Of the gradient of this step, while DeepSpeed's wrapper steps `optimizer`."""
+        wrapper = self._engine.optimizer
+        if wrapper is optimizer:
+            return nn.utils.get_total_norm([p.grad for g in optimizer.param_groups for p in g["params"]])
+        return torch.as_tensor(wrapper._global_grad_norm)
 
     def write_monitors(self, values: dict[str, float], step: int) -> None:
         if distributed.rank() == 0 and self._engine.monitor.enabled:

@@ -16,6 +16,7 @@ from imagebert.batch import PackedBatch
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import FeatureBuffer, Packer
 from imagebert.feed.plan import Plan
+from imagebert.feed.sizes import Sizes
 
 
 class Feeder:
@@ -36,9 +37,11 @@ class Feeder:
         stop: int,
         ahead: int,
         device: torch.device,
+        sizes: Sizes | None = None,
     ) -> None:
         self._plan, self._packer, self._masking = plan, packer, masking
         self._rank, self._world, self._device = rank, world, device
+        self._sizes = sizes
         self._steps = range(start, stop)
         self._ready: queue.Queue[list[PackedBatch] | BaseException | None] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
@@ -73,7 +76,7 @@ class Feeder:
                 ring = self._rings[step % len(self._rings)]
                 samples = self._plan.step(step, self._rank, self._world)
                 batches = [
-                    self._packer.pack(s, buffer, step, self._masking).to(self._device)
+                    self._packer.pack(s, buffer, step, self._masking, self._sizes, self._device)
                     for s, buffer in zip(samples, ring, strict=True)
                 ]
                 self._ready.put(batches)

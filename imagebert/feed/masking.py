@@ -1,13 +1,22 @@
-"""Which words and regions are masked, and with what (paper, section 4): a pure function of (key, step, pair, place)."""
+"""Which words and regions are masked, and with what (paper, section 4): a pure function of (key, step, pair, place).
+
+The draws are NumPy's on a CPU and a kernel's on a GPU, the same bits. What follows from them, the rows that heads read,
+is computed where the batch lies, without waiting for a GPU: there the number of rows is a room with some fill.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from imagebert.feed.draws import Purpose, below, uniform
+from imagebert.batch import PackedBatch
+from imagebert.feed.draws import Purpose, below, draw, uniform
+from imagebert.feed.sizes import Sizes, room_for_masked
+from imagebert_kernels import masking as kernels
 
 # Of the masked words 80 % become [MASK], 10 % a random piece, 10 % stay (Devlin et al. 2019, section 3.1).
 _WORD_TO_MASK, _WORD_TO_RANDOM = 0.8, 0.9
@@ -48,3 +57,112 @@ def mask_regions(
     masked = maskable & (uniform(masking.key, Purpose.REGION_MASK, step, pair, place) < masking.regions)
     change = uniform(masking.key, Purpose.REGION_CHANGE, step, pair, place)
     return masked, masked & (change < _REGION_ZEROED)
+
+
+class Places(NamedTuple):
+    """Where masks may fall: what is to be known of each word or special, and of each region."""
+
+    text_samples: Tensor  # [T-R] the pair's place in the global batch
+    text_places: Tensor  # [T-R] place in its text
+    text_maskable: Tensor  # [T-R] bool: a word
+    text_matched: Tensor  # [T-R] bool: of a matched pair
+    region_samples: Tensor  # [R]
+    region_places: Tensor  # [R]
+    region_maskable: Tensor  # [R] bool: a detector named it
+    region_matched: Tensor  # [R] bool
+    region_classes: Tensor  # [R]
+
+
+def mask_batch(
+    batch: PackedBatch, places: Places, masking: Masking, step: int, sizes: Sizes | None, draws: str = "auto"
+) -> PackedBatch:
+    """The batch with its masks, and the rows that heads read; words and regions are masked in the same pass.
+
+    Args:
+        batch: as packed, without masks
+        sizes: rooms for the masked rows; None: just what there is on a CPU, on a GPU what is most probably enough
+        draws: numpy or triton; auto: by where the batch lies
+    """
+    on_device = batch.input_ids.is_cuda if draws == "auto" else draws == "triton"
+    draw_all = _draw_on_device if on_device else _draw_in_numpy
+    seen, words, regions, zeroed = draw_all(batch, places, masking, step)
+    zeroed = batch.region_zeroed | zeroed & places.region_maskable
+    # Rows masked in mismatched pairs are no rows of a loss.
+    words = words & places.text_maskable & places.text_matched
+    regions = regions & places.region_maskable & places.region_matched
+    if sizes is not None:
+        rooms = sizes.masked_words, sizes.masked_regions
+    elif on_device:
+        rooms = room_for_masked(len(words), masking.words), room_for_masked(len(regions), masking.regions)
+    else:
+        rooms = int(words.sum()), int(regions.sum())
+    words, word_slots, word_count = _compact(words, rooms[0])  # [M] indices into T-R
+    regions, region_slots, region_count = _compact(regions, rooms[1])  # [M'] indices into R
+    no_word, no_region = word_slots < 0, region_slots < 0
+    chosen_words, chosen_regions = word_slots.clamp(min=0), region_slots.clamp(min=0)
+
+    cls_rows = batch.read_rows[batch.cls_reads]  # [B], that of a pair of no tokens being row 0
+    read = torch.zeros(batch.tokens, dtype=torch.bool, device=words.device)
+    read[batch.text_rows], read[batch.region_rows] = words, regions
+    read.scatter_(0, cls_rows, torch.ones_like(cls_rows, dtype=torch.bool))
+    place_of = torch.cumsum(read, 0) - 1  # [T] a row's place among the read ones
+    before = torch.cat([place_of.new_zeros(1), place_of + 1])
+    _, read_rows, _ = _compact(read, batch.pairs + sum(rooms))
+    return batch._replace(
+        input_ids=torch.where(places.text_maskable, seen, batch.input_ids),
+        region_zeroed=zeroed,
+        counts=torch.stack([word_count.float(), region_count.float(), batch.counts[2]]),
+        read_rows=read_rows.clamp(min=0),
+        read_cu_seqlens=before[batch.cu_seqlens].to(torch.int32),
+        cls_reads=place_of[cls_rows],
+        mlm_reads=place_of[batch.text_rows[chosen_words]].masked_fill(no_word, 0),
+        mlm_labels=batch.input_ids[chosen_words].masked_fill(no_word, -1),
+        region_reads=place_of[batch.region_rows[chosen_regions]].masked_fill(no_region, -1),
+        masked_regions=chosen_regions,
+        moc_labels=places.region_classes[chosen_regions].masked_fill(no_region, -1),
+    )
+
+
+def _compact(chosen: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `room` of the chosen: as flags [n], as ascending indices [room] with -1 behind, and their number."""
+    rank = torch.cumsum(chosen, 0)
+    chosen = chosen & (rank <= room)
+    slots = torch.full((room + 1,), -1, device=chosen.device)
+    # What is not chosen goes to a slot behind the others.
+    slots.scatter_(0, torch.where(chosen, rank - 1, room), torch.arange(len(chosen), device=chosen.device))
+    return chosen, slots[:room], chosen.sum()
+
+
+def _draw_in_numpy(
+    batch: PackedBatch, places: Places, masking: Masking, step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words as seen [T-R], which are masked; which regions are masked [R], which of them zeroed."""
+    text = (t.numpy() for t in (batch.input_ids, places.text_samples, places.text_places))
+    region = (t.numpy() for t in (places.region_maskable, places.region_samples, places.region_places))
+    seen, words = mask_words(masking, step, *text)
+    regions, zeroed = mask_regions(masking, step, *region)
+    return (*map(torch.from_numpy, (seen, words, regions, zeroed)),)  # type: ignore[return-value]
+
+
+def _draw_on_device(
+    batch: PackedBatch, places: Places, masking: Masking, step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def states(*purposes: Purpose) -> list[int]:
+        return [int(draw(masking.key, purpose, step)) for purpose in purposes]
+
+    seen, words = kernels.mask_words(
+        batch.input_ids,
+        places.text_samples,
+        places.text_places,
+        states(Purpose.WORD_MASK, Purpose.WORD_CHANGE, Purpose.WORD_ID),
+        (masking.words, _WORD_TO_MASK, _WORD_TO_RANDOM),
+        masking.mask_id,
+        masking.vocabulary,
+    )
+    regions, zeroed = kernels.mask_regions(
+        places.region_samples,
+        places.region_places,
+        states(Purpose.REGION_MASK, Purpose.REGION_CHANGE),
+        (masking.regions, _REGION_ZEROED),
+    )
+    return seen, words, regions, zeroed

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imagebert.batch import PackedBatch
+from imagebert.batch import PackedBatch, to_device
 from imagebert.data.corpus import Corpus
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.feed.masking import Masking, mask_regions, mask_words
+from imagebert.feed.masking import Masking, Places, mask_batch
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
+from imagebert.feed.sizes import Sizes
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,25 @@ class Packer:
         self._skip = limits.skipped(corpus)
 
     def pack(
-        self, samples: Samples, buffer: FeatureBuffer, step: int = 0, masking: Masking | None = None
+        self,
+        samples: Samples,
+        buffer: FeatureBuffer,
+        step: int = 0,
+        masking: Masking | None = None,
+        sizes: Sizes | None = None,
+        device: torch.device = CPU,
     ) -> PackedBatch:
-        """One microbatch, masked where `masking` is given; its features live in `buffer` until that is used."""
+        """One microbatch on `device`, masked where `masking` is given, filled up where `sizes` are and hold it.
+
+        Its features live in `buffer` until that is used again.
+        """
+        if sizes is not None and not sizes.hold(self.lengths, samples):
+            sizes = None
+        batch, places = self._lay_out(samples, buffer, sizes)
+        batch = to_device(batch, device)
+        return batch if masking is None else mask_batch(batch, to_device(places, device), masking, step, sizes)
+
+    def _lay_out(self, samples: Samples, buffer: FeatureBuffer, sizes: Sizes | None) -> tuple[PackedBatch, Places]:
         pairs = len(samples.images)
         regions = self.lengths.regions[samples.images]  # [B]
         words = self.lengths.words[samples.captions]  # [B]
@@ -90,66 +109,68 @@ class Packer:
 
         input_ids = np.where(text_place == 0, self._cls, self._sep)
         pieces = [self.corpus.pieces(c)[:n] for c, n in zip(samples.captions, words, strict=True)]
-        input_ids[is_word] = labels = np.concatenate(pieces).astype(np.int64)
+        input_ids[is_word] = np.concatenate(pieces).astype(np.int64)
         position_ids = np.ones(tokens, np.int64)
         position_ids[text_rows] = np.where(text_place == 0, 0, text_place + 1)
         token_type_ids = np.zeros(tokens, np.int64)
         token_type_ids[text_rows] = text_place >= 2
 
-        features, scales, boxes, classes = self._regions(samples, regions, buffer)
+        # Fill: regions and words of no pair, then pairs of no tokens.
+        room = sizes or Sizes(pairs, len(region_rows), len(text_rows), 0, 0)
+        spare_regions, spare_texts = room.regions - len(region_rows), room.texts - len(text_rows)
+        spare_rows = np.arange(tokens, tokens + spare_regions + spare_texts)
+        features, scales, boxes, classes = self._regions(samples, regions, buffer, room.regions)
         whole = classes == WHOLE_IMAGE
         matched = samples.labels == 1
-        masked_words, masked_regions = np.zeros(len(labels), bool), np.zeros(len(region_rows), bool)
-        zeroed = masked_regions
-        if masking is not None:
-            word_pair = text_pair[is_word]
-            input_ids[is_word], masked_words = mask_words(
-                masking, step, labels, samples.ids[word_pair], text_place[is_word]
-            )
-            masked_regions, zeroed = mask_regions(masking, step, ~whole, samples.ids[region_pair], region_place)
-            masked_words = masked_words & matched[word_pair]
-            masked_regions = masked_regions & matched[region_pair]
+        none = torch.zeros(0, dtype=torch.int64)
 
-        word_rows = text_rows[is_word][masked_words]
-        read = np.zeros(tokens, bool)
-        read[starts] = read[word_rows] = read[region_rows[masked_regions]] = True
-        place_of = np.cumsum(read) - 1  # [T] a row's place among the read ones
-        reads_before = np.concatenate([[0], np.cumsum(read)])
+        def filled(array: NDArray[np.generic], size: int, value: float = 0) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([array, np.full(size - len(array), value, array.dtype)]))
 
-        def index(array: NDArray[np.int64]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, np.int64))
-
-        return PackedBatch(
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        batch = PackedBatch(
+            cu_seqlens=filled(cu_seqlens.astype(np.int32), room.pairs + 1, tokens),
             max_seqlen=self._max_seqlen,
-            position_ids=index(position_ids),
-            token_type_ids=index(token_type_ids),
-            text_rows=index(text_rows),
-            input_ids=index(input_ids),
-            region_rows=index(region_rows),
+            real_pairs=pairs,
+            real_tokens=tokens,
+            position_ids=filled(position_ids, room.regions + room.texts),
+            token_type_ids=filled(token_type_ids, room.regions + room.texts),
+            text_rows=torch.from_numpy(np.concatenate([text_rows, spare_rows[spare_regions:]])),
+            input_ids=filled(input_ids, room.texts, self._sep),
+            region_rows=torch.from_numpy(np.concatenate([region_rows, spare_rows[:spare_regions]])),
             region_features=torch.from_numpy(features),
             region_scales=torch.from_numpy(scales),
             region_boxes=torch.from_numpy(boxes),
-            region_zeroed=torch.from_numpy(zeroed),
-            global_regions=index(np.flatnonzero(whole) if self.limits.mark_whole_image else np.empty(0, np.int64)),
-            read_rows=index(np.flatnonzero(read)),
-            read_cu_seqlens=torch.from_numpy(reads_before[cu_seqlens].astype(np.int32)),
-            cls_reads=index(place_of[starts]),
-            mlm_reads=index(place_of[word_rows]),
-            mlm_labels=index(labels[masked_words]),
-            region_reads=index(place_of[region_rows[masked_regions]]),
-            masked_regions=index(np.flatnonzero(masked_regions)),
-            moc_labels=index(classes[masked_regions]),
-            itm_labels=torch.from_numpy(samples.labels.astype(np.float32)),
+            region_zeroed=filled(np.zeros(len(region_rows), bool), room.regions, True),
+            global_regions=torch.from_numpy(np.flatnonzero(whole)) if self.limits.mark_whole_image else none,
+            counts=torch.tensor([0, 0, pairs], dtype=torch.float32),
+            read_rows=filled(starts, room.pairs),
+            read_cu_seqlens=filled(np.arange(pairs + 1, dtype=np.int32), room.pairs + 1, pairs),
+            cls_reads=filled(np.arange(pairs), room.pairs),
+            mlm_reads=none,
+            mlm_labels=none,
+            region_reads=none,
+            masked_regions=none,
+            moc_labels=none,
+            itm_labels=filled(samples.labels.astype(np.float32), room.pairs, -1),
         )
+        places = Places(
+            text_samples=filled(samples.ids[text_pair], room.texts),
+            text_places=filled(text_place, room.texts),
+            text_maskable=filled(is_word, room.texts),
+            text_matched=filled(matched[text_pair], room.texts),
+            region_samples=filled(samples.ids[region_pair], room.regions),
+            region_places=filled(region_place, room.regions),
+            region_maskable=filled(~whole[: len(region_rows)], room.regions),
+            region_matched=filled(matched[region_pair], room.regions),
+            region_classes=torch.from_numpy(classes),
+        )
+        return batch, places
 
     def _regions(
-        self, samples: Samples, counts: NDArray[np.int64], buffer: FeatureBuffer
+        self, samples: Samples, counts: NDArray[np.int64], buffer: FeatureBuffer, room: int
     ) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        total = int(counts.sum())
-        features = buffer.view(total, self.corpus.feature_size, np.dtype(self.corpus.feature_type))
-        scales, boxes = np.empty(total, np.float32), np.empty((total, 5), np.float32)
-        classes = np.empty(total, np.int64)
+        features = buffer.view(room, self.corpus.feature_size, np.dtype(self.corpus.feature_type))
+        scales, boxes, classes = np.zeros(room, np.float32), np.zeros((room, 5), np.float32), np.zeros(room, np.int64)
         at = 0
         for image, count in zip(samples.images, counts, strict=True):
             record = self.corpus.regions(image)
@@ -158,6 +179,7 @@ class Packer:
             boxes[here, :4] = record.boxes[rows] / (record.width, record.height, record.width, record.height)
             classes[here] = record.classes[rows]
             at += count
+        features[at:] = 0  # fill has no scale, but a number it must be
         boxes[:, 4] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         return features, scales, boxes, classes
 

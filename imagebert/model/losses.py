@@ -27,9 +27,10 @@ class PretrainingLosses(NamedTuple):
     itm: Tensor
 
     @staticmethod
-    def counts(batch: PackedBatch) -> tuple[int, int, int, int]:
-        regions = batch.masked_regions.shape[0]
-        return batch.mlm_labels.shape[0], regions, regions, batch.pairs
+    def counts(batch: PackedBatch) -> Tensor:
+        """What each is divided by [4]."""
+        words, regions, pairs = batch.counts
+        return torch.stack([words, regions, regions, pairs])
 
 
 class RetrievalLosses(NamedTuple):
@@ -45,8 +46,9 @@ def _promoted(logits: Tensor) -> Tensor:
 
 
 def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Binary cross-entropy of matched or not."""
-    return F.binary_cross_entropy_with_logits(_promoted(logits), labels, reduction="sum")
+    """Binary cross-entropy of matched or not; a label of -1 is fill."""
+    each = F.binary_cross_entropy_with_logits(_promoted(logits), labels.clamp(min=0), reduction="none")
+    return torch.where(labels >= 0, each, 0).sum()
 
 
 def retrieval_losses(
@@ -58,10 +60,13 @@ def retrieval_losses(
     max(0, margin + highest negative - positive), on probabilities as the paper scores them.
     """
     logits = _promoted(logits)
-    groups = logits.view(-1, candidates)  # [G, P]
+    whole = len(logits) // candidates * candidates  # fill need not end with a group
+    groups, real = logits[:whole].view(-1, candidates), labels[:whole:candidates] >= 0  # [G, P], [G]
     scores = torch.sigmoid(groups)
+    multiclass = torch.logsumexp(groups, dim=1) - groups[:, 0]
+    triplet = torch.relu(margin + scores[:, 1:].amax(dim=1) - scores[:, 0])
     return RetrievalLosses(
         binary=itm_loss(logits, labels),
-        multiclass=F.cross_entropy(groups, groups.new_zeros(len(groups), dtype=torch.long), reduction="sum"),
-        triplet=torch.relu(margin + scores[:, 1:].amax(dim=1) - scores[:, 0]).sum(),
+        multiclass=torch.where(real, multiclass, 0).sum(),
+        triplet=torch.where(real, triplet, 0).sum(),
     )

@@ -61,27 +61,26 @@ def train(
             microbatches = next(batches)
             waited = time.perf_counter() - waited
 
-            # Losses are means over the global batch: every rank must know its counts before the first backward.
-            counts = [sum(c) for c in zip(*map(objective.counts, microbatches), strict=True)]
-            pairs, tokens = sum(b.pairs for b in microbatches), sum(b.tokens for b in microbatches)
-            *global_counts, pairs_fed, tokens_fed, stop = distributed.total([*counts, pairs, tokens, wish()])
+            # Losses are means over the global batch: every rank must know its counts before the first backward. They
+            # stay on the device; hosts tell each other what hosts know, and no GPU is waited for.
+            counts = distributed.total_on_device(torch.stack([objective.counts(b) for b in microbatches]).sum(0))
+            pairs, tokens = sum(b.real_pairs for b in microbatches), sum(b.real_tokens for b in microbatches)
+            pairs_fed, tokens_fed, stop = distributed.total([pairs, tokens, wish()])
 
             engine.set_learning_rate(learning_rate(step))
-            sums: torch.Tensor | None = None
+            sums = torch.zeros_like(counts)
             for number, batch in enumerate(microbatches):
                 torch.manual_seed(int(draw(key, Purpose.DROPOUT, step, distributed.rank(), number) >> 1))
                 losses = objective.losses(engine(batch), batch)
-                engine.backward(objective.mean(losses, global_counts))
-                detached = torch.stack([loss.detach() for loss in losses])
-                sums = detached if sums is None else sums + detached
-            assert sums is not None
+                engine.backward(objective.mean(losses, counts))
+                sums += torch.stack([loss.detach() for loss in losses])
 
             done = step + 1
             meter.count(pairs_fed, tokens_fed, waited)
             stopping = stop > 0 or done == steps.stop
             logging, saving = done % log_every == 0 or done == steps.total, done % save_every == 0 or stopping
             if logging or saving:
-                means = [s / max(c, 1) for s, c in zip(distributed.total(sums.tolist()), global_counts, strict=True)]
+                means = (distributed.total_on_device(sums) / counts.clamp(min=1)).tolist()
                 values = {f"loss/{name}": mean for name, mean in zip(objective.weights, means, strict=True)}
                 values["loss/total"] = sum(w * m for w, m in zip(objective.weights.values(), means, strict=True))
                 values |= {"learning_rate": learning_rate(step), "gradient_norm": engine.gradient_norm()}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
@@ -15,19 +16,19 @@ from imagebert.model.losses import PretrainingLosses, RetrievalLosses, retrieval
 
 @dataclass(frozen=True)
 class Objective:
-    """`losses` turns the model's output into sums; `counts` tells over how many rows, without touching the device."""
+    """`losses` turns the model's output into sums; `counts` tells over how many rows, as a tensor beside the batch."""
 
     weights: dict[str, float]
     losses: Callable[[Any, PackedBatch], Sequence[Tensor]]
-    counts: Callable[[PackedBatch], Sequence[int]]
+    counts: Callable[[PackedBatch], Tensor]
 
-    def mean(self, sums: Sequence[Tensor], global_counts: Sequence[float]) -> Tensor:
+    def mean(self, sums: Sequence[Tensor], global_counts: Tensor) -> Tensor:
         """This microbatch's part of the weighted sum of global means: a scalar.
 
         A loss without weight takes part with zero, so that each head has a gradient in every step.
         """
-        parts = zip(self.weights.values(), sums, global_counts, strict=True)
-        return sum((s * (weight / max(count, 1)) for weight, s, count in parts), sums[0].new_zeros(()))
+        parts = zip(self.weights.values(), sums, global_counts.clamp(min=1), strict=True)
+        return sum((s * (weight / count) for weight, s, count in parts), sums[0].new_zeros(()))
 
 
 def make_objective(config: RunConfig) -> Objective:
@@ -43,8 +44,8 @@ def make_objective(config: RunConfig) -> Objective:
     def losses(scores: Tensor, batch: PackedBatch) -> RetrievalLosses:
         return retrieval_losses(scores, batch.itm_labels, r.candidates, r.margin)
 
-    def counts(batch: PackedBatch) -> tuple[int, int, int]:
-        groups = batch.pairs // r.candidates
-        return batch.pairs, groups, groups
+    def counts(batch: PackedBatch) -> Tensor:
+        pairs = batch.counts[2]
+        return torch.stack([pairs, pairs / r.candidates, pairs / r.candidates])
 
     return Objective({"binary": r.binary, "multiclass": r.multiclass, "triplet": r.triplet}, losses, counts)

@@ -27,8 +27,9 @@ from imagebert.engine.schedule import learning_rate
 from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
-from imagebert.feed.packer import Limits, Packer
+from imagebert.feed.packer import FeatureBuffer, Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.sizes import Sizes, choose_sizes
 from imagebert.model import (
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
@@ -77,11 +78,30 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     assert total is not None  # RunConfig has exactly one of the two
     masking = make_masking(config, corpus)
 
+    sizes = make_sizes(config, plan)
+
     model = make_model(config, corpus)
+    if config.engine.step == "compiled":
+        for layer in model.imagebert.layers:
+            layer.compile(fullgraph=True, dynamic=False)
     engine = Engine(model, config)
+    if config.engine.step != "eager" and engine.stage == 3:
+        raise UsageError(
+            f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
+        )
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
+    if config.engine.step == "graphed":
+        first = packer.pack(
+            plan.step(start, distributed.rank(), distributed.world_size())[0],
+            FeatureBuffer(),
+            start,
+            masking,
+            sizes,
+            distributed.device(),
+        )
+        engine.capture(first)
     _write_recipe(folder, config)
     steps = Steps(start, min(total, stop_at or total), total)
 
@@ -96,6 +116,7 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
         stop=steps.stop,
         ahead=config.data.prefetch_steps,
         device=distributed.device(),
+        sizes=sizes,
     )
     try:
         with feeder:
@@ -154,6 +175,21 @@ def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:
         mask_id=tokenizer.mask_id,
         vocabulary=len(tokenizer),
     )
+
+
+def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
+    """One shape for all microbatches, where the step asks for it.
+
+    Raises:
+        UsageError: this machine cannot run such a step.
+    """
+    if config.engine.step == "eager":
+        return None
+    if not torch.cuda.is_available() and (config.engine.step == "graphed" or config.engine.kernels != "triton"):
+        raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take eager")
+    pretrain = config.task == "pretrain"
+    words, regions = config.pretraining.masked_words, config.pretraining.masked_regions
+    return choose_sizes(plan, words * pretrain, regions * pretrain)
 
 
 def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:

@@ -19,8 +19,8 @@ def test_shipped_configurations_merge(name: str) -> None:
     assert merged["zero_optimization"]["stage"] == int(name[4])
     assert merged["gradient_accumulation_steps"] == 4
     assert merged["train_batch_size"] == 12
-    assert merged["gradient_clipping"] == 1.0
-    assert merged["bf16"] == {"enabled": True}
+    assert merged["gradient_clipping"] == 0.0  # ours, on the device
+    assert merged["bf16"] == {"enabled": True, "check_grad_overflow": False}
 
 
 @pytest.mark.parametrize(

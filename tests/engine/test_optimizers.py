@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from imagebert.config import OptimizerConfig
-from imagebert.engine.optimizers import make_optimizer
+from imagebert.engine.optimizers import make_optimizer, scale_gradients
 
 
 def test_biases_and_norms_are_not_decayed() -> None:
@@ -32,3 +33,33 @@ def test_lamb_is_the_papers_algorithm() -> None:
         update = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-6) + 0.05 * weights
         weights = weights - 0.1 * np.linalg.norm(weights) / np.linalg.norm(update) * update
         np.testing.assert_allclose(model.weight.detach().numpy(), weights, rtol=1e-10)
+
+
+def steps(name: str, largest: float, gradients: list[torch.Tensor], by_hand: bool) -> torch.Tensor:
+    """The weights after a step for each gradient, clipped by PyTorch's own function or by ours."""
+    model = torch.nn.Linear(5, 4, bias=False)
+    model.weight.data = torch.arange(20.0).view(4, 5) / 10
+    optimizer = make_optimizer(model, OptimizerConfig(name=name, learning_rate=0.1))  # type: ignore[arg-type]
+    for gradient in gradients:
+        model.weight.grad = gradient.clone()
+        if by_hand:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
+        else:
+            scale_gradients(optimizer, gradient.norm(), largest)
+        optimizer.step()
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("largest", [0.0, 0.5, 100.0])
+def test_gradients_are_clipped_as_by_pytorch(name: str, largest: float) -> None:
+    gradients = [torch.randn(4, 5, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    torch.testing.assert_close(steps(name, largest, gradients, False), steps(name, largest, gradients, True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing(bad: float) -> None:
+    good = [torch.randn(4, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    spoilt = good[0].clone()
+    spoilt[1, 2] = bad
+    assert torch.equal(steps("adamw", 1.0, [good[0], spoilt, good[1]], False), steps("adamw", 1.0, good, False))

@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from imagebert.config import SourceConfig
+from imagebert.data.corpus import Corpus
 from imagebert.feed.draws import stage_key
-from imagebert.feed.masking import Masking, mask_regions, mask_words
+from imagebert.feed.masking import Masking, mask_batch, mask_regions, mask_words
+from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.sizes import Sizes, choose_sizes, contents
 
 MASKING = Masking(key=stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=1000)
 COUNT = 200_000
@@ -40,3 +46,74 @@ def test_a_pure_function_of_step_pair_and_place() -> None:
     np.testing.assert_array_equal(again, seen[order])
     other, _ = mask_words(MASKING, 4, pieces, PAIR, PLACE)
     assert (other != seen).mean() > 0.2
+
+
+def make(source: SourceConfig, words: float = 0.3) -> tuple[Packer, Plan, Masking]:
+    corpus = Corpus([source])
+    packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
+    negatives = Negatives(share=0.5, candidates=1, source="batch")
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=24, parts=2)
+    return packer, plan, Masking(stage_key(0, "s"), words=words, regions=0.3, mask_id=4, vocabulary=45)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_kernels_draw_the_same_batch(source: SourceConfig, filled: bool) -> None:
+    packer, plan, masking = make(source)
+    sizes = choose_sizes(plan, 0.3, 0.3) if filled else None
+    for step in range(3):
+        for samples in plan.step(step, 0, 1):
+            batch, places = packer._lay_out(samples, FeatureBuffer(), sizes)
+            ours, theirs = (mask_batch(batch, places, masking, step, sizes, draws) for draws in ("triton", "numpy"))
+            assert 0 < ours.counts[0] < len(ours.mlm_labels) or not filled
+            for name, right in theirs._asdict().items():
+                got = torch.as_tensor(getattr(ours, name))
+                right = torch.as_tensor(right)
+                assert got.dtype == right.dtype, name
+                # Without sizes a device cannot know the number of rows, and takes a room that is likely to hold them.
+                assert torch.equal(got[: len(right)] if right.dim() else got, right), name
+
+
+def test_fill_names_no_row(source: SourceConfig) -> None:
+    packer, plan, masking = make(source)
+    sizes = Sizes(pairs=20, regions=80, texts=130, masked_words=70, masked_regions=50)
+    for samples in plan.step(4, 0, 1):
+        exact, filled = (packer.pack(samples, FeatureBuffer(), 4, masking, room) for room in (None, sizes))
+        words, regions = len(exact.mlm_labels), len(exact.moc_labels)
+        assert torch.equal(filled.counts, torch.tensor([words, regions, 12.0]))
+        assert torch.equal(filled.counts, exact.counts)
+        for name, real, fill in (
+            ("mlm_labels", words, -1),
+            ("moc_labels", regions, -1),
+            ("region_reads", regions, -1),
+            ("itm_labels", 12, -1),
+            ("cu_seqlens", 13, exact.tokens),
+        ):
+            field = getattr(filled, name)
+            assert torch.equal(field[:real], getattr(exact, name)), name
+            assert (field[real:] == fill).all(), name
+            assert len(field) > real, name
+        assert int(filled.read_cu_seqlens[-1]) == len(exact.read_rows)
+
+
+def test_rows_beyond_the_room_are_not_learnt_from(source: SourceConfig) -> None:
+    packer, plan, masking = make(source, words=0.9)
+    samples = plan.step(0, 0, 1)[0]
+    exact = packer.pack(samples, FeatureBuffer(), 0, masking)
+    room = Sizes(pairs=20, regions=80, texts=130, masked_words=3, masked_regions=50)
+    few = packer.pack(samples, FeatureBuffer(), 0, masking, room)
+    assert int(few.counts[0]) == 3 < int(exact.counts[0])
+    assert torch.equal(few.mlm_labels, exact.mlm_labels[:3])
+    assert torch.equal(few.input_ids[: len(exact.input_ids)], exact.input_ids)
+
+
+def test_sizes_hold_what_the_plan_gives(source: SourceConfig) -> None:
+    packer, plan, _ = make(source)
+    sizes = choose_sizes(plan, 0.15, 0.15)
+    parts = [part for step in range(60) for part in plan.step(step, 0, 1)]
+    held = [sizes.hold(packer.lengths, part) for part in parts]
+    assert np.mean(held) > 0.95
+    assert sizes[0] <= 64 >= max(contents(packer.lengths, part)[0] for part in parts)
+    # What does not fit keeps its own shape.
+    tight = sizes._replace(regions=1)
+    batch = packer.pack(parts[0], FeatureBuffer(), 0, None, tight)
+    assert batch.tokens == batch.real_tokens

@@ -14,6 +14,7 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import FeatureBuffer, Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.sizes import Sizes
 from imagebert.model import (
     PRESETS,
     ImageBertConfig,
@@ -22,8 +23,17 @@ from imagebert.model import (
     ImageBertModel,
     initialize_from,
 )
+from imagebert.model.losses import PretrainingLosses
+from imagebert_kernels import backend
 from tests.corpora import CLASSES, FEATURE_SIZE, WORDS
 from tests.model import reference
+
+
+@pytest.fixture(params=["triton", "reference"])
+def entry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(backend.VARIABLE, request.param)
+    return str(request.param)
+
 
 SHAPE = {
     "vocab_size": len(WORDS) + 5,
@@ -38,13 +48,15 @@ SHAPE = {
 }
 
 
-def make_batch(source: SourceConfig, pairs: int, rate: float = 0.4, mark: bool = False) -> PackedBatch:
+def make_batch(
+    source: SourceConfig, pairs: int, rate: float = 0.4, mark: bool = False, sizes: Sizes | None = None
+) -> PackedBatch:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=6, max_words=8, whole_image=True, mark_whole_image=mark))
     negatives = Negatives(share=0.5, candidates=1, source="corpus")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=pairs, parts=1)
     masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
-    return packer.pack(plan.global_batch(pairs), FeatureBuffer(), pairs, masking)
+    return packer.pack(plan.global_batch(pairs), FeatureBuffer(), pairs, masking, sizes)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 11, 24])
@@ -63,6 +75,26 @@ def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[st
     for name, a, b in zip(names, torch.autograd.grad(sum(got), parameters), expected_grads, strict=True):
         largest = b.abs().max().clamp(min=1e-3)
         assert (a - b).abs().max() <= 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
+def test_fill_changes_nothing(
+    source: SourceConfig, monkeypatch: pytest.MonkeyPatch, entry: str, options: dict[str, bool]
+) -> None:
+    """One shape for all batches: losses and gradients as without fill."""
+    torch.manual_seed(0)
+    heads = {**SHAPE, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model = ImageBertForPreTraining(ImageBertConfig(**heads, **options)).eval()
+    sizes = Sizes(pairs=12, regions=50, texts=80, masked_words=40, masked_regions=30)
+    found = []
+    for room in (None, sizes):
+        batch = make_batch(source, 9, mark=bool(options), sizes=room)
+        assert (batch.real_pairs, batch.real_tokens) == (9, int(batch.cu_seqlens[-1]))
+        losses = model(batch)
+        found.append([*losses, PretrainingLosses.counts(batch), *torch.autograd.grad(sum(losses), model.parameters())])
+    assert (batch.pairs, batch.tokens, len(batch.mlm_labels), len(batch.moc_labels)) == (12, 130, 40, 30)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_equal_padded(source: SourceConfig) -> None:
@@ -110,6 +142,8 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
     return PackedBatch(
         cu_seqlens=ends.to(torch.int32),
         max_seqlen=max(lengths),
+        real_pairs=len(texts),
+        real_tokens=total,
         position_ids=torch.cat([torch.tensor([0, *range(2, n + 1)]) for n in lengths]),
         token_type_ids=torch.cat([torch.tensor([0, 0] + [1] * (n - 2)) for n in lengths]),
         text_rows=torch.arange(total),
@@ -120,6 +154,7 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
         region_boxes=torch.zeros(0, 5),
         region_zeroed=torch.zeros(0, dtype=torch.bool),
         global_regions=none,
+        counts=torch.zeros(3),
         read_rows=ends[:-1],
         read_cu_seqlens=torch.arange(len(texts) + 1, dtype=torch.int32),
         cls_reads=torch.arange(len(texts)),

@@ -254,6 +254,22 @@ def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, ze
     assert losses(tmp_path / "triton") != losses(tmp_path / "reference")
 
 
+def test_a_compiled_step_of_one_shape_gives_the_same_losses(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", (3, 32, 1))
+    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4", "schedule.accumulation=2", "engine.kernels=triton"]
+    for step in ("eager", "compiled"):
+        run(load_recipe(RECIPE, [*few, f"output={tmp_path / step}", f"engine.step={step}"]))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
+
+
+@pytest.mark.parametrize("step", ["compiled", "graphed"])
+def test_a_step_that_this_machine_cannot_run_is_named(recipe: list[str], step: str) -> None:
+    with pytest.raises(UsageError, match=f"engine.step {step} needs a GPU"):
+        run(load_recipe(RECIPE, [*recipe, f"engine.step={step}"]))
+
+
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 def test_golden_curve_of_200_steps(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
