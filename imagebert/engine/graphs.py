@@ -24,7 +24,8 @@ class _FromTensors(nn.Module):
         self.batch = batch
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self.model(self.batch._replace(**dict(zip(self.names, tensors, strict=True))))
+        fields: dict[str, Any] = dict(zip(self.names, tensors, strict=True))
+        return self.model(self.batch._replace(**fields))
 
 
 class Graphed:

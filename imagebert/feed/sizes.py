@@ -55,10 +55,10 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
     """
     steps = np.unique(np.linspace(0, plan.steps(1.0) - 1, _SAMPLED_STEPS).astype(int))
     found = np.array([contents(plan.lengths, part) for step in steps for part in plan.step(step, 0, 1)])
-    pairs, region_room, text_room = (_rounded(_SPARE * most) for most in found.max(0))
-    return Sizes(
-        pairs, region_room, text_room, room_for_masked(text_room, words), room_for_masked(region_room, regions)
-    )
+    pairs, *most = _SPARE * found.max(0)
+    region_room, text_room = map(_rounded, most)
+    masked = room_for_masked(text_room, words), room_for_masked(region_room, regions)
+    return Sizes(math.ceil(pairs), region_room, text_room, *masked)
 
 
 def _rounded(number: float) -> int:

@@ -112,7 +112,7 @@ def test_sizes_hold_what_the_plan_gives(source: SourceConfig) -> None:
     parts = [part for step in range(60) for part in plan.step(step, 0, 1)]
     held = [sizes.hold(packer.lengths, part) for part in parts]
     assert np.mean(held) > 0.95
-    assert sizes[0] <= 64 >= max(contents(packer.lengths, part)[0] for part in parts)
+    assert sizes[0] <= 20 >= max(contents(packer.lengths, part)[0] for part in parts)
     # What does not fit keeps its own shape.
     tight = sizes._replace(regions=1)
     batch = packer.pack(parts[0], FeatureBuffer(), 0, None, tight)
