@@ -184,7 +184,7 @@ def compile_ahead(configurations: list[Configuration]) -> None:
 
 def _compile(configuration: Configuration) -> Compiled:
     module = importlib.import_module(f"imagebert_kernels.{configuration.operation}")
-    function = getattr(module, configuration.kernel + "_kernel")
+    function = getattr(module, f"{configuration.operation}_{configuration.kernel}")
     chip, constants, names = configuration.chip, configuration.constants, function.arg_names
     signature = {name: "constexpr" if name in constants else _type(name, configuration) for name in names}
     # As at run time: tensors and strides are multiples of 16 bytes and elements.

@@ -202,7 +202,7 @@ def _forward_long(
 
 
 @triton.jit(do_not_specialize=["all_rows", "threshold"])
-def forward_kernel(
+def attention_forward(
     queries,  # [Q, N, D], rows query_stride apart
     keys,  # [T, N, D], rows key_stride apart
     values,  # [T, N, D], rows key_stride apart
@@ -369,7 +369,7 @@ def _backward_long(
 
 
 @triton.jit(do_not_specialize=["all_rows", "all_keys", "threshold"])
-def backward_kernel(
+def attention_backward(
     queries,  # [Q, N, D], rows query_stride apart
     keys,  # [T, N, D], rows key_stride apart
     values,  # [T, N, D], rows key_stride apart
@@ -536,7 +536,7 @@ def _forward(packed, queries, cu_seqlens, query_cu_seqlens, max_seqlen, scale, d
     out, logsumexp = _forward_outputs(packed, queries)
     tiling = _fitting(forward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
-        forward_kernel[(len(cu_seqlens) * heads,)](
+        attention_forward[(len(cu_seqlens) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, seed,
             queries.stride(0), keys.stride(0), rows, scale, dropout_threshold(dropout),
             N=heads, D=size, DROPOUT=dropout > 0, **tiling.constants(), **tiling.options(),
@@ -564,7 +564,7 @@ def _backward(
     rows, heads, size = queries.shape
     tiling = _fitting(backward_tilings(size, is_hopper(packed.device)), max_seqlen)
     with torch.cuda.device_of(packed):
-        backward_kernel[(len(cu_seqlens) * heads,)](
+        attention_backward[(len(cu_seqlens) * heads,)](
             queries, keys, values, query_cu_seqlens, cu_seqlens, out, logsumexp, grad_out.contiguous(), seed,
             into_queries, into_keys, into_values,
             queries.stride(0), keys.stride(0), into_queries.stride(0), into_keys.stride(0), rows, len(keys), scale,

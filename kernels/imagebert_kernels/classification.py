@@ -32,7 +32,7 @@ _ALIGNED = 64
 
 
 @triton.jit
-def softmax_kernel(
+def classification_softmax(
     logits,  # [M, PADDED], of which COLUMNS are real; the loss' gradient takes their place, zeros that of the others
     labels,  # [M]
     losses,  # [M] float32
@@ -94,7 +94,7 @@ def _forward(hidden, rows, weight, bias, labels):  # type: ignore[no-untyped-def
     if len(labels):
         torch.addmm(bias, _chosen(hidden, rows), weight.T, out=grads[:, : len(weight)])
         with torch.cuda.device_of(weight):
-            softmax_kernel[(len(labels),)](grads, labels, losses, **tiling(len(weight)))
+            classification_softmax[(len(labels),)](grads, labels, losses, **tiling(len(weight)))
     return losses.sum(), grads
 
 

@@ -53,7 +53,7 @@ def _embedding_sum(
 
 
 @triton.jit(do_not_specialize=["items", "threshold"])
-def forward_kernel(
+def embedding_forward(
     contents,  # [V, H] the word table, or [R, H] projected regions
     identifiers,  # [W]; not read for regions
     tokens,  # [W] or [R], the token of each
@@ -97,7 +97,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["items", "threshold"])
-def backward_kernel(
+def embedding_backward(
     grad_out,  # [T, H]
     contents,  # [V, H] the word table, or [R, H] projected regions
     identifiers,  # [W]; not read for regions
@@ -150,7 +150,7 @@ def backward_kernel(
 
 
 @triton.jit(do_not_specialize=["items", "entries"])
-def table_kernel(
+def embedding_table(
     identifiers,  # [n] int64
     grads,  # [n, H]
     out,  # [parts, entries, H]
@@ -205,7 +205,7 @@ def _forward(
     with torch.cuda.device_of(weight):
         for contents, tokens, words in ((regions, region_rows, False), (word_table, text_rows, True)):
             if len(tokens):
-                forward_kernel[(triton.cdiv(len(tokens), cut["ROWS"]),)](
+                embedding_forward[(triton.cdiv(len(tokens), cut["ROWS"]),)](
                     contents, input_ids, tokens, position_ids, token_type_ids, position_table, type_table, weight,
                     shift, out, mean, deviation, seed, len(tokens), epsilon, dropout_threshold(dropout),
                     WORDS=words, DROPOUT=dropout > 0, **cut,
@@ -245,7 +245,7 @@ def _backward(
             (regions, region_rows, for_regions, parts[0]),
             (word_table, text_rows, for_words, parts[1]),
         ):
-            backward_kernel[(len(sums),)](
+            embedding_backward[(len(sums),)](
                 grad_out, contents, input_ids, tokens, position_ids, token_type_ids, position_table, type_table,
                 weight, mean, deviation, seed, into, sums, len(tokens), dropout_threshold(dropout),
                 WORDS=contents is word_table, DROPOUT=dropout > 0, **layer_norm.tiling(len(weight), backward=True),
@@ -275,7 +275,7 @@ def _table_gradient(identifiers: Tensor, grads: Tensor, table: Tensor) -> Tensor
     # A small table has few programs: the items are cut too, and the parts added up.
     parts = max(1, min(turns, programs(table.device) // (grid[0] * grid[1])))
     out = table.new_empty(parts, entries, columns, dtype=table.dtype if parts == 1 else torch.float32)
-    table_kernel[(*grid, parts)](identifiers, grads, out, items, entries, COLUMNS=columns, **cut)
+    embedding_table[(*grid, parts)](identifiers, grads, out, items, entries, COLUMNS=columns, **cut)
     return out[0] if parts == 1 else out.sum(0).to(table.dtype)
 
 

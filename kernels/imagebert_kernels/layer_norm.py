@@ -58,7 +58,7 @@ def _residual_sum(x, bias, residual, draws, row, column, place, inside, DROPOUT:
 
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
-def forward_kernel(
+def layer_norm_forward(
     x,  # [T, H]
     bias,  # [H]
     residual,  # [T, H]
@@ -92,7 +92,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
-def backward_kernel(
+def layer_norm_backward(
     grad_out,  # [T, H]
     x,  # [T, H]
     bias,  # [H]
@@ -162,7 +162,7 @@ def _forward(x, bias, residual, weight, shift, epsilon, dropout, seed):  # type:
     out, mean, deviation = _outputs(x)
     cut = tiling(x.shape[1], backward=False)
     with torch.cuda.device_of(x):
-        forward_kernel[(triton.cdiv(len(x), cut["ROWS"]),)](
+        layer_norm_forward[(triton.cdiv(len(x), cut["ROWS"]),)](
             x, bias, residual, weight, shift, out, mean, deviation, seed, len(x), epsilon,
             dropout_threshold(dropout), DROPOUT=dropout > 0, **cut,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def _backward(grad_out, x, bias, residual, weight, mean, deviation, dropout, see
     grad_x, grad_residual, sums = _grads(x, dropout)
     parts = x.new_empty(programs(x.device), 3, x.shape[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
-        backward_kernel[(len(parts),)](
+        layer_norm_backward[(len(parts),)](
             grad_out.contiguous(), x, bias, residual, weight, mean, deviation, seed, grad_x, grad_residual, parts,
             len(x), dropout_threshold(dropout), DROPOUT=dropout > 0, **tiling(x.shape[1], backward=True),
         )  # fmt: skip

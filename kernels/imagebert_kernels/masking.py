@@ -58,7 +58,7 @@ _WORD_NUMBERS = [
 
 
 @triton.jit(do_not_specialize=_WORD_NUMBERS)
-def words_kernel(
+def masking_words(
     words,  # [n]
     samples,  # [n]
     places,  # [n]
@@ -86,7 +86,7 @@ def words_kernel(
 
 
 @triton.jit(do_not_specialize=["mask_state", "change_state", "masked_rate", "zeroed_rate", "items"])
-def regions_kernel(
+def masking_regions(
     samples,  # [n]
     places,  # [n]
     masked,  # [n]
@@ -121,7 +121,7 @@ def mask_words(
     """
     seen, masked = torch.empty_like(words), torch.empty_like(words, dtype=torch.bool)
     with torch.cuda.device_of(words):
-        words_kernel[_grid(words)](
+        masking_words[_grid(words)](
             words, samples, places, seen, masked, *map(_signed, states), *map(_numerator, rates), len(words),
             mask_word, vocabulary, **tiling(),
         )  # fmt: skip
@@ -139,7 +139,7 @@ def mask_regions(
     """
     masked, zeroed = (torch.empty_like(samples, dtype=torch.bool) for _ in range(2))
     with torch.cuda.device_of(samples):
-        regions_kernel[_grid(samples)](
+        masking_regions[_grid(samples)](
             samples, places, masked, zeroed, *map(_signed, states), *map(_numerator, rates), len(samples), **tiling()
         )
     return masked, zeroed

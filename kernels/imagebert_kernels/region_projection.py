@@ -39,7 +39,7 @@ def _seen_scales(scales, zeroed, row, real):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def forward_kernel(
+def region_projection_forward(
     features,  # [R, F]
     scales,  # [R]
     zeroed,  # [R]
@@ -74,7 +74,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def backward_kernel(
+def region_projection_backward(
     grad_out,  # [R, H]
     features,  # [R, F]
     scales,  # [R]
@@ -122,7 +122,7 @@ def _forward(features, scales, zeroed, boxes, weight, bias, location_weight, loc
     rows, columns = out.shape
     with torch.cuda.device_of(weight):
         if rows:
-            forward_kernel[(triton.cdiv(rows, cut.rows) * triton.cdiv(columns, cut.columns),)](
+            region_projection_forward[(triton.cdiv(rows, cut.rows) * triton.cdiv(columns, cut.columns),)](
                 features, scales, zeroed, boxes, weight, bias, location_weight, location_bias, out, rows,
                 COLUMNS=columns, INNER=features.shape[1], **cut.constants(), **cut.options(),
             )  # fmt: skip
@@ -152,7 +152,7 @@ def _backward(grad_out, features, scales, zeroed):  # type: ignore[no-untyped-de
         max(1, min(turns, programs(grad_out.device) // blocks)), columns, inner, dtype=torch.float32
     )
     with torch.cuda.device_of(grad_out):
-        backward_kernel[(blocks, len(parts))](
+        region_projection_backward[(blocks, len(parts))](
             grad_out.contiguous(), features, scales, zeroed, parts, rows,
             COLUMNS=columns, INNER=inner, **cut.constants(), **cut.options(),
         )  # fmt: skip

@@ -49,7 +49,7 @@ def _differences(
 
 
 @triton.jit(do_not_specialize=["masked_rows"])
-def forward_kernel(
+def region_regression_forward(
     hidden,  # [Q, H]
     rows,  # [M]
     weight,  # [F, H]
@@ -79,7 +79,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["masked_rows"])
-def backward_kernel(
+def region_regression_backward(
     hidden,  # [Q, H]
     rows,  # [M]
     weight,  # [F, H]
@@ -117,7 +117,7 @@ _ARGUMENTS = "Tensor hidden, Tensor rows, Tensor weight, Tensor bias, Tensor fea
 def _forward(hidden, rows, weight, bias, features, scales, regions):  # type: ignore[no-untyped-def]
     parts = hidden.new_empty(*_grid(rows, weight), dtype=torch.float32)
     if len(rows):
-        _launch(forward_kernel, (hidden, rows, weight, bias, features, scales, regions), parts)
+        _launch(region_regression_forward, (hidden, rows, weight, bias, features, scales, regions), parts)
     return parts.sum() / len(weight)
 
 
@@ -133,7 +133,7 @@ def _backward(hidden, rows, weight, bias, features, scales, regions):  # type: i
     """Predictions minus targets [M, F]."""
     differences = hidden.new_empty(len(rows), len(weight))
     if len(rows):
-        _launch(backward_kernel, (hidden, rows, weight, bias, features, scales, regions), differences)
+        _launch(region_regression_backward, (hidden, rows, weight, bias, features, scales, regions), differences)
     return differences
 
 
