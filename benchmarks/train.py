@@ -1,11 +1,16 @@
-"""Training throughput on this machine, all four tasks, optimizer and feed included, beside transformers' VisualBERT.
+"""Training throughput beside transformers' VisualBERT, and where the time of a step goes.
 
-    python -m benchmarks.train --against visualbert [--json FILE]
+    python -m benchmarks.train [--json FILE]                    on a CPU: 4 layers of 256, Flickr8k's lengths, float32
+    python -m benchmarks.train --models base large --mixes full real [--json FILE]          on a GPU: bf16
 
-Both train 4 layers of 256 on the same random pairs with Flickr8k's real lengths and features of 1,280, in float32 on a
-CPU, dropout 0.1, AdamW. Ours is `imagebert pretrain` as a user runs it: regions from LMDB, packed by its feeder.
-VisualBertForPreTraining (masked words and image-text matching only) is given its batches ready-made, padded to the
-longest of the batch. The two take turns; figures are medians over the turns.
+All candidates train through the same engine (DeepSpeed, fused AdamW, clipping, dropout 0.1, the same precision) on the
+same pairs, batches ready-made on the device; they take turns, and figures are medians over the turns.
+    imagebert           all four tasks; eager, and with --steps compiled or graphed with batches of one shape
+    imagebert pretrain  the same as a user runs it: plan, regions from LMDB, packing, masks, logging
+    visualbert          VisualBertForPreTraining: masked words and matching, padded to the batch's longest; eager, and
+                        with --compile through torch.compile
+Model FLOP/s are those of benchmarks/step.py: what ImageBERT must compute on real tokens; the matmul rate beside it is
+measured in the same run. On a GPU a whole step also runs with every wait of the host forbidden.
 """
 
 from __future__ import annotations
@@ -14,104 +19,337 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import VisualBertConfig, VisualBertForPreTraining
 
 import imagebert.model.configuration as configuration
+from benchmarks import step as floors
 from benchmarks.length_mixes import write_random_corpus
 from benchmarks.report import Line, publish
+from imagebert import distributed
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, build
 from imagebert.data.corpus import Corpus
+from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.engine.metrics import read_log
 from imagebert.feed.packer import FeatureBuffer, Limits, Packer
-from imagebert.training.run import make_masking, make_plan, run
+from imagebert.training.objectives import make_objective
+from imagebert.training.run import make_masking, make_model, make_plan, make_sizes, run
 
-FEATURE_SIZE, CLASSES = 1280, 80
-LAYERS, HIDDEN, HEADS = 4, 256, 4
-LINE = 3.0  # times VisualBERT's pairs per second
+GPU = torch.cuda.is_available()
+DISTINCT = 8  # batches that go round
+CPU_MODEL = floors.Model(4, 256, features=1280, classes=80)
+
+
+class Setting(NamedTuple):
+    model: str  # a preset; on a CPU small, of CPU_MODEL's shape
+    mix: str
+    pairs: int
+
+    @property
+    def shape(self) -> floors.Model:
+        return floors.MODELS.get(self.model, CPU_MODEL)
+
+
+class Candidate(NamedTuple):
+    name: str
+    batches: Sequence[Any]
+    step: Callable[[Any], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", choices=["visualbert"], default="visualbert")
+    parser.add_argument("--models", nargs="+", choices=[*floors.MODELS, "small"], default=["small"])
+    parser.add_argument("--mixes", nargs="+", default=["flickr8k"])
+    parser.add_argument("--pairs", type=int, default=256 if GPU else 64)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each in a turn")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps-of-a-turn", type=int, default=8)
+    parser.add_argument("--steps", nargs="+", choices=["eager", "compiled", "graphed"], default=["eager"])
+    parser.add_argument("--compile", action="store_true", help="VisualBERT through torch.compile too")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
-    configuration.PRESETS["tiny"] = (LAYERS, HIDDEN, HEADS)
+    if GPU:
+        torch.set_float32_matmul_precision("high")
+    settings, lines = [], []
+    for model in parsed.models:
+        for mix in parsed.mixes:
+            setting = Setting(model, mix, parsed.pairs)
+            figures = measure(setting, parsed)
+            settings.append(figures)
+            lines += lines_of(figures)
+    publish({"settings": settings}, lines, parsed.json)
+
+
+def lines_of(figures: dict[str, Any]) -> list[Line]:
+    where, by = f"{figures['model']}, {figures['mix']}", figures["candidates"]
+    ours = max((row for name, row in by.items() if name.startswith("imagebert, ")), key=_pairs)
+    theirs = max((row for name, row in by.items() if name.startswith("visualbert")), key=_pairs)
+    wanted = 3.0 if not GPU or figures["mix"] == "full" else 5.0
+    lines = [Line(f"{where}: pairs/s over VisualBERT's fastest", _pairs(ours) / _pairs(theirs), wanted)]
+    if GPU:
+        lines.append(Line(f"{where}: share of the matmul rate", ours["share_of_matmul"], 0.5))
+        lines.append(Line(f"{where}: a step without waiting", float(figures["waits"] is None), 1))
+    return lines
+
+
+def _pairs(row: dict[str, Any]) -> float:
+    return float(row["pairs_per_second"])
+
+
+# --------------------------------------------------------------------------------------------------------- measuring
+
+
+def measure(setting: Setting, parsed: argparse.Namespace) -> dict[str, Any]:
+    """All candidates at one setting, by turns."""
+    distributed.start()
+    shape = setting.shape
+    configuration.PRESETS["small"] = (CPU_MODEL.layers, CPU_MODEL.hidden, 4)
     with tempfile.TemporaryDirectory() as folder:
-        source = write_random_corpus(Path(folder), "flickr8k", 1500, 2, FEATURE_SIZE, CLASSES)
+        images = 512 if GPU else 1500
+        source = write_random_corpus(Path(folder), setting.mix, images, 2, shape.features, shape.classes)
         tree = {
             "task": "pretrain",
             "stage": "benchmark",
             "output": f"{folder}/run",
             "data": {"sources": [{"regions": source.regions, "pairs": source.pairs}]},
-            "model": {"preset": "tiny"},
-            "schedule": {"batch_size": parsed.batch_size, "steps": parsed.turns * parsed.steps},
+            "model": {"preset": setting.model},
+            "schedule": {"batch_size": setting.pairs, "steps": parsed.turns * parsed.steps_of_a_turn},
+            "engine": {"deepspeed": "zero1" if GPU else "zero0"},
             "logging": {"every_steps": 1},
+            "checkpoint": {"every_steps": 10**9},
         }
         config = build(RunConfig, tree, "benchmark")
-        theirs = VisualBert(config, parsed.batch_size)
-        ours_rates, their_rates = [], []
-        for turn in range(parsed.turns):
-            run(config, stop_at=(turn + 1) * parsed.steps)
-            lines = read_log(Path(folder) / "run/log.jsonl")[turn * parsed.steps + 2 :]  # after two to warm up
-            ours_rates += [line["rate/pairs_per_second"] for line in lines]
-            their_rates += theirs.turn(turn * parsed.steps, parsed.steps)[2:]
-    ours, other = statistics.median(ours_rates), statistics.median(their_rates)
-    print(f"{'':24}pairs/s (median)")
-    print(f"{'imagebert':24}{ours:.1f}")
-    print(f"{'VisualBERT':24}{other:.1f}")
-    figures = {
-        "imagebert_pairs_per_second": ours_rates,
-        "visualbert_pairs_per_second": their_rates,
-        "batch_size": parsed.batch_size,
-        "layers": LAYERS,
-        "hidden_size": HIDDEN,
+        work = work_of(config)
+        matmul = floors_of_this_machine()
+        candidates = {
+            **{f"imagebert, {step}": lambda step=step: ours(config, step) for step in parsed.steps},
+            "visualbert": lambda: visualbert(config, False),
+            **({"visualbert, torch.compile": lambda: visualbert(config, True)} if parsed.compile else {}),
+        }
+        figures: dict[str, Any] = {
+            "model": setting.model,
+            "layers": shape.layers,
+            "hidden_size": shape.hidden,
+            "mix": setting.mix,
+            "pairs": setting.pairs,
+            "tokens": work.tokens,
+            "precision": resolve_precision(config),
+            "matmul": matmul,
+            "floors": {name: part._asdict() for name, part in floors.parts(shape, work).items()},
+            "candidates": {},
+            "waits": waits(config) if GPU else None,
+        }
+        # One candidate at a time is on a GPU, for its peak memory; on a CPU all are there and take turns, since other
+        # work comes and goes.
+        if GPU:
+            taken = {name: _turns([make], parsed, peak=True)[0] for name, make in candidates.items()}
+        else:
+            taken = dict(zip(candidates, _turns(list(candidates.values()), parsed, peak=False), strict=True))
+        for name, row in taken.items():
+            seconds = statistics.median(row["seconds"])
+            rates = {"pairs_per_second": setting.pairs / seconds, "tokens_per_second": work.tokens / seconds}
+            if name.startswith("imagebert"):
+                flops = floors.model_flops(shape, work) / seconds
+                rates |= {"model_flops_per_second": flops, "share_of_matmul": flops / matmul["matmul"]}
+                if row["peak_memory_gib"] is not None:
+                    rates["activation_bytes_per_token"] = row["activation_gib"] * 2**30 / work.tokens
+            figures["candidates"][name] = rates | row
+        figures["candidates"]["imagebert pretrain"] = as_a_user(config, parsed)
+    _print(figures)
+    return figures
+
+
+def _turns(makers: list[Callable[[], Candidate]], parsed: argparse.Namespace, peak: bool) -> list[dict[str, Any]]:
+    candidates = [make() for make in makers]
+    rows: list[dict[str, Any]] = [{"seconds": [], "peak_memory_gib": None} for _ in candidates]
+    for candidate in candidates:  # to warm up; compiled ones meet every shape
+        for batch in candidate.batches:
+            candidate.step(batch)
+    if peak:
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        candidates[0].step(candidates[0].batches[0])
+        torch.cuda.synchronize()
+        top = torch.cuda.max_memory_allocated()
+        rows[0] |= {"peak_memory_gib": top / 2**30, "activation_gib": (top - held) / 2**30}
+    for turn in range(parsed.turns):
+        for candidate, row in zip(candidates, rows, strict=True):
+            for i in range(parsed.steps_of_a_turn):
+                begun = _now()
+                candidate.step(candidate.batches[(turn * parsed.steps_of_a_turn + i) % len(candidate.batches)])
+                row["seconds"].append(_now() - begun)
+    for candidate, row in zip(candidates, rows, strict=True):
+        row["seconds_by_part"] = by_part(candidate)
+    return rows
+
+
+def _now() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def by_part(candidate: Candidate, steps: int = 3) -> dict[str, float]:
+    """Seconds of a step in each part: of kernels on a GPU, of operators by themselves on a CPU."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]) as profiler:
+        for batch in candidate.batches[:steps]:
+            candidate.step(batch)
+        _now()
+    found: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        microseconds = event.self_device_time_total if GPU else event.self_cpu_time_total
+        found[floors.part_of(event.key)] += microseconds / 1e6 / min(steps, len(candidate.batches))
+    return {part: seconds for part, seconds in sorted(found.items(), key=lambda item: -item[1]) if seconds > 0}
+
+
+def floors_of_this_machine() -> dict[str, float]:
+    """FLOP/s of a large product, and on a GPU bytes per second of a copy."""
+    if GPU:
+        from benchmarks.timing import ceilings
+
+        return ceilings()
+    x, y = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    taken = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        x @ y
+        taken.append(time.perf_counter() - begun)
+    return {"matmul": 2 * 2048**3 / statistics.median(taken)}
+
+
+def as_a_user(config: RunConfig, parsed: argparse.Namespace) -> dict[str, Any]:
+    """`imagebert pretrain` on this recipe: what its log says, after two steps to warm up."""
+    run(config)
+    lines = read_log(Path(config.output) / "log.jsonl")[2:]
+    return {
+        "pairs_per_second": statistics.median(line["rate/pairs_per_second"] for line in lines),
+        "tokens_per_second": statistics.median(line["rate/tokens_per_second"] for line in lines),
+        "share_waiting_for_data": statistics.median(line["rate/share_waiting_for_data"] for line in lines),
     }
-    publish(figures, [Line("pairs/s over VisualBERT's", ours / other, LINE)], parsed.json)
 
 
-class VisualBert:
-    """The peer, on the pairs of the same plan."""
+# -------------------------------------------------------------------------------------------------------- candidates
 
-    def __init__(self, config: RunConfig, batch_size: int) -> None:
-        corpus = Corpus(config.data.sources)
-        self.packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
-        self.plan = make_plan(config, corpus, self.packer)
-        self.masking = make_masking(config, corpus)
-        shape = VisualBertConfig(
-            vocab_size=len(corpus.tokenizer),
-            hidden_size=HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=4 * HIDDEN,
-            visual_embedding_dim=FEATURE_SIZE,
+
+def feed(config: RunConfig, device: torch.device) -> tuple[list[PackedBatch], Corpus]:
+    """The first microbatches of the plan, masked."""
+    corpus = Corpus(config.data.sources)
+    packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
+    plan, masking = make_plan(config, corpus, packer), make_masking(config, corpus)
+    sizes = make_sizes(config, plan)
+    batches = [
+        packer.pack(samples, FeatureBuffer(), step, masking, sizes, device)
+        for step in range(DISTINCT)
+        for samples in plan.step(step, 0, 1)
+    ]
+    return batches, corpus
+
+
+def work_of(config: RunConfig) -> floors.Work:
+    """The mean of the batches."""
+    batches, _ = feed(config, torch.device("cpu"))
+    each = [
+        (
+            b.pairs,
+            len(b.region_rows),
+            len(b.text_rows),
+            float(b.cu_seqlens.diff().square().sum()),
+            *b.counts[:2].tolist(),
         )
-        self.model = VisualBertForPreTraining(shape).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-
-    def turn(self, start: int, steps: int) -> list[float]:
-        """Pairs per second of each step; making the padded batch is not counted."""
-        rates = []
-        for step in range(start, start + steps):
-            samples = self.plan.global_batch(step)
-            batch = padded(self.packer.pack(samples, FeatureBuffer(), step, self.masking))
-            begun = time.perf_counter()
-            self.model(**batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            rates.append(len(samples.labels) / (time.perf_counter() - begun))
-        return rates
+        for b in batches
+    ]
+    pairs, regions, texts, *rest = (statistics.mean(values) for values in zip(*each, strict=True))
+    return floors.Work(round(pairs), round(regions), round(texts), *rest)
 
 
-def padded(batch: PackedBatch) -> dict[str, Any]:
+def ours(config: RunConfig, step: str) -> Candidate:
+    import dataclasses
+
+    config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, step=step))
+    batches, corpus = feed(config, distributed.device())
+    model = make_model(config, corpus)
+    if step == "compiled":
+        for layer in model.imagebert.layers:
+            layer.compile(fullgraph=True, dynamic=False)
+    engine, objective = Engine(model, config), make_objective(config)
+    if step == "graphed":
+        engine.capture(batches[0])
+
+    def train(batch: PackedBatch) -> None:
+        losses = objective.losses(engine(batch), batch)
+        engine.backward(objective.mean(losses, objective.counts(batch)))
+
+    return Candidate(f"imagebert, {step}", batches, train)
+
+
+def waits(config: RunConfig) -> str | None:
+    """What in a step, with packing and masks, makes the host wait for the GPU; None: nothing."""
+    candidate = ours(config, "eager")
+    for batch in candidate.batches[:2]:
+        candidate.step(batch)
+    corpus = Corpus(config.data.sources)
+    packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
+    plan, masking = make_plan(config, corpus, packer), make_masking(config, corpus)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        samples = plan.step(3, 0, 1)[0]
+        candidate.step(packer.pack(samples, FeatureBuffer(), 3, masking, None, distributed.device()))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
+
+
+class Padded(nn.Module):
+    """VisualBERT as the engine takes it: one argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+
+def visualbert(config: RunConfig, compiled: bool) -> Candidate:
+    device = distributed.device()
+    batches, corpus = feed(config, torch.device("cpu"))
+    layers, hidden, heads = configuration.PRESETS[config.model.preset or ""]
+    shape = VisualBertConfig(
+        vocab_size=len(corpus.tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        visual_embedding_dim=corpus.feature_size,
+    )
+    model = Padded(VisualBertForPreTraining(shape).train())
+    if compiled:
+        model.model.compile()
+    engine = Engine(model, config)
+    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+    ready = [{name: t.to(device) for name, t in padded(batch, dtype).items()} for batch in batches]
+
+    def train(batch: dict[str, Tensor]) -> None:
+        engine.backward(engine(batch))
+
+    return Candidate("visualbert", ready, train)
+
+
+def padded(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
     """A packed batch as VisualBERT takes it: [CLS] words [SEP] then regions, each padded to the longest."""
     pairs = batch.pairs
     token_pair = torch.repeat_interleave(torch.arange(pairs), batch.cu_seqlens.diff().long())
@@ -120,7 +358,7 @@ def padded(batch: PackedBatch) -> dict[str, Any]:
     words = [batch.input_ids[keep & (text_pair == b)] for b in range(pairs)]
     features = batch.region_features.float() * batch.region_scales[:, None]
     features[batch.region_zeroed] = 0
-    regions = [features[region_pair == b] for b in range(pairs)]
+    regions = [features[region_pair == b].to(dtype) for b in range(pairs)]
     labels = torch.full((batch.tokens,), -100)
     labels[batch.read_rows[batch.mlm_reads]] = batch.mlm_labels
     text_labels = [labels[batch.text_rows[keep & (text_pair == b)]] for b in range(pairs)]
@@ -139,6 +377,29 @@ def padded(batch: PackedBatch) -> dict[str, Any]:
         ),
         "sentence_image_labels": batch.itm_labels.long(),
     }
+
+
+def _print(figures: dict[str, Any]) -> None:
+    console = Console(width=140)
+    title = f"{figures['model']}, {figures['mix']}, {figures['pairs']} pairs, {figures['precision']}"
+    table = Table("", "pairs/s", "tokens/s", "TFLOP/s", "% of matmul", "peak GiB", title=title)
+    for name, row in figures["candidates"].items():
+        peak = row.get("peak_memory_gib")
+        table.add_row(
+            name,
+            f"{row['pairs_per_second']:.0f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['model_flops_per_second'] / 1e12:.3g}" if "model_flops_per_second" in row else "",
+            f"{100 * row['share_of_matmul']:.0f}" if "share_of_matmul" in row else "",
+            "" if peak is None else f"{peak:.1f}",
+        )
+    console.print(table)
+    parts = sorted({part for row in figures["candidates"].values() for part in row.get("seconds_by_part", {})})
+    shown = [name for name, row in figures["candidates"].items() if "seconds_by_part" in row]
+    table = Table("ms of a step", *shown)
+    for part in parts:
+        table.add_row(part, *(f"{1e3 * figures['candidates'][n]['seconds_by_part'].get(part, 0):.1f}" for n in shown))
+    console.print(table)
 
 
 if __name__ == "__main__":

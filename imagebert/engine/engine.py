@@ -161,6 +161,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=merged, dist_init_required=False
         )
+        if self.stage == 0 and distributed.world_size() == 1:
+            # It would flatten all gradients, "reduce" them, and copy them back.
+            self._engine.enable_backward_allreduce = False
         self._norm: Tensor | None = None
 
         def clip(*_: Any) -> None:
