@@ -1,10 +1,19 @@
 #!/bin/sh
-# Everything that needs a GPU, in one call under 9 minutes, without network, with what a PyTorch image has:
+# Everything that needs a GPU, without network, with what a PyTorch image has:
 #
-#     OUT=results sh benchmarks/gpu_suite.sh
+#     OUT=results sh benchmarks/gpu_suite.sh                 # all parts
+#     OUT=results sh benchmarks/gpu_suite.sh tests ops       # some; each takes less than 9 minutes
 #
-# First the kernels' tests in bf16 (any miss ends the run with an error), then the benchmarks. JSON, plots and logs go
-# to $OUT; the lines to reach are printed last. The tree may be a copy without its history: IMAGEBERT_COMMIT names it.
+#     tests   the kernels in bf16 and fp16 against float64; any miss ends the run with an error
+#     ops     every kernel beside what else there is                              -> ops_gpu.json
+#     train   whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu.json
+#
+# `train` needs deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
+#     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w WHEELS deepspeed
+#     pip download --only-binary :all: --python-version 3.12 --no-deps -d WHEELS lmdb hjson pydantic pydantic-core \
+#         annotated-types typing-inspection liger-kernel
+# JSON, plots and logs go to $OUT; the lines to reach are printed last. The tree may be a copy without its history:
+# IMAGEBERT_COMMIT names it.
 set -eu
 cd "$(dirname "$0")/.."
 OUT=${OUT:?name a folder for the results}
@@ -12,21 +21,43 @@ mkdir -p "$OUT"
 export PYTHONPATH=.:kernels PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET IMAGEBERT_KERNELS || true
 PYTHON=${PYTHON:-python3}
+[ -z "${WHEELS:-}" ] || "$PYTHON" -m pip install --quiet --no-index --no-deps "$WHEELS"/*.whl
 
-echo "== kernels against float64"
-# A fixed workspace is what deterministic cuBLAS asks for; the tests poison memory in deterministic mode.
-PARALLEL=$("$PYTHON" -c 'import xdist; print("-n 8")' 2> /dev/null || true)
-# shellcheck disable=SC2086
-CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 240 "$PYTHON" -m pytest tests/kernels/test_attention.py $PARALLEL \
-    --confcutdir=tests/kernels -o addopts="--import-mode=importlib" -q -x > "$OUT/tests.log" 2>&1 || {
-    tail -60 "$OUT/tests.log"
-    exit 1
+# Runs a command of at most $1 seconds, its output in $OUT/$2.log; shows the end of it when it fails.
+logged() {
+    limit=$1 name=$2
+    shift 2
+    timeout "$limit" "$@" > "$OUT/$name.log" 2>&1 || {
+        tail -60 "$OUT/$name.log"
+        exit 1
+    }
 }
-tail -1 "$OUT/tests.log"
 
-echo "== kernels beside what else there is"
-timeout 280 "$PYTHON" -m benchmarks.ops --json "$OUT/ops_gpu.json" --plots "$OUT" > "$OUT/ops.log" 2>&1 || {
-    tail -40 "$OUT/ops.log"
-    exit 1
-}
-grep -v '^{' "$OUT/ops.log"
+for part in ${*:-tests ops train}; do
+    echo "== $part"
+    case $part in
+    tests)
+        PARALLEL=$("$PYTHON" -c 'import xdist; print("-n 8")' 2> /dev/null || true)
+        # A fixed workspace is what deterministic cuBLAS asks for; the tests poison memory in deterministic mode.
+        export CUBLAS_WORKSPACE_CONFIG=:4096:8
+        # shellcheck disable=SC2086
+        logged 500 tests "$PYTHON" -m pytest tests/kernels --ignore tests/kernels/test_compiled.py $PARALLEL \
+            --confcutdir=tests/kernels -o addopts="--import-mode=importlib" -q -x
+        unset CUBLAS_WORKSPACE_CONFIG
+        tail -1 "$OUT/tests.log"
+        ;;
+    ops)
+        logged 520 ops "$PYTHON" -m benchmarks.ops --json "$OUT/ops_gpu.json" --plots "$OUT"
+        grep -v '^{' "$OUT/ops.log"
+        ;;
+    train)
+        logged 520 train "$PYTHON" -m benchmarks.train --models base large --mixes full real --turns 3 \
+            --steps eager compiled graphed --compile --json "$OUT/train_gpu.json"
+        grep -v '^step' "$OUT/train.log"
+        ;;
+    *)
+        echo "$part is no part: give some of tests, ops, train" >&2
+        exit 2
+        ;;
+    esac
+done

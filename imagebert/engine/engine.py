@@ -165,10 +165,11 @@ class Engine:
             # It would flatten all gradients, "reduce" them, and copy them back.
             self._engine.enable_backward_allreduce = False
         self._norm: Tensor | None = None
+        self._skipped: Tensor | float = 0.0
 
         def clip(*_: Any) -> None:
             self._norm = self._global_norm(optimizer)
-            scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
+            self._skipped = self._skipped + scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
 
         optimizer.register_step_pre_hook(clip)
         log.info("DeepSpeed ZeRO-%d, %s, %d ranks", self.stage, self.precision, distributed.world_size())
@@ -202,6 +203,10 @@ class Engine:
     def gradient_norm(self) -> float:
         """Norm of the whole gradient at the last step, before clipping. Synchronises."""
         return float(self._norm or 0.0)
+
+    def skipped_updates(self) -> float:
+        """How many updates of parameters were left out so far because their gradient was not finite. Synchronises."""
+        return float(self._skipped)
 
     def _global_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Of the gradient of this step, while DeepSpeed's wrapper steps `optimizer`."""

@@ -23,18 +23,20 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
-def scale_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> None:
-    """Clips the gradient to `largest` (0: not at all), and has a step whose norm is not finite leave everything alone.
+def scale_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> Tensor:
+    """Clips the gradient to `largest` (0: not at all); AdamW's step leaves all alone where the norm is not finite.
 
     On the device: PyTorch's fused AdamW takes both as tensors (its way of loss scaling), at no pass over the gradient.
+    Returns 1 where the norm is not finite, else 0.
     """
     scale = ((norm + 1e-6) / largest).clamp(min=1) if largest else torch.ones_like(norm)
     bad = (~torch.isfinite(norm)).float()
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.grad_scale, optimizer.found_inf = scale.float(), bad  # type: ignore[attr-defined]
-        return
+        return bad
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, 1 / scale)
+    return bad
 
 
 class Lamb(torch.optim.Optimizer):

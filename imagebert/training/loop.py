@@ -84,6 +84,7 @@ def train(
                 values = {f"loss/{name}": mean for name, mean in zip(objective.weights, means, strict=True)}
                 values["loss/total"] = sum(w * m for w, m in zip(objective.weights.values(), means, strict=True))
                 values |= {"learning_rate": learning_rate(step), "gradient_norm": engine.gradient_norm()}
+                values["skipped_updates"] = engine.skipped_updates()
                 if not all(map(math.isfinite, values.values())):
                     raise FloatingPointError(f"loss or gradient is not finite at step {done}, not saved: {values}")
                 if logging:
