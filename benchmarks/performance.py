@@ -6,7 +6,6 @@ python -m benchmarks.performance
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,37 @@ def render() -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=False,
     )
-    environment.filters["median"] = statistics.median
-    template = environment.get_template("performance.md.j2")
-    return template.render(train=_result("train_cpu"), static=_result("ops_static"), gpu=_result("ops_gpu"))
+    trained = _result("train_gpu")
+
+    def gpu_step(floor: dict[str, Any]) -> dict[str, float] | None:
+        """Measured seconds by part of the fastest of ours, beside a step's floors."""
+        for setting in trained["figures"]["settings"] if trained else []:
+            if (setting["model"], setting["mix"]) == (floor["model"], floor["mix"]):
+                ours = [row for name, row in setting["candidates"].items() if name.startswith("imagebert, ")]
+                fastest = max(ours, key=lambda row: row["pairs_per_second"])
+                parts: dict[str, float] = fastest["seconds_by_part"]
+                return parts
+        return None
+
+    environment.globals |= {"gpu_step": gpu_step, "parts_of": _parts_of}
+    return environment.get_template("performance.md.j2").render(
+        train=_result("train_cpu"),
+        kept=_result("train_cpu_kept_memory"),
+        static=_result("ops_static"),
+        gpu=_result("ops_gpu"),
+        gpu_train=trained,
+    )
+
+
+def _parts_of(candidates: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """All parts that any candidate spends time in, the largest first."""
+    found: dict[str, float] = {}
+    for _, row in candidates:
+        for part, seconds in row["seconds_by_part"].items():
+            found[part] = found.get(part, 0.0) + seconds
+    return sorted(found, key=lambda part: -found[part])
 
 
 def _result(name: str) -> dict[str, Any] | None:
