@@ -47,6 +47,7 @@ from imagebert.training.run import make_masking, make_model, make_plan, make_siz
 
 GPU = torch.cuda.is_available()
 DISTINCT = 8  # batches that go round
+PRODUCT = 2048  # rows and columns
 CPU_MODEL = floors.Model(4, 256, features=1280, classes=80)
 
 
@@ -129,7 +130,6 @@ def measure(setting: Setting, parsed: argparse.Namespace) -> dict[str, Any]:
         }
         config = build(RunConfig, tree, "benchmark")
         work = work_of(config)
-        matmul = floors_of_this_machine()
         candidates = {
             **{f"imagebert, {step}": lambda step=step: ours(config, step) for step in parsed.steps},
             "visualbert": lambda: visualbert(config, False),
@@ -143,7 +143,6 @@ def measure(setting: Setting, parsed: argparse.Namespace) -> dict[str, Any]:
             "pairs": setting.pairs,
             "tokens": work.tokens,
             "precision": resolve_precision(config),
-            "matmul": matmul,
             "floors": {name: part._asdict() for name, part in floors.parts(shape, work).items()},
             "candidates": {},
             "waits": waits(config) if GPU else None,
@@ -151,15 +150,21 @@ def measure(setting: Setting, parsed: argparse.Namespace) -> dict[str, Any]:
         # One candidate at a time is on a GPU, for its peak memory; on a CPU all are there and take turns, since other
         # work comes and goes.
         if GPU:
+            from benchmarks.timing import ceilings
+
+            figures["ceilings"] = ceilings()
             taken = {name: _turns([make], parsed, peak=True)[0] for name, make in candidates.items()}
         else:
-            taken = dict(zip(candidates, _turns(list(candidates.values()), parsed, peak=False), strict=True))
+            rows = _turns([*candidates.values(), large_product], parsed, peak=False)
+            taken = dict(zip(candidates, rows, strict=False))
+            figures["ceilings"] = {"matmul": 2 * PRODUCT**3 / statistics.median(rows[-1]["seconds"])}
+        matmul = figures["ceilings"]["matmul"]
         for name, row in taken.items():
             seconds = statistics.median(row["seconds"])
             rates = {"pairs_per_second": setting.pairs / seconds, "tokens_per_second": work.tokens / seconds}
             if name.startswith("imagebert"):
                 flops = floors.model_flops(shape, work) / seconds
-                rates |= {"model_flops_per_second": flops, "share_of_matmul": flops / matmul["matmul"]}
+                rates |= {"model_flops_per_second": flops, "share_of_matmul": flops / matmul}
                 if row["peak_memory_gib"] is not None:
                     rates["activation_bytes_per_token"] = row["activation_gib"] * 2**30 / work.tokens
             figures["candidates"][name] = rates | row
@@ -212,19 +217,10 @@ def by_part(candidate: Candidate, steps: int = 3) -> dict[str, float]:
     return {part: seconds for part, seconds in sorted(found.items(), key=lambda item: -item[1]) if seconds > 0}
 
 
-def floors_of_this_machine() -> dict[str, float]:
-    """FLOP/s of a large product, and on a GPU bytes per second of a copy."""
-    if GPU:
-        from benchmarks.timing import ceilings
-
-        return ceilings()
-    x, y = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    taken = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        x @ y
-        taken.append(time.perf_counter() - begun)
-    return {"matmul": 2 * 2048**3 / statistics.median(taken)}
+def large_product() -> Candidate:
+    """A product of float32 numbers, which takes turns with the others: its rate is what the processor gives then."""
+    factors = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
+    return Candidate("product", [factors], lambda pair: pair[0] @ pair[1])
 
 
 def as_a_user(config: RunConfig, parsed: argparse.Namespace) -> dict[str, Any]:
