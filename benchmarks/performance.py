@@ -39,6 +39,7 @@ def render() -> str:
         train=_result("train_cpu"),
         kept=_result("train_cpu_kept_memory"),
         static=_result("ops_static"),
+        memory=_result("memory"),
         gpu=_result("ops_gpu"),
         gpu_train=trained,
     )

@@ -83,11 +83,12 @@ def _cpuinfo() -> str:
 
 
 def publish(figures: dict[str, Any], lines: list[Line], path: Path | None) -> None:
-    """Prints the lines; with a path writes figures, lines and environment as JSON."""
+    """Prints the lines, if any; with a path writes figures, lines and environment as JSON."""
     table = Table("line", "value", "at least", "holds")
     for line in lines:
         table.add_row(line.name, f"{line.value:.3g}", f"{line.line:g}", "yes" if line.holds else "NO")
-    Console().print(table)
+    if lines:
+        Console().print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         recorded = [{**line._asdict(), "holds": line.holds} for line in lines]
