@@ -6,9 +6,10 @@
 #
 #     tests   the kernels in bf16 and fp16 against float64; any miss ends the run with an error
 #     ops     every kernel beside what else there is                              -> ops_gpu.json
-#     train   whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu.json
+#     base    whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu_base.json
+#     large   the same of the large model                                         -> train_gpu_large.json
 #
-# `train` needs deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
+# The last two need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
 #     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w WHEELS deepspeed
 #     pip download --only-binary :all: --python-version 3.12 --no-deps -d WHEELS lmdb hjson pydantic pydantic-core \
 #         annotated-types typing-inspection liger-kernel
@@ -33,7 +34,7 @@ logged() {
     }
 }
 
-for part in ${*:-tests ops train}; do
+for part in ${*:-tests ops base large}; do
     echo "== $part"
     case $part in
     tests)
@@ -50,13 +51,13 @@ for part in ${*:-tests ops train}; do
         logged 520 ops "$PYTHON" -m benchmarks.ops --json "$OUT/ops_gpu.json" --plots "$OUT"
         grep -v '^{' "$OUT/ops.log"
         ;;
-    train)
-        logged 520 train "$PYTHON" -m benchmarks.train --models base large --mixes full real --turns 3 \
-            --steps eager compiled graphed --compile --json "$OUT/train_gpu.json"
-        grep -v '^step' "$OUT/train.log"
+    base | large)
+        logged 520 "$part" "$PYTHON" -m benchmarks.train --models "$part" --mixes full real --turns 3 \
+            --steps eager compiled graphed --compile --json "$OUT/train_gpu_$part.json"
+        grep -v '^step' "$OUT/$part.log"
         ;;
     *)
-        echo "$part is no part: give some of tests, ops, train" >&2
+        echo "$part is no part: give some of tests, ops, base, large" >&2
         exit 2
         ;;
     esac

@@ -18,20 +18,27 @@ def stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def seconds(passes: list[Pass], repeats: int = 20) -> float:
-    """Median seconds of one pass: replays of a graph in which all `passes` follow each other."""
-    with torch.cuda.stream(stream()):
-        for one in passes * 2:
+def seconds(passes: list[Pass], repeats: int = 20, graph: bool = True) -> float:
+    """Median seconds of one pass, of all `passes` following each other: replayed, or launched one by one."""
+
+    def all_passes() -> None:
+        for one in passes:
             one()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream()):
-            for one in passes:
-                one()
+
+    with torch.cuda.stream(stream()):
+        all_passes()
+        all_passes()
+        run: Pass = all_passes
+        if graph:
+            recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recorded, stream=stream()):
+                all_passes()
+            run = recorded.replay
         times = []
         for _ in range(repeats + 3):
             begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begun.record()
-            graph.replay()
+            run()
             ended.record()
             ended.synchronize()
             times.append(begun.elapsed_time(ended) / 1000 / len(passes))

@@ -193,6 +193,12 @@ class RunConfig:
             f"has preset={self.model.preset} and initialize_from={self.model.initialize_from}",
             "give preset for new weights, or initialize_from for a folder whose shape and weights are taken",
         )
+        check(
+            self.engine.step != "graphed" or self.schedule.accumulation == 1,
+            "engine.step",
+            "is graphed with schedule.accumulation above 1",
+            "a replay writes its gradients over those of the last one: take compiled, or accumulation=1",
+        )
         if self.task == "finetune":
             r = self.retrieval
             check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")

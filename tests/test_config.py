@@ -42,6 +42,7 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("data.sources.3.split=x", "not an index into a list of 1"),
         ("schedule.steps.part=1", "schedule.steps is a value and has no parts"),
         ("learning_rate", "is not key=value"),
+        ("engine.step=graph", "engine.step is 'graph': give one of eager, compiled, graphed; did you mean graphed?"),
     ],
 )
 def test_a_mistake_names_key_value_and_cure(override: str, message: str) -> None:
@@ -72,3 +73,9 @@ def test_differences_leaves_out_what_may_change() -> None:
     before = to_plain(load_recipe(RECIPE))
     after = to_plain(load_recipe(RECIPE, ["logging.every_steps=5", "output=elsewhere", "optimizer.learning_rate=2e-3"]))
     assert differences(before, after) == ["optimizer.learning_rate: 0.001 -> 0.002"]
+
+
+def test_a_replayed_step_has_one_microbatch() -> None:
+    load_recipe(RECIPE, ["engine.step=graphed"])
+    with pytest.raises(UsageError, match=r"engine\.step is graphed with schedule\.accumulation above 1"):
+        load_recipe(RECIPE, ["engine.step=graphed", "schedule.accumulation=2"])

@@ -13,6 +13,7 @@ import os
 import sys
 import sysconfig
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from imagebert.engine.optimizers import make_optimizer, scale_gradients
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import deepspeed
+import deepspeed.runtime.zero.stage_1_and_2 as zero_stage_1_and_2
 from deepspeed.utils import safe_get_full_fp32_param
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,14 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 # On a CPU DeepSpeed would compile a shared-memory collective at every first start: most of a minute, a compiler
 # needed, and nothing won on the machines where CPUs train.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _invalid_norm_to(norm: Tensor, device: Any = None, val: float = -1.0) -> None:
+    """DeepSpeed's mask_nan_or_inf_with_val_inplace; its own makes the host wait for each group's norm."""
+    norm.masked_fill_(~norm.isfinite(), val)
+
+
+zero_stage_1_and_2.mask_nan_or_inf_with_val_inplace = _invalid_norm_to
 
 _RECIPE_OWNS = {
     "train_batch_size": "schedule.batch_size",
@@ -112,6 +122,9 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
             f"optimizer.name lamb with ZeRO stage {stage}: LAMB needs the norm of whole tensors, which a shard does "
             "not have. Use engine.deepspeed=zero0, or optimizer.name=adamw"
         )
+    if world_size == 1 and "overlap_comm" in merged["zero_optimization"]:
+        # There is no communication to overlap, and DeepSpeed waits for the GPU whenever it reduces.
+        merged["zero_optimization"]["overlap_comm"] = False
     accumulation = config.schedule.accumulation
     monitors = {
         {"csv": "csv_monitor"}.get(name, name): {
@@ -133,6 +146,8 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
         # So is passed over what is not finite: DeepSpeed would look for it on the host.
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": sys.maxsize,
+        # Waits for the GPU at both ends of a step.
+        "timers": {"throughput": {"enabled": False}},
         "zero_force_ds_cpu_optimizer": False,
     }
 
@@ -148,6 +163,7 @@ class Engine:
     """A model with its optimizer, sharded over the ranks. Collective: all ranks make the same calls."""
 
     def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        self._compiled = config.engine.step == "compiled"
         self.precision = resolve_precision(config)
         merged = merge_deepspeed_config(config, self.precision, distributed.world_size())
         self.stage: int = merged["zero_optimization"]["stage"]
@@ -167,15 +183,26 @@ class Engine:
         self._norm: Tensor | None = None
         self._skipped: Tensor | float = 0.0
 
+        first = optimizer.param_groups[0]
+
         def clip(*_: Any) -> None:
             self._norm = self._global_norm(optimizer)
-            self._skipped = self._skipped + scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
+            bad = scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
+            if optimizer.param_groups[0] is first:  # ZeRO steps one group after the other
+                self._skipped = self._skipped + bad
 
         optimizer.register_step_pre_hook(clip)
         log.info("DeepSpeed ZeRO-%d, %s, %d ranks", self.stage, self.precision, distributed.world_size())
 
     def __call__(self, batch: Any) -> Any:
-        return self._engine(batch)
+        # A batch without fill has a shape of its own: it is not worth compiling for.
+        eager = self._compiled and batch.tokens == batch.real_tokens
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            return self._engine(batch)
+
+    def close(self) -> None:
+        """Gives the memory back: DeepSpeed's hooks hold an engine beyond its last use."""
+        self._engine.destroy()
 
     def capture(self, batch: PackedBatch) -> None:
         """From now on, batches of this shape are trained on by replaying two CUDA graphs, of forward and backward."""
@@ -202,10 +229,12 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient at the last step, before clipping. Synchronises."""
+        if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed left the step out by itself
+            return float("inf")
         return float(self._norm or 0.0)
 
     def skipped_updates(self) -> float:
-        """How many updates of parameters were left out so far because their gradient was not finite. Synchronises."""
+        """How many updates were left out so far because their gradient was not finite. Synchronises."""
         return float(self._skipped)
 
     def _global_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -93,14 +93,8 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
     if config.engine.step == "graphed":
-        first = packer.pack(
-            plan.step(start, distributed.rank(), distributed.world_size())[0],
-            FeatureBuffer(),
-            start,
-            masking,
-            sizes,
-            distributed.device(),
-        )
+        samples = plan.step(start, distributed.rank(), distributed.world_size())[0]
+        first = packer.pack(samples, FeatureBuffer(), start, masking, sizes, distributed.device())
         engine.capture(first)
     _write_recipe(folder, config)
     steps = Steps(start, min(total, stop_at or total), total)
@@ -138,6 +132,7 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     (missing,) = distributed.total([main and not (folder / "model" / "config.json").is_file()])
     if stopped.finished and (steps.start < total or missing):
         export(engine, model, corpus, folder / "model")
+    engine.close()
     return stopped
 
 
@@ -187,6 +182,8 @@ def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
         return None
     if not torch.cuda.is_available() and (config.engine.step == "graphed" or config.engine.kernels != "triton"):
         raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take eager")
+    if config.engine.kernels == "reference":
+        raise UsageError(f"engine.step {config.engine.step} needs the kernels: take engine.kernels=auto, or step=eager")
     pretrain = config.task == "pretrain"
     words, regions = config.pretraining.masked_words, config.pretraining.masked_regions
     return choose_sizes(plan, words * pretrain, regions * pretrain)

@@ -23,6 +23,12 @@ def test_shipped_configurations_merge(name: str) -> None:
     assert merged["bf16"] == {"enabled": True, "check_grad_overflow": False}
 
 
+def test_a_single_rank_overlaps_nothing() -> None:
+    for ranks in (1, 2):
+        merged = merge_deepspeed_config(recipe("engine.deepspeed=zero1"), "bf16", ranks)
+        assert merged["zero_optimization"]["overlap_comm"] == (ranks > 1)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

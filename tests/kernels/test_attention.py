@@ -63,7 +63,7 @@ def one_by_one(case: Case, scale: float = SCALE, kept: list[Tensor] | None = Non
         k, v = case.packed[k0:k1, -2:].unbind(1)
         weights = torch.einsum("qnd,knd->nqk", queries[r0:r1], k).mul(scale).softmax(-1)
         if kept is not None:
-            weights = weights * kept[b] / share
+            weights = weights * (kept[b] / share).to(weights.dtype)
         outs.append(torch.einsum("nqk,knd->qnd", weights, v))
     return torch.cat(outs)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imagebert_kernels import bias_gelu
-from tests.kernels.numerics import TYPES, assert_no_worse_than_plain_pytorch, normal
+from tests.kernels.numerics import DEVICE, TYPES, assert_no_worse_than_plain_pytorch, normal
 
 
 def plain(x: Tensor, bias: Tensor) -> Tensor:
@@ -24,12 +24,14 @@ def test_right_at_any_shape(rows: int, columns: int, dtype: torch.dtype) -> None
 
 
 def test_far_from_zero(kernel: None) -> None:
-    x = torch.tensor([[-60.0, -9.0, 0.0, 9.0, 60.0]], dtype=TYPES[0], requires_grad=True)
-    bias = torch.zeros(5, dtype=TYPES[0])
+    def row(*values: float) -> Tensor:
+        return torch.tensor([values], dtype=TYPES[0], device=DEVICE)
+
+    x, bias = row(-60, -9, 0, 9, 60).requires_grad_(), row(0, 0, 0, 0, 0)[0]
     out = bias_gelu(x, bias)
-    torch.testing.assert_close(out, torch.tensor([[0.0, 0, 0, 9, 60]], dtype=TYPES[0]), atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(out, row(0, 0, 0, 9, 60), atol=1e-6, rtol=1e-3)
     (grad,) = torch.autograd.grad(out.sum(), x)
-    torch.testing.assert_close(grad, torch.tensor([[0.0, 0, 0.5, 1, 1]], dtype=TYPES[0]), atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(grad, row(0, 0, 0.5, 1, 1), atol=1e-6, rtol=1e-3)
 
 
 def test_the_operator_is_what_pytorch_expects() -> None:
