@@ -169,9 +169,6 @@ class Engine:
         self.stage: int = merged["zero_optimization"]["stage"]
         # DeepSpeed averages over ranks and microbatches; the losses are already parts of a global mean.
         self._sum_from_mean = distributed.world_size() * config.schedule.accumulation
-        for module in model.modules():
-            for parameter in getattr(module, "borrowed_parameters", tuple)():
-                deepspeed.zero.register_external_parameter(module, parameter)
         optimizer = make_optimizer(model, config.optimizer)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(

@@ -5,13 +5,12 @@ that a loss or a score reads, and the last layer computes only those (its keys a
 queries, projections and feed-forward the read rows). Every head takes part in every step, if with zero rows, so that
 no rank of a sharded run waits for a gradient that never comes.
 
-ZeRO-3 gathers a module's own parameters around its forward. A module that hands parameters of its parts to an operation
-names them in `borrowed_parameters`, and the engine has them gathered too.
+An operation often takes parameters of several modules at once: a product's bias goes to the LayerNorm behind it. ZeRO-3
+gathers a parameter of another module when a forward first asks for it, and knows it from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -50,9 +49,6 @@ class Embeddings(nn.Module):
         self.global_image = nn.Embedding(1, config.hidden_size) if config.use_global_image_token else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
-
-    def borrowed_parameters(self) -> Iterator[nn.Parameter]:
-        return self.parameters()
 
     def forward(self, batch: PackedBatch) -> Float[Tensor, "T H"]:
         regions = project_regions(
@@ -127,11 +123,6 @@ class Layer(nn.Module):
         self.intermediate = nn.Linear(size, config.intermediate_size)
         self.output = Product(config.intermediate_size, size)
         self.output_layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-
-    def borrowed_parameters(self) -> Iterator[nn.Parameter]:
-        yield from (self.attention_output.bias, *self.attention_layer_norm.parameters())
-        yield from self.intermediate.parameters()
-        yield from (self.output.bias, *self.output_layer_norm.parameters())
 
     def forward(
         self,

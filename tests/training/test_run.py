@@ -31,6 +31,11 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}
 
 
+# ZeRO-3 down to the parameters that it would leave whole for being small, none kept for its next use.
+SHARDED = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
+SHARDED |= {"stage3_max_reuse_distance": 1, "stage3_prefetch_bucket_size": 0}
+
+
 def losses(folder: Path, name: str = "loss/total") -> list[float]:
     return [line[name] for line in read_log(folder / "log.jsonl")]
 
@@ -43,6 +48,8 @@ def cli(*arguments: object) -> list[str]:
 def sweep(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of runs by name: ZeRO 0 to 3, accumulation 1 and 4, on one and on two processes over gloo."""
     folder = tmp_path_factory.mktemp("sweep")
+    sharded = folder / "sharded.json"
+    sharded.write_text(json.dumps({"zero_optimization": SHARDED}))
     made = {}
     for ranks in (1, 2):
         settings = [
@@ -51,6 +58,7 @@ def sweep(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
             for accumulation in (1, 4)
         ]
         settings.append(f"offload-r{ranks}:engine.deepspeed=zero3_offload")
+        settings.append(f"sharded-r{ranks}:engine.deepspeed={sharded},model.gradient_checkpointing=true")
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command = [sys.executable, *launcher, "tests/training/sweep.py", folder, source.regions, source.pairs]
         subprocess.run([*map(str, command), *settings], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=540)
@@ -248,13 +256,10 @@ def test_options_train_too(recipe: list[str], tmp_path: Path, overrides: list[st
         assert list((tmp_path / "run/monitor").rglob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, sharded: bool) -> None:
-    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4"]
-    if sharded:  # every parameter, also those that ZeRO-3 would leave whole for being small
-        zero = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-        (tmp_path / "all.json").write_text(json.dumps(zero))
-        few.append(f"engine.deepspeed={tmp_path / 'all.json'}")
+@pytest.mark.parametrize("zero", [{"stage": 0}, SHARDED], ids=["whole", "sharded"])
+def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, zero: dict[str, int]) -> None:
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    few = [*recipe, "schedule.steps=3", "schedule.batch_size=4", f"engine.deepspeed={tmp_path / 'zero.json'}"]
     for kernels in ("reference", "triton"):  # Triton's interpreter
         run(load_recipe(RECIPE, [*few, f"output={tmp_path / kernels}", f"engine.kernels={kernels}"]))
     assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "reference"), rel=1e-5)
