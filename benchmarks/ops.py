@@ -107,10 +107,10 @@ def _print_floors(floors: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
-def on_gpu(plots: Path | None, pair_counts: list[int]) -> tuple[dict[str, Any], list[Line]]:
+def on_gpu(pair_counts: list[int]) -> tuple[dict[str, Any], list[Line]]:
     limits = ceilings()
     operations, lines = ops_parts.on_gpu(limits)
-    rows, attention_lines = ops_attention.on_gpu(limits, plots, pair_counts)
+    rows, attention_lines = ops_attention.on_gpu(limits, pair_counts)
     return {"ceilings": limits, "operations": operations, "attention": rows}, [*lines, *attention_lines]
 
 
@@ -129,7 +129,10 @@ def main() -> None:
     elif parsed.tune:
         publish(ops_attention.tune(parsed.tune), [], parsed.json)
     else:
-        publish(*on_gpu(parsed.plots, parsed.pairs), parsed.json)
+        figures, lines = on_gpu(parsed.pairs)
+        publish(figures, lines, parsed.json)
+        if parsed.plots is not None:
+            ops_attention.plot(figures["attention"], figures["ceilings"], parsed.plots)
 
 
 if __name__ == "__main__":

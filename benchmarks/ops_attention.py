@@ -250,9 +250,7 @@ def measure(shape: Shape, name: str) -> dict[str, Any]:
     return row
 
 
-def on_gpu(
-    limits: dict[str, float], plots: Path | None, pair_counts: list[int]
-) -> tuple[list[dict[str, Any]], list[Line]]:
+def on_gpu(limits: dict[str, float], pair_counts: list[int]) -> tuple[list[dict[str, Any]], list[Line]]:
     """All candidates at all shapes, and the lines that ours must reach."""
     rows = []
     for mix in MIXES:
@@ -266,8 +264,6 @@ def on_gpu(
                     print(json.dumps(row), flush=True)
     lines = _lines(rows, limits)
     _print(rows, limits)
-    if plots is not None:
-        _plot(rows, limits, plots)
     return rows, lines
 
 
@@ -304,7 +300,8 @@ def _print(rows: list[dict[str, Any]], limits: dict[str, float]) -> None:
     Console(width=140).print(table)
 
 
-def _plot(rows: list[dict[str, Any]], limits: dict[str, float], folder: Path) -> None:
+def plot(rows: list[dict[str, Any]], limits: dict[str, float], folder: Path) -> None:
+    """Shares of the memory floor, as PNG files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
