@@ -195,6 +195,12 @@ def _masked_regions(w: Work) -> float:
     return w.masked_regions
 
 
+def _projection_cost(m: Model, w: Work) -> Cost:
+    """Of either direction: the product of all regions, or that of the weight's gradient."""
+    moved = w.regions * (m.features + ITEM * m.hidden) + ITEM * m.features * m.hidden
+    return Cost(2 * w.regions * m.features * m.hidden, moved)
+
+
 OPERATIONS: dict[str, Operation] = {
     "bias, dropout, residual, LayerNorm": Operation(
         _layer_norm,
@@ -225,14 +231,8 @@ OPERATIONS: dict[str, Operation] = {
         region_projection.project_regions,
         region_projection.project_regions_reference,
         None,
-        lambda m, w: Cost(
-            2 * w.regions * m.features * m.hidden,
-            w.regions * (m.features + ITEM * m.hidden) + ITEM * m.features * m.hidden,
-        ),
-        lambda m, w: Cost(
-            2 * w.regions * m.features * m.hidden,
-            w.regions * (m.features + ITEM * m.hidden) + ITEM * m.features * m.hidden,
-        ),
+        _projection_cost,
+        _projection_cost,
     ),
     "region regression": Operation(
         _region_regression,

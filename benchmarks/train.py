@@ -299,9 +299,6 @@ def ours(config: RunConfig, step: str) -> Candidate:
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, step=step))
     batches, corpus = feed(config, distributed.device())
     model = make_model(config, corpus)
-    if step == "compiled":
-        for layer in model.imagebert.layers:
-            layer.compile(fullgraph=True, dynamic=False)
     engine, objective = Engine(model, config), make_objective(config)
     if step == "graphed":
         engine.capture(batches[0])

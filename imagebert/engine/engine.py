@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from imagebert import distributed
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, UsageError
-from imagebert.engine.graphs import graphed
+from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 
 # Loaded late and quietly: its import looks for compilers and prints.
@@ -204,7 +204,7 @@ class Engine:
     def capture(self, batch: PackedBatch) -> None:
         """From now on, batches of this shape are trained on by replaying two CUDA graphs, of forward and backward."""
         module = self._engine.module
-        plain, replayed = module.forward, graphed(module, batch)
+        plain, replayed = module.forward, Graphed(module, batch)
 
         def forward(batch: PackedBatch) -> Any:
             return replayed(batch) if replayed.fits(batch) and module.training else plain(batch)

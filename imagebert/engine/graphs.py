@@ -29,7 +29,11 @@ class _FromTensors(nn.Module):
 
 
 class Graphed:
-    """Called like the model, for batches that it `fits`."""
+    """Called like the model, for batches that it `fits`.
+
+    Records the model in its present mode on `batch`, after a few runs to warm up; no gradient is kept of those. The
+    model's outputs must be a tuple of tensors, and its parameters stay where they are from now on.
+    """
 
     def __init__(self, model: nn.Module, batch: PackedBatch) -> None:
         flat = _FromTensors(model, batch)
@@ -44,11 +48,3 @@ class Graphed:
 
     def _tensors(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         return tuple(getattr(batch, name) for name in self._names)
-
-
-def graphed(model: nn.Module, batch: PackedBatch) -> Graphed:
-    """Records the model in its present mode on `batch`, after a few runs to warm up; no gradient is kept of those.
-
-    The model's outputs must be a tuple of tensors, and its parameters stay where they are from now on.
-    """
-    return Graphed(model, batch)

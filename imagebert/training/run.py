@@ -81,9 +81,6 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     sizes = make_sizes(config, plan)
 
     model = make_model(config, corpus)
-    if config.engine.step == "compiled":
-        for layer in model.imagebert.layers:
-            layer.compile(fullgraph=True, dynamic=False)
     engine = Engine(model, config)
     if config.engine.step != "eager" and engine.stage == 3:
         raise UsageError(
@@ -224,6 +221,9 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     model = kind(shape)
     if origin is not None:
         log.info("%s: %s", origin, initialize_from(model, origin))
+    if config.engine.step == "compiled":
+        for layer in model.imagebert.layers:
+            layer.compile(fullgraph=True, dynamic=False)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from imagebert.batch import PackedBatch
 from imagebert.config import SourceConfig
-from imagebert.engine.graphs import graphed
+from imagebert.engine.graphs import Graphed
 from tests.model.test_modeling import make_batch
 
 
@@ -29,7 +29,7 @@ def test_a_batch_arrives_whole_and_only_its_shape_fits(source: SourceConfig, mon
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     batch, other = make_batch(source, 9), make_batch(source, 7)
-    replayed = graphed(Model(), batch)
+    replayed = Graphed(Model(), batch)
     assert all(isinstance(t, torch.Tensor) for t in given[0])
     assert replayed(batch) == Model()(batch)
     assert replayed.fits(batch)

@@ -24,16 +24,9 @@ from imagebert.model import (
     initialize_from,
 )
 from imagebert.model.losses import PretrainingLosses
-from imagebert_kernels import backend
 from tests.corpora import CLASSES, FEATURE_SIZE, WORDS
+from tests.kernels.conftest import entry  # noqa: F401
 from tests.model import reference
-
-
-@pytest.fixture(params=["triton", "reference"])
-def entry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(backend.VARIABLE, request.param)
-    return str(request.param)
-
 
 SHAPE = {
     "vocab_size": len(WORDS) + 5,
@@ -77,10 +70,9 @@ def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[st
         assert (a - b).abs().max() <= 1e-4 * largest, name
 
 
+@pytest.mark.usefixtures("entry")
 @pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
-def test_fill_changes_nothing(
-    source: SourceConfig, monkeypatch: pytest.MonkeyPatch, entry: str, options: dict[str, bool]
-) -> None:
+def test_fill_changes_nothing(source: SourceConfig, options: dict[str, bool]) -> None:
     """One shape for all batches: losses and gradients as without fill."""
     torch.manual_seed(0)
     heads = {**SHAPE, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
