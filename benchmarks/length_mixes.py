@@ -19,7 +19,7 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.regions import write_regions
+from imagebert.data.region_writer import write_regions
 from imagebert.data.tokens import SPECIALS, Tokenizer
 
 VOCABULARY = 30522

@@ -45,7 +45,8 @@ from imagebert.config import RunConfig, build
 from imagebert.data.corpus import Corpus
 from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.engine.metrics import read_log
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan, make_sizes, run
 
@@ -271,7 +272,7 @@ def feed(config: RunConfig, device: torch.device) -> tuple[list[PackedBatch], Co
     plan, masking = make_plan(config, corpus, packer), make_masking(config, corpus)
     sizes = make_sizes(config, plan)
     batches = [
-        packer.pack(samples, FeatureBuffer(), step, masking, sizes, device)
+        packer.pack(samples, Arena(), step, masking, sizes, device)
         for step in range(DISTINCT)
         for samples in plan.step(step, 0, 1)
     ]
@@ -327,7 +328,7 @@ def waits(config: RunConfig) -> str | None:
     try:
         torch.cuda.synchronize = forbidden  # which the mode does not see
         torch.cuda.set_sync_debug_mode("error")
-        candidate.step(packer.pack(samples, FeatureBuffer(), 3, masking, None, distributed.device()))
+        candidate.step(packer.pack(samples, Arena(), 3, masking, None, distributed.device()))
     except RuntimeError as error:
         return "".join(traceback.format_exception(error))[-2000:]
     finally:

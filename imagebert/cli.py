@@ -66,19 +66,71 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
     pairs = add("pairs", _pairs, "Captions to a pair store")
-    pairs.add_argument("captions", type=Path, metavar="CAPTIONS", help="TSV or CSV: image, caption[, split, relevance]")
+    pairs.add_argument("captions", type=Path, metavar="CAPTIONS", help="a table, or a file as a project publishes it")
     pairs.add_argument("out", type=Path, metavar="OUT", help="pair store to write")
     pairs.add_argument("--vocab", type=Path, required=True, help="BERT's vocab.txt, or a folder that holds one")
+    pairs.add_argument(
+        "--format",
+        choices=["auto", "table", "coco", "karpathy", "flickr", "cc", "sbu"],
+        default="auto",
+        help="of CAPTIONS; auto goes by its name and content, and does not know cc (%(default)s)",
+    )
     pairs.add_argument("--columns", help="names of the columns of a file without a header line, comma-separated")
+    for column in ("image", "caption", "split", "relevance"):
+        pairs.add_argument(f"--{column}-column", default=column, metavar="NAME", help="of a table (%(default)s)")
+    pairs.add_argument(
+        "--image-key",
+        metavar="PATTERN",
+        help="key in the region store, made of {image} {stem} {id} {row}, such as COCO_val2014_{id:012d}",
+    )
     pairs.add_argument(
         "--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one a line; repeatable"
     )
+    pairs.add_argument("--strict", action="store_true", help="a caption that cannot be used is an error")
     pairs.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
-    store = add("store", _store, "Look at a region store, or check every record")
-    store.add_argument("action", choices=["inspect", "verify"])
-    store.add_argument("path", type=Path, metavar="STORE")
-    store.add_argument("--json", type=Path, help="also write the figures here")
+    imported = add("import", _import, "Published region features to a region store; under mpirun, shared out")
+    imported.add_argument("format", metavar="FORMAT", help="`imagebert import formats` lists them")
+    imported.add_argument(
+        "paths", nargs="*", type=Path, metavar="SRC ... OUT", help="what to read, and the store to write"
+    )
+    imported.add_argument("--classes", type=Path, metavar="FILE", help="names of the region classes, one a line")
+    imported.add_argument("--extractor", default="", metavar="NAME", help="what made the features, for meta.json")
+    imported.add_argument("--strict", action="store_true", help="an image that cannot be used is an error")
+    _add_target(imported, "int8")
+
+    store = commands.add_parser("store", help="Look at region stores, check them, make others of them")
+    actions = store.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    def act(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=command)
+        return sub
+
+    inspect = act("inspect", _inspect, "What a store holds")
+    verify = act("verify", _verify, "Compare every record with its checksum")
+    verify.add_argument("--threads", type=_positive, default=None, help="(one a core)")
+    for sub in (inspect, verify):
+        sub.add_argument("path", type=Path, metavar="STORE")
+        sub.add_argument("--json", type=Path, help="also write the figures here")
+    merge = act("merge", _merge, "One store of several")
+    merge.add_argument("paths", nargs="+", type=Path, metavar="STORE ... OUT")
+    split = act("split", _split, "The chosen images of a store, or the store in equal parts OUT-0, OUT-1, ...")
+    chosen = split.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--keys", type=Path, metavar="FILE", help="keys of the images, one a line")
+    chosen.add_argument("--parts", type=_positive, metavar="N")
+    quantize = act("quantize", _quantize, "The same regions with smaller features; prints the error that it causes")
+    for sub in (split, quantize):
+        sub.add_argument("path", type=Path, metavar="STORE")
+        sub.add_argument("out", type=Path, metavar="OUT")
+    _add_target(merge, None)
+    _add_target(split, None)
+    _add_target(quantize, "int8")
+    stage = act("stage", _stage, "Copy shards to a local disk; the folder is a store that reads the others from afar")
+    stage.add_argument("path", type=Path, metavar="STORE")
+    stage.add_argument("folder", type=Path, metavar="FOLDER")
+    stage.add_argument("--part", default="0/1", metavar="K/N", help="every Nth shard from the Kth on (%(default)s)")
+    stage.add_argument("--room", type=_positive, metavar="GIB", help="stop before more than this")
 
     for name, summary in (
         ("pretrain", "Pre-train by a recipe: alone, under torchrun, deepspeed, srun or mpirun"),
@@ -116,6 +168,18 @@ def _parser() -> argparse.ArgumentParser:
     recipes = add("recipes", _recipes, "The recipes that ship with the package; with a name, its text")
     recipes.add_argument("name", nargs="?", metavar="NAME")
     return parser
+
+
+def _add_target(parser: argparse.ArgumentParser, features: str | None) -> None:
+    """What all commands ask for that write a region store."""
+    parser.add_argument(
+        "--features",
+        choices=["int8", "float16", "float32"],
+        default=features,
+        help="how features are stored (%(default)s)" if features else "how features are stored (as they are)",
+    )
+    parser.add_argument("--shard-gib", type=_positive, default=4, metavar="N", help="size of a shard (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
 
 def _positive(text: str) -> int:
@@ -167,7 +231,8 @@ def _extract(parsed: argparse.Namespace) -> int:
 
 
 def _pairs(parsed: argparse.Namespace) -> int:
-    from imagebert.data.pairs import PairStore, read_captions, write_pairs
+    from imagebert.data.captions import Captions, Columns
+    from imagebert.data.pairs import PairStore, write_pairs
     from imagebert.data.tokens import Tokenizer
 
     splits: dict[str, str] = {}
@@ -175,26 +240,83 @@ def _pairs(parsed: argparse.Namespace) -> int:
         name, equals, file = item.partition("=")
         if not (name and equals and file):
             raise UsageError(f"--split {item}: give NAME=FILE, a file with one image a line")
-        try:
-            images = Path(file).read_text(encoding="utf-8").split("\n")
-        except OSError as error:
-            raise UsageError(f"--split {item}: cannot read {file!r}: {error.strerror}") from None
-        splits.update((image.strip(), name) for image in images if image.strip())
-    columns = parsed.columns.split(",") if parsed.columns else None
-    captions = read_captions(parsed.captions, columns, splits)
+        splits.update((image, name) for image in _lines(Path(file), f"--split {item}"))
+    columns = Columns(
+        image=parsed.image_column,
+        caption=parsed.caption_column,
+        split=parsed.split_column,
+        relevance=parsed.relevance_column,
+        names=tuple(parsed.columns.split(",")) if parsed.columns else None,
+    )
+    captions = Captions(parsed.captions, parsed.format, columns, parsed.image_key, splits, parsed.strict)
     write_pairs(parsed.out, captions, Tokenizer(parsed.vocab), parsed.overwrite)
     store = PairStore(parsed.out)
-    print(f"{len(store)} captions of {len(store.images)} images in {parsed.out}; splits: {', '.join(store.splits)}")
+    counts = captions.counts
+    if counts.came != len(store) + counts.refused + counts.left_out:
+        raise OSError(f"{counts} do not add up to the {len(store)} captions in {parsed.out}: do not use it")
+    print(f"{len(store.images)} images; splits: {', '.join(store.splits)}")
+    left_out = f", {counts.left_out} of other images left out" if counts.left_out else ""
+    print(f"{counts.came} captions: {len(store)} stored in {parsed.out}, {counts.refused} refused{left_out}")
     return 0
 
 
-def _store(parsed: argparse.Namespace) -> int:
-    from rich.progress import track
+def _import(parsed: argparse.Namespace) -> int:
+    from imagebert.data.readers import FORMATS, open_reader
+    from imagebert.data.transfer import Target, transfer
+    from imagebert.workers import workers
 
+    if parsed.format == "formats":
+        for name, what in FORMATS.items():
+            print(f"{name:20} {what}")
+        return 0
+    if len(parsed.paths) < 2:
+        raise UsageError("name what to read and the store to write: imagebert import FORMAT SRC OUT")
+    *sources, out = parsed.paths
+    classes = _lines(parsed.classes, "--classes") if parsed.classes else []
+    with workers() as team:
+        reader = open_reader(parsed.format, sources, classes)
+        extractor = {"name": parsed.extractor or parsed.format, "digest": None, "imported_from": parsed.format}
+        # Visual Genome's classes, when their names are not told: most published features have them.
+        names = classes or [f"object {number}" for number in range(1600)]
+        target = Target(out, names, extractor, parsed.features, parsed.shard_gib << 30, parsed.overwrite)
+        job = {"import": parsed.format, "sources": [str(path.resolve()) for path in sources], "classes": names}
+        done = transfer(reader, target, job, strict=parsed.strict, workers=team)
+        if team.rank == 0:
+            print(f"{done.came} images: {done.stored} stored in {out}, {done.refused} refused")
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
     from imagebert.data.regions import RegionStore
 
     store = RegionStore(parsed.path)
-    figures = {
+    _report(str(parsed.path), _figures(store), parsed.json)
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    import os
+
+    from rich.progress import Progress
+
+    from imagebert.data.regions import RegionStore
+    from imagebert.data.staging import check_records
+
+    store = RegionStore(parsed.path)
+    damaged = []
+    with Progress() as bar:
+        task = bar.add_task("Verifying", total=len(store))
+        for done, errors in check_records(store, parsed.threads or os.cpu_count() or 1):
+            bar.update(task, completed=done)
+            damaged += errors
+    _report(str(parsed.path), {**_figures(store), "damaged": len(damaged)}, parsed.json)
+    for line in damaged:
+        print(f"imagebert: {line}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _figures(store: Any) -> dict[str, Any]:
+    return {
         "images": len(store),
         "regions": int(store.region_counts.sum()),
         "regions_per_image": float(store.region_counts.mean()),
@@ -202,21 +324,87 @@ def _store(parsed: argparse.Namespace) -> int:
         "feature_type": store.feature_type,
         "classes": len(store.classes),
         "extractor": store.extractor.get("name"),
+        "shards": len(store.shards),
         "bytes": sum(shard["bytes"] for shard in store.shards),
         **{f"feature_{name}": value for name, value in store.statistics.items()},
     }
-    damaged = []
-    if parsed.action == "verify":
-        for image in track(range(len(store)), "Verifying"):
-            try:
-                store.read(image)
-            except UsageError as error:
-                damaged.append(str(error))
-        figures["damaged"] = len(damaged)
-    _report(str(parsed.path), figures, parsed.json)
-    for line in damaged:
-        print(f"imagebert: {line}", file=sys.stderr)
-    return 1 if damaged else 0
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    if len(parsed.paths) < 2:
+        raise UsageError("name the stores and the one to write: imagebert store merge STORE STORE ... OUT")
+    *sources, out = parsed.paths
+    return _write_store(parsed, sources, out, None)
+
+
+def _split(parsed: argparse.Namespace) -> int:
+    from imagebert.data.readers import share_of
+    from imagebert.data.regions import RegionStore
+
+    if parsed.keys:
+        return _write_store(parsed, [parsed.path], parsed.out, _lines(parsed.keys, "--keys"))
+    store = RegionStore(parsed.path)
+    for part in range(parsed.parts):
+        keys = [store.key(image) for image in share_of(len(store), part, parsed.parts)]
+        _write_store(parsed, [parsed.path], parsed.out.with_name(f"{parsed.out.name}-{part}"), keys)
+    return 0
+
+
+def _quantize(parsed: argparse.Namespace) -> int:
+    from imagebert.data.regions import RegionStore
+
+    _write_store(parsed, [parsed.path], parsed.out, None)
+    error = RegionStore(parsed.out).statistics["relative_storage_error"]
+    print(f"root-mean-square error {error:.3%} of the features' own root-mean-square")
+    return 0
+
+
+def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, keys: list[str] | None) -> int:
+    import hashlib
+
+    from imagebert.data.transfer import StoreReader, Target, transfer
+    from imagebert.workers import workers
+
+    with workers() as team:
+        reader = StoreReader(sources, keys)
+        features = parsed.features or reader.feature_type
+        target = Target(out, reader.classes, reader.extractor, features, parsed.shard_gib << 30, parsed.overwrite)
+        chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        job = {"stores": [str(path.resolve()) for path in sources], "keys": chosen}
+        done = transfer(reader, target, job, strict=True, workers=team)
+        if team.rank == 0:
+            print(f"{done.came} images: {done.stored} stored in {out}, {done.refused} refused")
+    return 0
+
+
+def _stage(parsed: argparse.Namespace) -> int:
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from imagebert.data.regions import RegionStore
+    from imagebert.data.staging import shards_to_stage, stage
+
+    part, slash, parts = parsed.part.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise UsageError(f"--part {parsed.part}: give K/N with K from 0 to N-1, such as 0/4")
+    store = RegionStore(parsed.path)
+    room = parsed.room << 30 if parsed.room else None
+    shards = shards_to_stage(store, int(part), int(parts), room)
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        task = bar.add_task(f"Staging {parsed.path.name}", total=sum(shard["file_bytes"] for shard in shards))
+        for done in stage(store, parsed.folder, shards):
+            bar.update(task, completed=done)
+    there = sum((parsed.folder / shard["name"]).exists() for shard in store.shards)
+    print(f"{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}")
+    return 0
+
+
+def _lines(path: Path, what: str) -> list[str]:
+    """The lines of a file, without spaces around them and without empty ones."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what}: cannot read {str(path)!r}: {getattr(error, 'strerror', error)}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -48,7 +48,11 @@ class DataConfig:
     max_regions: int = 100  # paper, section 3: 100 RoIs
     max_words: int = 41  # 144 tokens less 100 RoIs and 3 specials
     whole_image: bool = True  # feed the whole-image region, where the store has one
-    prefetch_steps: int = 2
+    # How the data comes; none of these changes what comes.
+    feeder: Literal["plain", "dali"] = "plain"
+    prefetch_steps: int = 2  # ready or being packed while a step runs
+    workers: int = 2  # threads that pack
+    read_ahead: bool = False  # fetch records before they are packed; for stores larger than memory
     verify_records: bool = True  # check each record's CRC-32 when it is read
 
 
@@ -105,9 +109,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Length and shape of training. One step is one update of the weights by `batch_size` pairs over all ranks."""
+    """Length and shape of training. One step is one update of the weights by `batch_size` pairs over all ranks, or by
+    about `batch_tokens` tokens: regions, words and specials."""
 
-    batch_size: int = 48
+    batch_size: int | None = None
+    batch_tokens: int | None = None
     accumulation: int = 1  # microbatches per rank and step
     epochs: float | None = None
     steps: int | None = None
@@ -162,16 +168,17 @@ class RunConfig:
             ("data.max_regions", self.data.max_regions),
             ("data.max_words", self.data.max_words),
             ("data.prefetch_steps", self.data.prefetch_steps),
-            ("schedule.batch_size", self.schedule.batch_size),
+            ("data.workers", self.data.workers),
             ("schedule.accumulation", self.schedule.accumulation),
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("checkpoint.keep", self.checkpoint.keep),
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
-        for key, value in (("schedule.steps", self.schedule.steps), ("schedule.epochs", self.schedule.epochs)):
+        for name in ("steps", "epochs", "batch_size", "batch_tokens"):
+            value = getattr(self.schedule, name)
             if value is not None:
-                check.positive((key, value))
+                check.positive((f"schedule.{name}", value))
         check.share(
             ("model.hidden_dropout", self.model.hidden_dropout),
             ("model.attention_dropout", self.model.attention_dropout),
@@ -186,6 +193,12 @@ class RunConfig:
             "schedule",
             f"has epochs={self.schedule.epochs} and steps={self.schedule.steps}",
             "give exactly one of the two",
+        )
+        check(
+            (self.schedule.batch_size is None) != (self.schedule.batch_tokens is None),
+            "schedule",
+            f"has batch_size={self.schedule.batch_size} and batch_tokens={self.schedule.batch_tokens}",
+            "give exactly one of the two, such as batch_size=48, the paper's",
         )
         check(
             (self.model.preset is None) != (self.model.initialize_from is None),
@@ -204,7 +217,7 @@ class RunConfig:
             check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
             check(r.binary + r.multiclass + r.triplet > 0, "retrieval", "has no loss", "give one a weight")
         if self.pretraining.negatives > 0 and self.pretraining.negatives_from == "batch":
-            check(self.schedule.batch_size >= 2, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
+            check(self.schedule.batch_size != 1, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
 
     @property
     def candidates(self) -> int:
@@ -227,7 +240,10 @@ class _Checker:
 
 
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
-FREE_ON_RESUME = ("output", "engine", "checkpoint", "logging", "data.prefetch_steps", "data.verify_records")
+FREE_ON_RESUME = (
+    *("output", "engine", "checkpoint", "logging"),
+    *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
+)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord
-from imagebert.data.regions import write_regions
+from imagebert.data.region_writer import write_regions
 from imagebert.data.tokens import SPECIALS, Tokenizer
 
 WORDS = [f"word{i:02d}" for i in range(40)]

@@ -13,7 +13,7 @@ import pytest
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.regions import write_regions
+from imagebert.data.region_writer import write_regions
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
 from tests.corpora import write_corpus, write_vocabulary
 from tests.model.test_modeling import SHAPE
@@ -40,7 +40,7 @@ def test_from_captions_to_recall(source: SourceConfig, tmp_path: Path, capsys: p
     pairs = tmp_path / "pairs"
     split = f"test={tmp_path / 'test.txt'}"
     assert main(["pairs", str(captions), str(pairs), "--vocab", str(vocabulary), "--split", split]) == 0
-    assert "6 captions of 6 images" in capsys.readouterr().out
+    assert "8 captions: 6 stored" in capsys.readouterr().out
     assert main([*train(source, tmp_path), "--stop-at", "3"]) == 75
     assert main([*train(source, tmp_path), "logging.every_steps=2"]) == 0
     assert f"model in {tmp_path / 'run'}/model" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_store_inspect_and_verify(source: SourceConfig, tmp_path: Path, capsys: 
 def damage(store: Path, copy: Path, keep: int | None = None) -> None:
     """Copies a store with one record flipped, or all of them truncated to `keep` bytes."""
     shutil.copytree(store, copy)
-    with lmdb.open(str(copy / "shard-0000")) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(copy / "shard-000-0000")) as environment, environment.begin(write=True) as transaction:
         for key, value in list(transaction.cursor()):
             if keep is not None:
                 transaction.put(key, value[:keep])

@@ -9,12 +9,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GATES = {
-    "lmdb": {"imagebert/data/regions.py"},
+    "lmdb": {"imagebert/data/environments.py"},
     "deepspeed": {"imagebert/engine/engine.py"},
     "yaml": {"imagebert/config.py"},
     "onnxruntime": {"imagebert/regions/networks.py"},
-    "mpi4py": set(),
+    "mpi4py": {"imagebert/workers.py"},
     "apex": set(),
+    "h5py": {"imagebert/data/readers/hdf5.py"},
+    "msgpack": {"imagebert/data/readers/lmdbs.py"},
+    "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/decoding.py"},
+    "pyarrow": {"imagebert/data/captions.py"},
 }
 
 

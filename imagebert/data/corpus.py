@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -73,6 +73,7 @@ class Corpus:
                 raise UsageError(f"{store.path} and {first_store.path} have different region classes")
             if pairs.vocabulary_digest != first_pairs.vocabulary_digest:
                 raise UsageError(f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies")
+        self.verify = verify
         self.feature_size = first_store.feature_size
         self.feature_type = first_store.feature_type
         self.classes = first_store.classes
@@ -92,6 +93,20 @@ class Corpus:
         source, number = self._images[image]
         return self._sources[source][0].read(number)
 
+    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]:
+        """The records of images [n] as bytes in LMDB's pages, unchecked."""
+        source, number = self._images[images].T
+        if len(self._sources) == 1:
+            return self._sources[0][0].raw(number)
+        records = [store.raw(number[source == s]) for s, (store, _) in enumerate(self._sources)]
+        return (next(records[s]) for s in source.tolist())
+
+    def will_read(self, images: NDArray[np.int64]) -> None:
+        """Has the system fetch the records of images [n] while other work goes on."""
+        source, number = self._images[images].T
+        for s, (store, _) in enumerate(self._sources):
+            store.will_read(number[source == s])
+
     def image_key(self, image: int) -> str:
         source, number = self._images[image]
         return self._sources[source][0].key(number)
@@ -102,6 +117,18 @@ class Corpus:
         pairs = self._sources[source][1]
         start = pairs.piece_ends[number - 1] if number else 0
         return pairs.pieces[start : pairs.piece_ends[number]]
+
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """The first counts[i] word pieces of each of captions [n], one caption behind the other."""
+        source, number = self._captions[captions].T
+        first = np.cumsum(counts) - counts
+        place = np.arange(counts.sum()) - np.repeat(first, counts)
+        found = np.empty(len(place), np.uint16)
+        for s, (_, pairs) in enumerate(self._sources):
+            here, rows = source == s, np.repeat(source == s, counts)
+            starts = np.where(number[here] > 0, pairs.piece_ends[number[here] - 1], 0)
+            found[rows] = pairs.pieces[np.repeat(starts, counts[here]) + place[rows]]
+        return found
 
     def text(self, caption: int) -> str:
         source, number = self._captions[caption]

@@ -26,16 +26,10 @@ def publish(path: Path, replaces: str | None = None) -> Iterator[Path]:
         UsageError: `path` exists and is not to be replaced, or its parent cannot be written.
         OSError: the disk filled up or failed.
     """
-    if path.exists() and (replaces is None or not (path / replaces).is_file()):
-        what = "exists" if replaces is None else f"exists and has no {replaces}, it is not ours to replace"
-        raise UsageError(f"{path} {what}: remove it, or name another place")
-    temporary = path.with_name(f".{path.name}.incomplete")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise UsageError(f"cannot write to {path.parent}: {error.strerror}") from None
+    check_free(path, replaces)
+    temporary = incomplete(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary)
     try:
         yield temporary
         replace_folder(temporary, path)
@@ -45,6 +39,34 @@ def publish(path: Path, replaces: str | None = None) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_free(path: Path, replaces: str | None = None) -> None:
+    """Whether a folder may be written at `path`; see `publish`.
+
+    Raises:
+        UsageError: it exists and is not to be replaced.
+    """
+    if path.exists() and (replaces is None or not (path / replaces).is_file()):
+        what = "exists" if replaces is None else f"exists and has no {replaces}, it is not ours to replace"
+        raise UsageError(f"{path} {what}: remove it, or name another place")
+
+
+def incomplete(path: Path) -> Path:
+    """Where a folder lies until it is whole."""
+    return path.with_name(f".{path.name}.incomplete")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, where they are missing.
+
+    Raises:
+        UsageError: there cannot be one.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path.parent}: {error.strerror}") from None
 
 
 def replace_folder(complete: Path, path: Path) -> None:

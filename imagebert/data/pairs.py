@@ -10,10 +10,11 @@ pair_split.npy, relevance.npy    number of the split; relevance score (NaN: none
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from imagebert.data.regions import read_meta
 from imagebert.data.tokens import Tokenizer
 
 _FORMAT, _VERSION = "imagebert-pairs", 1
+_BLOCK = 1 << 16  # captions tokenised at once
 
 
 class Caption(NamedTuple):
@@ -33,6 +35,13 @@ class Caption(NamedTuple):
     text: str
     split: str = "train"
     relevance: float = float("nan")
+
+
+def flaw(caption: Caption) -> str:
+    """Why a caption cannot be stored; "" when it can."""
+    if not caption.image:
+        return f"it names no image ({caption.text[:40]!r})"
+    return "" if caption.text.strip() else f"the caption of image {caption.image!r} is empty"
 
 
 class PairStore:
@@ -83,87 +92,44 @@ def write_pairs(path: Path | str, captions: Iterable[Caption], tokenizer: Tokeni
     """
     images: dict[str, int] = {}
     splits: dict[str, int] = {}
-    pair_image, pair_split, relevance, texts = [], [], [], []
-    for number, caption in enumerate(captions):
-        if not caption.text.strip():
-            raise UsageError(f"caption {number} (image {caption.image!r}) is empty: remove it or write it")
-        if not caption.image:
-            raise UsageError(f"caption {number} ({caption.text[:40]!r}) names no image")
-        pair_image.append(images.setdefault(caption.image, len(images)))
-        pair_split.append(splits.setdefault(caption.split, len(splits)))
-        relevance.append(caption.relevance)
-        texts.append(caption.text)
-    if not texts:
+    pair_image, pair_split, relevance = array("i"), array("B"), array("f")
+    pieces, piece_counts, texts, text_sizes = array("H"), array("q"), bytearray(), array("q")
+    numbered = enumerate(captions)
+    while block := list(islice(numbered, _BLOCK)):
+        for number, caption in block:
+            if wrong := flaw(caption):
+                raise UsageError(f"caption {number}: {wrong}")
+            pair_image.append(images.setdefault(caption.image, len(images)))
+            pair_split.append(splits.setdefault(caption.split, len(splits)))
+            relevance.append(caption.relevance)
+            utf8 = caption.text.encode("utf-8")
+            texts += utf8
+            text_sizes.append(len(utf8))
+        for encoded in tokenizer.encode([caption.text for _, caption in block]):
+            pieces.extend(encoded)
+            piece_counts.append(len(encoded))
+    if not pair_image:
         raise UsageError(f"no captions for {path}: the input is empty")
-    encoded = tokenizer.encode(texts)
-    utf8 = [text.encode("utf-8") for text in texts]
     arrays: dict[str, NDArray[np.generic]] = {
         "images": np.array([key.encode("utf-8") for key in images]),
         "pair_image": np.array(pair_image, np.int32),
-        "pieces": np.concatenate([np.array(e, np.uint16) for e in encoded]),
-        "piece_ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
-        "text": np.frombuffer(b"".join(utf8), np.uint8),
-        "text_ends": np.cumsum([len(t) for t in utf8], dtype=np.int64),
+        "pieces": np.array(pieces, np.uint16),
+        "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
+        "text": np.frombuffer(texts, np.uint8),
+        "text_ends": np.cumsum(text_sizes, dtype=np.int64),
         "pair_split": np.array(pair_split, np.uint8),
         "relevance": np.array(relevance, np.float32),
     }
     meta = {
         "format": _FORMAT,
         "version": _VERSION,
-        "pairs": len(texts),
+        "pairs": len(pair_image),
         "images": len(images),
         "splits": list(splits),
         "vocabulary_digest": tokenizer.digest,
     }
     with publish(Path(path), "meta.json" if overwrite else None) as folder:
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
         shutil.copyfile(tokenizer.path, folder / "vocab.txt")
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-
-
-def read_captions(path: Path, columns: Sequence[str] | None, image_splits: dict[str, str]) -> Iterator[Caption]:
-    """Captions of a TSV or CSV file with columns `image`, `caption` and, where known, `split` and `relevance`.
-
-    Args:
-        columns: the names of the columns, for a file without a header line; others than these four are ignored.
-        image_splits: image key -> split. Where it is not empty, captions of other images are left out.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = "," if path.suffix == ".csv" else "\t"
-            # Tab-separated captions hold quotation marks that are not CSV's quotes.
-            rows: csv.DictReader[str] = csv.DictReader(
-                file,
-                columns,
-                delimiter=delimiter,
-                quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
-                strict=True,
-            )
-            if rows.fieldnames is None:
-                raise UsageError(f"{path} is empty")
-            missing = {"image", "caption"} - set(rows.fieldnames)
-            if missing:
-                raise UsageError(
-                    f"{path} has no column {' and no column '.join(sorted(missing))}: "
-                    "name the columns of a file without a header line with --columns image,caption"
-                )
-            for row in rows:
-                if row["image"] is None or row["caption"] is None:
-                    raise UsageError(f"{path}, line {rows.line_num}: has no caption beside its image")
-                if None in row:
-                    raise UsageError(f"{path}, line {rows.line_num}: has too many fields, quote a caption with commas")
-                if (row["image"], row["caption"]) == ("image", "caption"):
-                    raise UsageError(f"{path}, line {rows.line_num}: is a header line, leave --columns out")
-                if image_splits and row["image"] not in image_splits:
-                    continue
-                split = image_splits.get(row["image"]) or row.get("split") or "train"
-                try:
-                    relevance = float(row.get("relevance") or "nan")
-                except ValueError:
-                    raise UsageError(
-                        f"{path}, line {rows.line_num}: relevance {row['relevance']!r} is no number"
-                    ) from None
-                yield Caption(row["image"], row["caption"], split, relevance)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read captions from {path}: {error}") from None

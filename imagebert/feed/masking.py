@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imagebert.batch import PackedBatch
 from imagebert.feed.draws import Purpose, below, draw, uniform
-from imagebert.feed.sizes import Sizes, room_for_masked
+from imagebert.feed.sizes import room_for_masked
 from imagebert_kernels import masking as kernels
 
 # Of the masked words 80 % become [MASK], 10 % a random piece, 10 % stay (Devlin et al. 2019, section 3.1).
@@ -74,13 +74,19 @@ class Places(NamedTuple):
 
 
 def mask_batch(
-    batch: PackedBatch, places: Places, masking: Masking, step: int, sizes: Sizes | None, draws: str = "auto"
+    batch: PackedBatch,
+    places: Places,
+    masking: Masking,
+    step: int,
+    rooms: tuple[int, int] | None = None,
+    draws: str = "auto",
 ) -> PackedBatch:
     """The batch with its masks, and the rows that heads read; words and regions are masked in the same pass.
 
     Args:
         batch: as packed, without masks
-        sizes: rooms for the masked rows; None: just what there is on a CPU, on a GPU what is most probably enough
+        rooms: for masked words and masked regions; None: just what there is on a CPU, on a GPU what is most probably
+            enough
         draws: numpy or triton; auto: by where the batch lies
     """
     on_device = batch.input_ids.is_cuda if draws == "auto" else draws == "triton"
@@ -90,11 +96,9 @@ def mask_batch(
     # Rows masked in mismatched pairs are no rows of a loss.
     words = words & places.text_maskable & places.text_matched
     regions = regions & places.region_maskable & places.region_matched
-    if sizes is not None:
-        rooms = sizes.masked_words, sizes.masked_regions
-    elif on_device:
+    if rooms is None and on_device:
         rooms = room_for_masked(len(words), masking.words), room_for_masked(len(regions), masking.regions)
-    else:
+    elif rooms is None:
         rooms = int(words.sum()), int(regions.sum())
     words, word_slots, word_count = _compact(words, rooms[0])  # [M] indices into T-R
     regions, region_slots, region_count = _compact(regions, rooms[1])  # [M'] indices into R

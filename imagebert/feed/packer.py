@@ -1,21 +1,25 @@
-"""Pairs to a PackedBatch: reads records and word pieces, lays them out, decides nothing.
+"""Pairs to a packed microbatch: reads records and word pieces, lays them out, decides nothing.
 
-The features, nearly all of the bytes, are copied once, from LMDB's pages into a buffer that is used again: on a fresh
-one the page faults cost 25 times the copy. The index arrays are small.
+The features, nearly all of the bytes, are copied once, from LMDB's pages to their place in the microbatch. What is
+small in a record is copied in one piece and taken apart for all records together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from imagebert.batch import PackedBatch, to_device
+from imagebert.batch import PackedBatch
+from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.data.records import WHOLE_IMAGE
-from imagebert.feed.masking import Masking, Places, mask_batch
+from imagebert.data.records import WHOLE_CHECKSUM, WHOLE_IMAGE, Sections, crc32, header_word
+from imagebert.feed.arena import Arena, Contents, Layout
+from imagebert.feed.masking import Masking, mask_batch
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
 from imagebert.feed.sizes import Sizes
 
@@ -40,27 +44,21 @@ class Limits:
         return corpus.image_whole.astype(np.int64) * (not self.whole_image)
 
 
-class FeatureBuffer:
-    """Memory for the features of one microbatch, grown by doubling and kept."""
+class Packed(NamedTuple):
+    """A microbatch as bytes, here or copied elsewhere."""
 
-    def __init__(self) -> None:
-        self._memory = self._allocate(0)
+    memory: Tensor  # [layout.size] uint8
+    layout: Layout
 
-    def view(self, regions: int, feature_size: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        needed = regions * feature_size * dtype.itemsize
-        if needed > self._memory.nbytes:
-            self._memory = self._allocate(2 * needed)
-        return self._memory[:needed].view(dtype).reshape(regions, feature_size)
-
-    @staticmethod
-    def _allocate(size: int) -> NDArray[np.uint8]:
-        # From torch, which aligns to 64 bytes: sums in another alignment differ in their last bits.
-        memory: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8).numpy()
-        return memory
+    def finish(self, step: int = 0, masking: Masking | None = None) -> PackedBatch:
+        """The batch where its bytes lie, masked there if `masking` is given."""
+        batch, places = self.layout.tensors(self.memory)
+        rooms = self.layout.contents.room.masked
+        return batch if masking is None else mask_batch(batch, places, masking, step, rooms)
 
 
 class Packer:
-    """Packs pairs of one corpus. Safe to use from one thread at a time."""
+    """Packs pairs of one corpus. Threads may share it, each with an arena of its own."""
 
     def __init__(self, corpus: Corpus, limits: Limits) -> None:
         self.corpus = corpus
@@ -70,11 +68,16 @@ class Packer:
         tokenizer = corpus.tokenizer
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
         self._skip = limits.skipped(corpus)
+        self._feature_bytes = corpus.feature_size * np.dtype(corpus.feature_type).itemsize
+
+    def will_read(self, samples: Samples) -> None:
+        """Has the system fetch what packing `samples` will read."""
+        self.corpus.will_read(np.unique(samples.images))
 
     def pack(
         self,
         samples: Samples,
-        buffer: FeatureBuffer,
+        arena: Arena,
         step: int = 0,
         masking: Masking | None = None,
         sizes: Sizes | None = None,
@@ -82,112 +85,146 @@ class Packer:
     ) -> PackedBatch:
         """One microbatch on `device`, masked where `masking` is given, filled up where `sizes` are and hold it.
 
-        Its features live in `buffer` until that is used again.
+        Its fields live in `arena` until that is used again.
         """
+        packed = self.lay_out(samples, arena, sizes)
+        return packed._replace(memory=packed.memory.to(device)).finish(step, masking)
+
+    def lay_out(self, samples: Samples, arena: Arena, sizes: Sizes | None = None) -> Packed:
+        """One microbatch as bytes in `arena`."""
         if sizes is not None and not sizes.hold(self.lengths, samples):
             sizes = None
-        batch, places = self._lay_out(samples, buffer, sizes)
-        batch = to_device(batch, device)
-        return batch if masking is None else mask_batch(batch, to_device(places, device), masking, step, sizes)
-
-    def _lay_out(self, samples: Samples, buffer: FeatureBuffer, sizes: Sizes | None) -> tuple[PackedBatch, Places]:
         pairs = len(samples.images)
         regions = self.lengths.regions[samples.images]  # [B]
         words = self.lengths.words[samples.captions]  # [B]
-        cu_seqlens = _ends(regions + words + SPECIAL_TOKENS)
-        starts, tokens = cu_seqlens[:-1], int(cu_seqlens[-1])
-
-        region_pair = np.repeat(np.arange(pairs), regions)  # [R]
-        region_place = _ramp(regions)
-        region_rows = starts[region_pair] + 1 + region_place
-        # Text tokens: place 0 is [CLS], 1 the first [SEP], then the words, last the second [SEP].
         texts = words + SPECIAL_TOKENS
-        text_pair = np.repeat(np.arange(pairs), texts)  # [T-R]
-        text_place = _ramp(texts)
-        text_rows = starts[text_pair] + text_place + np.where(text_place > 0, regions[text_pair], 0)
-        is_word = (text_place >= 2) & (text_place < texts[text_pair] - 1)
-
-        input_ids = np.where(text_place == 0, self._cls, self._sep)
-        pieces = [self.corpus.pieces(c)[:n] for c, n in zip(samples.captions, words, strict=True)]
-        input_ids[is_word] = np.concatenate(pieces).astype(np.int64)
-        position_ids = np.ones(tokens, np.int64)
-        position_ids[text_rows] = np.where(text_place == 0, 0, text_place + 1)
-        token_type_ids = np.zeros(tokens, np.int64)
-        token_type_ids[text_rows] = text_place >= 2
-
-        # Fill: regions and words of no pair, then pairs of no tokens.
-        room = sizes or Sizes(pairs, len(region_rows), len(text_rows), 0, 0)
-        spare_regions, spare_texts = room.regions - len(region_rows), room.texts - len(text_rows)
-        spare_rows = np.arange(tokens, tokens + spare_regions + spare_texts)
-        features, scales, boxes, classes = self._regions(samples, regions, buffer, room.regions)
-        whole = classes == WHOLE_IMAGE
-        matched = samples.labels == 1
-        none = torch.zeros(0, dtype=torch.int64)
-
-        def filled(array: NDArray[np.generic], size: int, value: float = 0) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate([array, np.full(size - len(array), value, array.dtype)]))
-
-        batch = PackedBatch(
-            cu_seqlens=filled(cu_seqlens.astype(np.int32), room.pairs + 1, tokens),
+        cu_seqlens, region_ends, text_ends = _ends(regions + texts), _ends(regions), _ends(texts)
+        tokens, region_count, text_count = int(cu_seqlens[-1]), int(region_ends[-1]), int(text_ends[-1])
+        whole = self.corpus.image_whole[samples.images] & self.limits.whole_image  # [B] region 0 is the whole image
+        contents = Contents(
+            room=sizes or Sizes(pairs, region_count, text_count),
+            pairs=pairs,
+            tokens=tokens,
+            whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
             max_seqlen=self._max_seqlen,
-            real_pairs=pairs,
-            real_tokens=tokens,
-            position_ids=filled(position_ids, room.regions + room.texts),
-            token_type_ids=filled(token_type_ids, room.regions + room.texts),
-            text_rows=torch.from_numpy(np.concatenate([text_rows, spare_rows[spare_regions:]])),
-            input_ids=filled(input_ids, room.texts, self._sep),
-            region_rows=torch.from_numpy(np.concatenate([region_rows, spare_rows[:spare_regions]])),
-            region_features=torch.from_numpy(features),
-            region_scales=torch.from_numpy(scales),
-            region_boxes=torch.from_numpy(boxes),
-            region_zeroed=filled(np.zeros(len(region_rows), bool), room.regions, True),
-            global_regions=torch.from_numpy(np.flatnonzero(whole)) if self.limits.mark_whole_image else none,
-            counts=torch.tensor([0, 0, pairs], dtype=torch.float32),
-            read_rows=filled(starts, room.pairs),
-            read_cu_seqlens=filled(np.arange(pairs + 1, dtype=np.int32), room.pairs + 1, pairs),
-            cls_reads=filled(np.arange(pairs), room.pairs),
-            mlm_reads=none,
-            mlm_labels=none,
-            region_reads=none,
-            masked_regions=none,
-            moc_labels=none,
-            itm_labels=filled(samples.labels.astype(np.float32), room.pairs, -1),
+            feature_size=self.corpus.feature_size,
+            feature_type=self.corpus.feature_type,
         )
-        places = Places(
-            text_samples=filled(samples.ids[text_pair], room.texts),
-            text_places=filled(text_place, room.texts),
-            text_maskable=filled(is_word, room.texts),
-            text_matched=filled(matched[text_pair], room.texts),
-            region_samples=filled(samples.ids[region_pair], room.regions),
-            region_places=filled(region_place, room.regions),
-            region_maskable=filled(~whole[: len(region_rows)], room.regions),
-            region_matched=filled(matched[region_pair], room.regions),
-            region_classes=torch.from_numpy(classes),
-        )
-        return batch, places
+        layout = Layout(contents)
+        memory = arena.take(layout.size)
+        field = layout.arrays(memory)
+        starts, first_regions, first_texts = cu_seqlens[:-1], region_ends[:-1], text_ends[:-1]
+        matched = samples.labels == 1
 
-    def _regions(
-        self, samples: Samples, counts: NDArray[np.int64], buffer: FeatureBuffer, room: int
-    ) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        features = buffer.view(room, self.corpus.feature_size, np.dtype(self.corpus.feature_type))
-        scales, boxes, classes = np.zeros(room, np.float32), np.zeros((room, 5), np.float32), np.zeros(room, np.int64)
-        at = 0
-        for image, count in zip(samples.images, counts, strict=True):
-            record = self.corpus.regions(image)
-            rows, here = slice(self._skip[image], self._skip[image] + count), slice(at, at + count)
-            features[here], scales[here] = record.features[rows], record.scales[rows]
-            boxes[here, :4] = record.boxes[rows] / (record.width, record.height, record.width, record.height)
-            classes[here] = record.classes[rows]
-            at += count
-        features[at:] = 0  # fill has no scale, but a number it must be
-        boxes[:, 4] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        return features, scales, boxes, classes
+        def fill(name: str, values: NDArray[np.generic], rest: float) -> None:
+            """The first elements of a field, and what fill has there."""
+            field[name][: len(values)] = values
+            field[name][len(values) :] = rest
+
+        region_place = np.arange(region_count) - np.repeat(first_regions, regions)
+        text_place = np.arange(text_count) - np.repeat(first_texts, texts)
+        # Fill behind the pairs: regions, then words.
+        spare = np.arange(tokens, len(field["position_ids"]))
+        spare_regions = len(field["region_rows"]) - region_count
+
+        field["region_rows"][:region_count] = np.arange(region_count) + np.repeat(starts + 1 - first_regions, regions)
+        field["region_rows"][region_count:] = spare[:spare_regions]
+        fill("region_samples", np.repeat(samples.ids, regions), 0)
+        fill("region_places", region_place, 0)
+        fill("region_matched", np.repeat(matched, regions), 0)
+        field["region_zeroed"][:region_count] = False
+        field["region_zeroed"][region_count:] = True
+
+        # A text is [CLS], the first [SEP], its words, the second [SEP]; [CLS] alone stands before the regions.
+        text_rows = np.arange(text_count) + np.repeat(starts + regions - first_texts, texts)
+        text_rows[first_texts] = starts
+        is_word = np.ones(text_count, bool)
+        is_word[first_texts] = is_word[first_texts + 1] = is_word[text_ends[1:] - 1] = False
+        field["text_rows"][:text_count] = text_rows
+        field["text_rows"][text_count:] = spare[spare_regions:]
+        field["input_ids"][:] = self._sep
+        field["input_ids"][first_texts] = self._cls
+        field["input_ids"][:text_count][is_word] = self.corpus.first_pieces(samples.captions, words)
+        fill("text_samples", np.repeat(samples.ids, texts), 0)
+        fill("text_places", text_place, 0)
+        fill("text_maskable", is_word, 0)
+        fill("text_matched", np.repeat(matched, texts), 0)
+
+        field["position_ids"][:tokens] = 1
+        field["position_ids"][text_rows] = text_place + 1
+        field["position_ids"][starts] = 0
+        field["position_ids"][tokens:] = 0
+        field["token_type_ids"][:] = 0
+        field["token_type_ids"][text_rows] = text_place >= 2
+
+        fill("cu_seqlens", cu_seqlens, tokens)
+        fill("read_rows", starts, 0)
+        fill("read_cu_seqlens", np.arange(pairs + 1), pairs)
+        fill("cls_reads", np.arange(pairs), 0)
+        fill("itm_labels", samples.labels, -1)
+        field["counts"][:] = 0, 0, pairs
+        if contents.whole_images:
+            field["global_regions"][:] = first_regions[whole]
+        self._fill_regions(samples.images, regions, region_place, arena, field)
+        return Packed(memory, layout)
+
+    def _fill_regions(
+        self,
+        images: NDArray[np.int64],
+        regions: NDArray[np.int64],
+        region_place: NDArray[np.int64],
+        arena: Arena,
+        field: dict[str, NDArray],  # type: ignore[type-arg]
+    ) -> None:
+        skip, feature_bytes = self._skip[images], self._feature_bytes
+        stored = self.corpus.image_regions[images]  # [B] regions of the whole record
+        at = Sections.of(stored, feature_bytes)
+        # A record up to its features goes to a block of 16 bytes' multiple; the features go where they belong.
+        blocks = _ends(-(-at.features // 16))
+        scratch = arena.take_scratch(int(blocks[-1]) * 16)
+        small, features = scratch.data.cast("B"), field["region_features"].reshape(-1).view(np.uint8)
+        columns = at.end, at.features, 16 * blocks[:-1], skip * feature_bytes, regions * feature_bytes
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        verify, damaged, to = self.corpus.verify, [], 0
+        for number, (record, row) in enumerate(zip(self.corpus.raw(images), rows, strict=True)):
+            end, head, block, skipped, length = row
+            if len(record) != end:
+                damaged.append(number)
+                continue
+            start, stop = head + skipped, head + skipped + length
+            here = features[to : to + length]
+            here[:] = np.frombuffer(record, np.uint8, length, start)  # NumPy lets other threads run meanwhile
+            small[block : block + head] = record[:head]
+            to += length
+            # Of what was copied: it is in the core's cache, the record is not.
+            if verify and crc32(record[stop:], crc32(here, crc32(record[:start]))) != WHOLE_CHECKSUM:
+                damaged.append(number)
+        features[to:] = 0  # fill has no scale, but a number it must be
+        headers = scratch.view(np.uint32)[4 * blocks[:-1]], scratch.view(np.uint32)[4 * blocks[:-1] + 3]
+        expected = header_word(stored, self.corpus.feature_type), self.corpus.feature_size
+        damaged += np.flatnonzero((headers[0] != expected[0]) | (headers[1] != expected[1])).tolist()
+        if damaged:
+            self.corpus.regions(images[damaged[0]])  # says what is wrong with it
+            raise UsageError(f"{self.corpus.image_key(images[damaged[0]])!r} was damaged while it was read: try again")
+
+        total = len(region_place)
+        place = region_place + np.repeat(skip, regions)
+        words = scratch.view(np.float32)
+        # A box is 16 bytes, as a complex number is: one read.
+        boxes = scratch[np.repeat(blocks[:-1] + 1, regions) + place].view(np.float32).reshape(total, 4)
+        sides = scratch.view(np.uint32)[4 * blocks[:-1, None] + (1, 2, 1, 2)].astype(np.float32)  # [B, 4]
+        np.divide(boxes, np.repeat(sides, regions, axis=0), out=boxes)
+        field["region_boxes"][:total, :4] = boxes
+        field["region_boxes"][:total, 4] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        field["region_boxes"][total:] = 0
+        field["region_scales"][:total] = words[np.repeat(4 * blocks[:-1] + 4 + 5 * stored, regions) + place]
+        field["region_scales"][total:] = 0
+        classes = scratch.view(np.uint16)[np.repeat(8 * blocks[:-1] + 8 + 12 * stored, regions) + place]
+        field["region_classes"][:total] = classes
+        field["region_classes"][total:] = 0
+        field["region_maskable"][:total] = classes != WHOLE_IMAGE
+        field["region_maskable"][total:] = False
 
 
 def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _ramp(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ..., n-1 for each n of `lengths`, one behind the other."""
-    return np.arange(lengths.sum()) - np.repeat(_ends(lengths)[:-1], lengths)

@@ -1,7 +1,9 @@
 """The plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
 
 The global batch of a step does not depend on the number of ranks; it is cut into world x accumulation microbatches of
-about equal token counts. All ranks know the number of steps beforehand. The sampler reads no data: it is given counts.
+about equal token counts. A step has so many pairs, or so many tokens: then pairs are dealt out along the tokens of an
+epoch's permutation, and which of them a step has still follows from its number alone. All ranks know the number of
+steps beforehand. The sampler reads no data: it is given counts.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class Plan:
     Args:
         caption_image: [N] the image of each caption; one caption with its image is a pair to sample
         batch_size: pairs sampled per step; P times as many are fed
+        batch_tokens: instead of it, tokens fed per step, to within half a pair on average; mismatched pairs count as
+            the matched ones that they were made from
         parts: microbatches that a step is cut into, world size x accumulation
     """
 
@@ -77,30 +81,40 @@ class Plan:
         *,
         seed: int,
         stage: str,
-        batch_size: int,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
         parts: int,
     ) -> None:
-        if parts > batch_size:
+        # Tokens of the pairs that a sampled caption becomes [N].
+        self._tokens = negatives.candidates * lengths.tokens(_matched(caption_image, np.arange(len(caption_image))))
+        key, value, least = "batch_size", batch_size, parts
+        if batch_tokens is not None:
+            key, value, least = "batch_tokens", batch_tokens, (parts + 1) * int(self._tokens.max())
+        assert value is not None
+        if value < least:
             raise UsageError(
-                f"schedule.batch_size {batch_size} cannot be cut into {parts} microbatches (ranks x accumulation): "
-                "raise it, or lower schedule.accumulation or the number of ranks"
+                f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation): raise it to "
+                f"{least} or more, or lower schedule.accumulation or the number of ranks"
             )
         self.key = stage_key(seed, stage)
         self.caption_image = caption_image
         self.lengths = lengths
         self.negatives = negatives
-        self.batch_size = batch_size
         self.parts = parts
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        # What a step has, and what an epoch has, in pairs or in tokens.
+        self._share = value
+        self._total = len(caption_image) if batch_tokens is None else int(self._tokens.sum())
+        self._by_tokens = batch_tokens is not None
+        self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] = (-1, np.empty(0, int), np.empty(0, int))
 
     def steps(self, epochs: float) -> int:
-        return max(1, round(epochs * len(self.caption_image) / self.batch_size))
+        return max(1, round(epochs * self._total / self._share))
 
     def global_batch(self, step: int) -> Samples:
         """All pairs of a step, the same for any number of ranks."""
         captions = self._sampled(step)
         images = self.caption_image[captions]
-        p, size = self.negatives.candidates, self.batch_size
+        p, size = self.negatives.candidates, len(captions)
         place = np.arange(size * p)
         group, slot = place // p, place % p
         samples = Samples(images[group], captions[group], np.ones(size * p, np.int64), place)
@@ -130,17 +144,27 @@ class Plan:
         return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
 
     def _sampled(self, step: int) -> NDArray[np.int64]:
-        """The captions of a step: a fresh permutation every epoch, read on through its end."""
-        total = len(self.caption_image)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        captions = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(places // total):
-            if self._order[0] != epoch:
-                generator = np.random.Generator(np.random.Philox(key=np.array([self.key, epoch], np.uint64)))
-                self._order = (int(epoch), generator.permutation(total))
-            here = places // total == epoch
-            captions[here] = self._order[1][places[here] % total]
-        return captions
+        """The captions of a step: a fresh permutation every epoch, read on through its end.
+
+        Epochs lie one behind the other, each `_total` long; a step is a window of `_share`, and has the captions that
+        end in it.
+        """
+        first, last = step * self._share, (step + 1) * self._share
+        captions = []
+        for epoch in range(first // self._total, (last - 1) // self._total + 1):
+            order, ends = self._permutation(epoch)
+            window = np.searchsorted(ends, [first - epoch * self._total, last - epoch * self._total], side="right")
+            captions.append(order[slice(*window)])
+        return np.concatenate(captions)
+
+    def _permutation(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """An epoch's captions in their order [N], and where each ends, in pairs or in tokens."""
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=np.array([self.key, epoch], np.uint64)))
+            order = generator.permutation(len(self.caption_image))
+            ends = np.cumsum(self._tokens[order]) if self._by_tokens else np.arange(1, len(order) + 1)
+            self._order = epoch, order, ends
+        return self._order[1:]
 
     def _partners(self, step: int, samples: Samples, batch: NDArray[np.int64], rows: NDArray[np.int64]) -> Samples:
         """For each of `rows` a caption, with its image, that belongs to another image; else the sample itself."""
@@ -165,6 +189,11 @@ class Plan:
             wrong = (self.caption_image[hard_captions] != own) & (hard_images != own)
             captions[wanted[wrong]], images[wanted[wrong]] = hard_captions[wrong], hard_images[wrong]
         return Samples(images, captions, samples.labels, samples.ids)
+
+
+def _matched(caption_image: NDArray[np.int64], captions: NDArray[np.int64]) -> Samples:
+    """Captions with their own images."""
+    return Samples(caption_image[captions], captions, np.ones_like(captions), captions)
 
 
 def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:

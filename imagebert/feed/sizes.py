@@ -25,12 +25,11 @@ class Sizes(NamedTuple):
     pairs: int
     regions: int
     texts: int  # words and specials
-    masked_words: int
-    masked_regions: int
+    masked: tuple[int, int] | None = None  # words, regions; None: what there is
 
     def hold(self, lengths: Lengths, samples: Samples) -> bool:
         found = contents(lengths, samples)
-        return all(f <= room for f, room in zip(found, self, strict=False))
+        return all(f <= room for f, room in zip(found, self[:3], strict=True))
 
 
 def contents(lengths: Lengths, samples: Samples) -> tuple[int, int, int]:
@@ -58,7 +57,7 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
     pairs, *most = _SPARE * found.max(0)
     region_room, text_room = map(_rounded, most)
     masked = room_for_masked(text_room, words), room_for_masked(region_room, regions)
-    return Sizes(math.ceil(pairs), region_room, text_room, *masked)
+    return Sizes(math.ceil(pairs), region_room, text_room, masked)
 
 
 def _rounded(number: float) -> int:

@@ -10,9 +10,10 @@ from rich.progress import track
 
 from imagebert.config import UsageError
 from imagebert.data.records import FeatureType
-from imagebert.data.regions import write_regions
+from imagebert.data.region_writer import write_regions
+from imagebert.regions.decoding import decode
 from imagebert.regions.extractor import Extractor
-from imagebert.regions.images import UnreadableImage, find_images, load_image
+from imagebert.regions.images import UnreadableImage, find_images
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def extract(
 ) -> Extracted:
     """Extracts every picture below `images`; an image's key is its path below that folder.
 
+    A call that was killed is made again and goes on.
+
     Raises:
         UsageError: no folder, no picture in it, or none that can be read.
     """
@@ -39,15 +42,18 @@ def extract(
     if not files:
         raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF and TIFF are read")
     refused = 0
-    with write_regions(out, extractor.classes, extractor.description, feature_type, overwrite=overwrite) as writer:
-        for file in track(files, f"Extracting {images.name}"):
-            try:
-                image = load_image(file)
-            except UnreadableImage as error:
-                log.warning("%s is skipped: %s", file, error)
+    job = {"extract": str(images.resolve()), "extractor": extractor.description}
+    with write_regions(
+        out, extractor.classes, extractor.description, feature_type, overwrite=overwrite, job=job
+    ) as writer:
+        keys = {file: file.relative_to(images).as_posix() for file in files}
+        left = [file for file in files if not writer.has(keys[file])]
+        for file, image in track(decode(left), f"Extracting {images.name}", total=len(left)):
+            if isinstance(image, UnreadableImage):
+                log.warning("%s is skipped: %s", file, image)
                 refused += 1
-                continue
-            writer.add(file.relative_to(images).as_posix(), extractor(image))
+            else:
+                writer.add(keys[file], extractor(image))
         if refused == len(files):
             raise UsageError(f"none of the {refused} pictures in {images} can be read")
     return Extracted(len(files), len(files) - refused, refused)

@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from imagebert.config import UsageError
 from imagebert.data.folder import publish
-from imagebert.feed.packer import FeatureBuffer, Packer
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Packer
 from imagebert.feed.plan import Lengths, Samples
 from imagebert.model import ImageBertForImageTextRetrieval
 
@@ -32,7 +33,7 @@ class ScoreMatrix(NamedTuple):
 def model_scores(model: ImageBertForImageTextRetrieval, packer: Packer, device: torch.device) -> ScoreFunction:
     """A model as a scoring function: the ITM head's logit."""
     model = model.eval().to(device)
-    buffer = FeatureBuffer()
+    buffer = Arena()
 
     def score(samples: Samples) -> NDArray[np.float32]:
         with torch.inference_mode():

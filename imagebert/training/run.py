@@ -24,10 +24,12 @@ from imagebert.engine.checkpoints import Checkpoints
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
+from imagebert.feed.arena import Arena
+from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes
 from imagebert.model import (
@@ -91,7 +93,7 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     start, seconds = _resume(engine, checkpoints, identity)
     if config.engine.step == "graphed":
         samples = plan.step(start, distributed.rank(), distributed.world_size())[0]
-        first = packer.pack(samples, FeatureBuffer(), start, masking, sizes, distributed.device())
+        first = packer.pack(samples, Arena(), start, masking, sizes, distributed.device())
         engine.capture(first)
     _write_recipe(folder, config)
     steps = Steps(start, min(total, stop_at or total), total)
@@ -108,6 +110,9 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
         ahead=config.data.prefetch_steps,
         device=distributed.device(),
         sizes=sizes,
+        workers=config.data.workers,
+        read_ahead=config.data.read_ahead,
+        carrier=DaliCarrier(distributed.device()) if config.data.feeder == "dali" else None,
     )
     try:
         with feeder:
@@ -151,6 +156,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         seed=config.seed,
         stage=config.stage,
         batch_size=config.schedule.batch_size,
+        batch_tokens=config.schedule.batch_tokens,
         parts=distributed.world_size() * config.schedule.accumulation,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import BertTokenizer
 
 from imagebert.config import UsageError
-from imagebert.data.pairs import Caption, PairStore, read_captions, write_pairs
+from imagebert.data.pairs import Caption, PairStore, write_pairs
 from imagebert.data.tokens import Tokenizer
 from tests.corpora import write_vocabulary
 
@@ -43,34 +43,29 @@ def test_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert Tokenizer(folder).encode(texts) == expected
 
 
-def test_reading_captions(tmp_path: Path) -> None:
-    file = tmp_path / "captions.tsv"
-    file.write_text('a.jpg\t0\tsays "hi"\nb.jpg\t0\ttwo\nc.jpg\t0\tthree\n')
-    found = list(read_captions(file, ["image", "number", "caption"], {"a.jpg": "train", "c.jpg": "dev"}))
-    assert [(c.image, c.text, c.split) for c in found] == [("a.jpg", 'says "hi"', "train"), ("c.jpg", "three", "dev")]
-    csv = tmp_path / "captions.csv"
-    csv.write_text('\ufeffimage,caption,split,relevance\na.jpg,"one, two",test,0.25\n')
-    assert list(read_captions(csv, None, {})) == [Caption("a.jpg", "one, two", "test", 0.25)]
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("caption", "message"),
     [
-        ("a.jpg\tone\n", "no column caption and no column image"),
-        ("image\tcaption\na.jpg\n", "line 2: has no caption"),
-        ("image\tcaption\trelevance\na.jpg\tone\tmuch\n", "line 2: relevance 'much' is no number"),
-        ("image\tcaption\na.jpg\t \n", "caption 0 .image 'a.jpg'. is empty"),
-        ("image\tcaption\n", "input is empty"),
-        ("", "is empty"),
-        ("image\tcaption\na.jpg\tone\ttwo\n", "line 2: has too many fields"),
+        (Caption("a.jpg", " "), "caption 1: the caption of image 'a.jpg' is empty"),
+        (Caption("", "some words"), "caption 1: it names no image .'some words'."),
     ],
 )
-def test_bad_captions_are_named(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "captions.tsv"
-    file.write_text(text)
+def test_captions_that_cannot_be_stored(tmp_path: Path, caption: Caption, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        write_pairs(tmp_path / "pairs", read_captions(file, None, {}), write_vocabulary(tmp_path))
+        write_pairs(tmp_path / "pairs", [Caption("a.jpg", "word01"), caption], write_vocabulary(tmp_path))
+    with pytest.raises(UsageError, match="input is empty"):
+        write_pairs(tmp_path / "pairs", [], write_vocabulary(tmp_path))
     assert not (tmp_path / "pairs").exists()
+
+
+def test_many_captions_are_tokenised_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = write_vocabulary(tmp_path)
+    captions = [Caption(f"{i % 7}.jpg", "word01 " * (i % 5) + f"word{i % 40:02d}") for i in range(100)]
+    write_pairs(tmp_path / "whole", captions, tokenizer)
+    monkeypatch.setattr("imagebert.data.pairs._BLOCK", 9)
+    write_pairs(tmp_path / "blocks", captions, tokenizer)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "blocks" / file.name).read_bytes()
 
 
 def test_a_vocabulary_without_mask(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.data.regions import RegionStore, write_regions
+from imagebert.data.region_writer import write_regions
+from imagebert.data.regions import RegionStore
 from tests.corpora import random_record
 
 NAMES = [f"class{i}" for i in range(5)]
@@ -81,7 +82,7 @@ def test_empty_store(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_named(source: SourceConfig, tmp_path: Path) -> None:
     shutil.copytree(source.regions, tmp_path / "store")
-    with lmdb.open(str(tmp_path / "store/shard-0000")) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(tmp_path / "store/shard-000-0000")) as environment, environment.begin(write=True) as transaction:
         data = bytearray(transaction.get(b"image003.jpg"))
         data[40] ^= 1
         transaction.put(b"image003.jpg", bytes(data))
@@ -102,7 +103,7 @@ def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
     with pytest.raises(UsageError, match="holds imagebert-pairs"):
         RegionStore(source.pairs)
     shutil.copytree(source.regions, tmp_path / "store")
-    shard = tmp_path / "store/shard-0000/data.mdb"
+    shard = tmp_path / "store/shard-000-0000/data.mdb"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match=r"data.mdb is truncated"):
@@ -113,6 +114,6 @@ def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
     with pytest.raises(UsageError, match=r"is damaged, meta.json or index.npy"):
         RegionStore(tmp_path / "store")
     shutil.copy(Path(source.regions) / "index.npy", index)
-    shutil.rmtree(tmp_path / "store/shard-0000")
+    shutil.rmtree(tmp_path / "store/shard-000-0000")
     with pytest.raises(UsageError, match="lacks its shard"):
         RegionStore(tmp_path / "store")

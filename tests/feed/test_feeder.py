@@ -1,34 +1,52 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 import torch
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
+from imagebert.feed.arena import Arena
+from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.sizes import Sizes
 
 
-def make(source: SourceConfig, start: int, stop: int) -> tuple[Feeder, Plan, Packer, Masking]:
+def make(source: SourceConfig, start: int, stop: int, **options: Any) -> tuple[Feeder, Plan, Packer, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, candidates=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=8, parts=4)
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
-    feeder = Feeder(plan, packer, masking, rank=1, world=2, start=start, stop=stop, ahead=2, device=torch.device("cpu"))
-    return feeder, plan, packer, masking
+    where = {"rank": 1, "world": 2, "start": start, "stop": stop, "ahead": 2, "device": torch.device("cpu")}
+    return Feeder(plan, packer, masking, **where, **options), plan, packer, masking
 
 
-def test_from_any_step_the_same_bytes_as_the_plan(source: SourceConfig) -> None:
-    feeder, plan, packer, masking = make(source, 3, 17)
+@pytest.mark.parametrize("through", ["plain", "dali"])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("filled", [False, True])
+def test_from_any_step_the_same_bytes_as_the_plan(
+    source: SourceConfig, through: str, workers: int, filled: bool
+) -> None:
+    sizes = Sizes(pairs=6, regions=30, texts=60, masked=(20, 20)) if filled else None
+    carrier = DaliCarrier(torch.device("cpu")) if through == "dali" else None
+    feeder, plan, packer, masking = make(
+        source, 3, 17, workers=workers, sizes=sizes, carrier=carrier, read_ahead=filled
+    )
     with feeder:
         for step, batches in enumerate(feeder, start=3):
-            expected = [packer.pack(s, FeatureBuffer(), step, masking) for s in plan.step(step, 1, 2)]
+            expected = [packer.pack(s, Arena(), step, masking, sizes) for s in plan.step(step, 1, 2)]
             assert len(batches) == 2
             for got, want in zip(batches, expected, strict=True):
                 for name, tensor in got._asdict().items():
@@ -36,11 +54,21 @@ def test_from_any_step_the_same_bytes_as_the_plan(source: SourceConfig) -> None:
     assert step == 16
 
 
+def test_memory_goes_round(source: SourceConfig) -> None:
+    feeder, *_ = make(source, 0, 40, workers=2)
+    with feeder:
+        places = [batch.region_features.data_ptr() for step in feeder for batch in step]
+    # Three steps of two microbatches; an arena may have grown once.
+    assert len(set(places)) <= 2 * 3 * 2
+    assert len(set(places[-6:])) == 6
+    assert set(places[-6:]) == set(places[-12:-6])
+
+
 def test_leaving_early_ends_the_thread(source: SourceConfig) -> None:
     feeder, *_ = make(source, 0, 1000)
     with feeder:
         next(iter(feeder))
-    assert not [t for t in threading.enumerate() if t.name == "feeder"]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("feeder", "packer"))]
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(source: SourceConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +80,59 @@ def test_an_error_in_the_thread_reaches_the_consumer(source: SourceConfig, monke
     monkeypatch.setattr(plan, "step", fail)
     with feeder, pytest.raises(UsageError, match="record 'x' is damaged"):
         list(feeder)
+
+
+def test_an_error_in_a_worker_reaches_the_consumer(source: SourceConfig, tmp_path: Path) -> None:
+    shutil.copytree(source.regions, tmp_path / "regions")
+    shard = tmp_path / "regions/shard-000-0000"
+    with lmdb.open(str(shard)) as environment, environment.begin(write=True) as transaction:
+        data = bytearray(transaction.get(b"image003.jpg"))
+        data[-20] ^= 1
+        transaction.put(b"image003.jpg", bytes(data))
+    feeder, *_ = make(SourceConfig(regions=str(tmp_path / "regions"), pairs=source.pairs), 0, 1000, workers=2)
+    with feeder, pytest.raises(UsageError, match=r"image003.jpg.*checksum does not match"):
+        list(feeder)
+
+
+def test_dali_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(UsageError, match=r"data.feeder is dali, and DALI is missing .* or take plain"):
+        DaliCarrier(torch.device("cpu"))
+
+
+ORDER = """
+import os, sys, torch
+sys.path[:0] = [{root!r}, {root!r} + "/kernels"]
+from imagebert.config import SourceConfig
+from tests.feed.test_feeder import make
+source = SourceConfig(regions=sys.argv[1], pairs=sys.argv[2])
+feeder, plan, packer, masking = make(source, int(sys.argv[4]), 18, workers=2)
+log = open(sys.argv[3], "a", buffering=1)
+with feeder:
+    for step, batches in enumerate(feeder, int(sys.argv[4])):
+        # What the model would see: labels, words as masked, and the features that came.
+        for batch in batches:
+            seen = [batch.itm_labels.tolist(), batch.input_ids.tolist(), batch.region_features.long().sum(1).tolist()]
+            print(step, seen, file=log)
+        if step == int(sys.argv[5]):
+            os.kill(os.getpid(), 9)
+"""
+
+
+def test_killed_feeding_processes_repeat_and_skip_nothing(source: SourceConfig, tmp_path: Path) -> None:
+    """An epoch of 72 captions is 9 steps of 8; two of them, once through and once with SIGKILLs on the way."""
+
+    def feed(log: Path, start: int, kill_at: int) -> int:
+        code = ORDER.format(root=str(Path(__file__).parents[2]))
+        call = [sys.executable, "-c", code, source.regions, source.pairs, str(log), str(start), str(kill_at)]
+        return subprocess.run(call, check=False).returncode
+
+    assert feed(tmp_path / "whole", 0, -1) == 0
+    start = 0
+    for kill_at in (2, 3, 8, 13):
+        assert feed(tmp_path / "killed", start, kill_at) == -9
+        start = kill_at + 1
+    assert feed(tmp_path / "killed", start, -1) == 0
+    whole, killed = ((tmp_path / name).read_text().splitlines() for name in ("whole", "killed"))
+    assert len(whole) == 18 * 2
+    assert killed == whole

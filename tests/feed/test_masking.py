@@ -6,9 +6,10 @@ import torch
 
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
+from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking, mask_batch, mask_regions, mask_words
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, contents
 
@@ -62,8 +63,10 @@ def test_kernels_draw_the_same_batch(source: SourceConfig, filled: bool) -> None
     sizes = choose_sizes(plan, 0.3, 0.3) if filled else None
     for step in range(3):
         for samples in plan.step(step, 0, 1):
-            batch, places = packer._lay_out(samples, FeatureBuffer(), sizes)
-            ours, theirs = (mask_batch(batch, places, masking, step, sizes, draws) for draws in ("triton", "numpy"))
+            packed = packer.lay_out(samples, Arena(), sizes)
+            batch, places = packed.layout.tensors(packed.memory)
+            rooms = sizes and sizes.masked
+            ours, theirs = (mask_batch(batch, places, masking, step, rooms, draws) for draws in ("triton", "numpy"))
             assert 0 < ours.counts[0] < len(ours.mlm_labels) or not filled
             for name, right in theirs._asdict().items():
                 got = torch.as_tensor(getattr(ours, name))
@@ -75,9 +78,9 @@ def test_kernels_draw_the_same_batch(source: SourceConfig, filled: bool) -> None
 
 def test_fill_names_no_row(source: SourceConfig) -> None:
     packer, plan, masking = make(source)
-    sizes = Sizes(pairs=20, regions=80, texts=130, masked_words=70, masked_regions=50)
+    sizes = Sizes(pairs=20, regions=80, texts=130, masked=(70, 50))
     for samples in plan.step(4, 0, 1):
-        exact, filled = (packer.pack(samples, FeatureBuffer(), 4, masking, room) for room in (None, sizes))
+        exact, filled = (packer.pack(samples, Arena(), 4, masking, room) for room in (None, sizes))
         words, regions = len(exact.mlm_labels), len(exact.moc_labels)
         assert torch.equal(filled.counts, torch.tensor([words, regions, 12.0]))
         assert torch.equal(filled.counts, exact.counts)
@@ -98,9 +101,9 @@ def test_fill_names_no_row(source: SourceConfig) -> None:
 def test_rows_beyond_the_room_are_not_learnt_from(source: SourceConfig) -> None:
     packer, plan, masking = make(source, words=0.9)
     samples = plan.step(0, 0, 1)[0]
-    exact = packer.pack(samples, FeatureBuffer(), 0, masking)
-    room = Sizes(pairs=20, regions=80, texts=130, masked_words=3, masked_regions=50)
-    few = packer.pack(samples, FeatureBuffer(), 0, masking, room)
+    exact = packer.pack(samples, Arena(), 0, masking)
+    room = Sizes(pairs=20, regions=80, texts=130, masked=(3, 50))
+    few = packer.pack(samples, Arena(), 0, masking, room)
     assert int(few.counts[0]) == 3 < int(exact.counts[0])
     assert torch.equal(few.mlm_labels, exact.mlm_labels[:3])
     assert torch.equal(few.input_ids[: len(exact.input_ids)], exact.input_ids)
@@ -115,5 +118,5 @@ def test_sizes_hold_what_the_plan_gives(source: SourceConfig) -> None:
     assert sizes[0] <= 20 >= max(contents(packer.lengths, part)[0] for part in parts)
     # What does not fit keeps its own shape.
     tight = sizes._replace(regions=1)
-    batch = packer.pack(parts[0], FeatureBuffer(), 0, None, tight)
+    batch = packer.pack(parts[0], Arena(), 0, None, tight)
     assert batch.tokens == batch.real_tokens

@@ -11,10 +11,12 @@ import torch
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.data.regions import RegionStore, write_regions
+from imagebert.data.region_writer import write_regions
+from imagebert.data.regions import RegionStore
+from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 
 LIMITS = Limits(max_regions=5, max_words=6, whole_image=True)
@@ -34,7 +36,7 @@ def test_layout_is_the_papers(source: SourceConfig, whole_image: bool) -> None:
     corpus = Corpus([source])
     limits = Limits(max_regions=5, max_words=6, whole_image=whole_image)
     samples = some_samples(corpus)
-    batch = Packer(corpus, limits).pack(samples, FeatureBuffer())
+    batch = Packer(corpus, limits).pack(samples, Arena())
     vocabulary = corpus.tokenizer
     ids, positions, types, is_region, boxes, features = [], [], [], [], [], []
     lengths = []
@@ -73,7 +75,7 @@ def test_masked_rows_are_read_on_matched_pairs_only(source: SourceConfig) -> Non
     packer = Packer(corpus, LIMITS)
     samples = some_samples(corpus, 40)
     masking = Masking(stage_key(0, "s"), words=0.4, regions=0.5, mask_id=4, vocabulary=45)
-    plain, batch = packer.pack(samples, FeatureBuffer()), packer.pack(samples, FeatureBuffer(), 3, masking)
+    plain, batch = packer.pack(samples, Arena()), packer.pack(samples, Arena(), 3, masking)
     token_pair = np.repeat(np.arange(40), np.diff(batch.cu_seqlens))
     read = batch.read_rows.numpy()
     assert (np.diff(read) > 0).all()
@@ -117,15 +119,15 @@ def test_the_whole_image_is_left_out_of_each_source_that_has_it(source: SourceCo
 def test_the_whole_image_is_marked_where_the_model_wants_it(source: SourceConfig) -> None:
     corpus = Corpus([source])
     limits = Limits(max_regions=5, max_words=6, whole_image=True, mark_whole_image=True)
-    batch = Packer(corpus, limits).pack(some_samples(corpus), FeatureBuffer())
+    batch = Packer(corpus, limits).pack(some_samples(corpus), Arena())
     assert batch.region_rows[batch.global_regions].tolist() == (batch.cu_seqlens[:-1] + 1).tolist()
 
 
 def test_a_buffer_is_used_again(source: SourceConfig) -> None:
-    corpus, buffer = Corpus([source]), FeatureBuffer()
+    corpus, buffer = Corpus([source]), Arena()
     packer = Packer(corpus, LIMITS)
     samples = some_samples(corpus)
-    packer.pack(samples, FeatureBuffer())
+    packer.pack(samples, Arena())
     first = packer.pack(samples, buffer).region_features.data_ptr()
     fewer = samples.take(np.arange(4))
     assert packer.pack(fewer, buffer).region_features.data_ptr() == first

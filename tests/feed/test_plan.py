@@ -23,6 +23,14 @@ def make_plan(
     return Plan(caption_image, lengths, negatives, seed=seed, stage=stage, batch_size=batch_size, parts=parts)
 
 
+def token_plan(parts: int = 1, batch_tokens: int = 2000, candidates: int = 1, share: float = 0.5) -> Plan:
+    rng = np.random.default_rng(0)
+    caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
+    lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
+    negatives = Negatives(share=share, candidates=candidates, source="batch")
+    return Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_tokens=batch_tokens, parts=parts)
+
+
 def rows(samples: Samples) -> list[tuple[int, ...]]:
     return sorted(zip(*(array.tolist() for array in samples), strict=True))
 
@@ -123,5 +131,66 @@ def test_balance_deals_all_and_evenly(tokens: list[int], parts: int) -> None:
 
 
 def test_more_parts_than_pairs() -> None:
-    with pytest.raises(UsageError, match="batch_size 24 cannot be cut into 25 microbatches"):
+    with pytest.raises(UsageError, match=r"schedule\.batch_size 24 cannot be cut into 25 microbatches"):
         make_plan(parts=25)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_steps_of_so_many_tokens(candidates: int) -> None:
+    budget = 2000 * candidates
+    plan = token_plan(batch_tokens=budget, candidates=candidates, share=0.0)
+    steps = 60
+    seen = [plan._sampled(step) for step in range(steps)]
+    # A brute-force count: the captions of the epochs, one behind the other, each in the step in which it ends.
+    tokens = plan.lengths.regions[plan.caption_image] + plan.lengths.words + 3
+    order = np.concatenate([plan._permutation(epoch)[0] for epoch in range(12)])
+    ends = np.cumsum(candidates * tokens[order])
+    expected = [order[(ends > step * budget) & (ends <= (step + 1) * budget)] for step in range(steps)]
+    assert all((a == b).all() for a, b in zip(seen, expected, strict=True))
+    sums = np.array([candidates * tokens[s].sum() for s in seen])
+    assert np.abs(sums - budget).max() < candidates * tokens.max()
+    assert sums.mean() == pytest.approx(budget, rel=0.01)
+    once = np.concatenate(seen)[:CAPTIONS]
+    assert sorted(once) == list(range(CAPTIONS))
+    assert plan.steps(3) == round(3 * candidates * tokens.sum() / budget)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_token_budgets_give_the_same_global_batches_to_any_ranks(world: int) -> None:
+    alone, plan = token_plan(), token_plan(parts=world)
+    for step in (11, 0, 40):  # in any order
+        parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
+        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        assert rows(together) == rows(alone.global_batch(step))
+
+
+def test_a_token_budget_that_is_too_small() -> None:
+    with pytest.raises(UsageError, match=r"batch_tokens 300 cannot be cut into 4 microbatches .* raise it to \d+"):
+        token_plan(parts=4, batch_tokens=300)
+
+
+@pytest.mark.parametrize("lengths", ["flickr8k", "conceptual"])
+@pytest.mark.parametrize("budget", ["pairs", "tokens"])
+def test_ranks_have_the_same_number_of_tokens(lengths: str, budget: str) -> None:
+    """Within 2 %, on lengths like Flickr8k's (YOLOX-nano's regions) and like Conceptual Captions' with 10 to 100."""
+    rng = np.random.default_rng(0)
+    images = 5000
+    if lengths == "flickr8k":  # a long tail: 12.7 on average, 8 in the middle
+        regions = np.clip(rng.lognormal(np.log(9), 0.9, images), 1, 36).astype(int)
+        words = np.clip(rng.normal(12, 4, 5 * images), 3, 41).astype(int)
+    else:
+        regions = np.clip(rng.gamma(3, 16, images), 10, 100).astype(int)
+        words = np.clip(rng.lognormal(np.log(11), 0.45, 5 * images), 3, 41).astype(int)
+    share = {"batch_size": 1024} if budget == "pairs" else {"batch_tokens": 40_000}
+    plan = Plan(
+        np.arange(5 * images) // 5,
+        Lengths(regions, words),
+        Negatives(share=0.5, candidates=1, source="batch"),
+        seed=0,
+        stage="s",
+        parts=8,
+        **share,  # type: ignore[arg-type]
+    )
+    for step in range(10):
+        tokens = [plan.lengths.tokens(part).sum() for part in plan.step(step, 0, 1)]
+        assert max(tokens) / np.mean(tokens) < 1.02

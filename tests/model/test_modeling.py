@@ -10,9 +10,10 @@ from transformers import BertConfig, BertModel
 from imagebert.batch import PackedBatch
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
+from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes
 from imagebert.model import (
@@ -49,7 +50,7 @@ def make_batch(
     negatives = Negatives(share=0.5, candidates=1, source="corpus")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=pairs, parts=1)
     masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
-    return packer.pack(plan.global_batch(pairs), FeatureBuffer(), pairs, masking, sizes)
+    return packer.pack(plan.global_batch(pairs), Arena(), pairs, masking, sizes)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 11, 24])
@@ -77,7 +78,7 @@ def test_fill_changes_nothing(source: SourceConfig, options: dict[str, bool]) ->
     torch.manual_seed(0)
     heads = {**SHAPE, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     model = ImageBertForPreTraining(ImageBertConfig(**heads, **options)).eval()
-    sizes = Sizes(pairs=12, regions=50, texts=80, masked_words=40, masked_regions=30)
+    sizes = Sizes(pairs=12, regions=50, texts=80, masked=(40, 30))
     found = []
     for room in (None, sizes):
         batch = make_batch(source, 9, mark=bool(options), sizes=room)

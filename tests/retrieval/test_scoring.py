@@ -8,7 +8,8 @@ import torch
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.feed.packer import FeatureBuffer, Limits, Packer
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.retrieval.evaluation import mine, score_corpus
@@ -40,7 +41,7 @@ def test_the_matrix_equals_one_pair_at_a_time(source: SourceConfig, tmp_path: Pa
     for image in range(6):
         for caption in range(0, 18, 5):
             one = Samples(np.array([image]), np.array([caption]), np.ones(1, int), np.zeros(1, int))
-            expected = model(packer.pack(one, FeatureBuffer())).item()
+            expected = model(packer.pack(one, Arena())).item()
             assert matrix.scores[image, caption] == pytest.approx(expected, abs=1e-5)
     save_scores(tmp_path / "scores", matrix, [corpus.image_key(i) for i in range(6)])
     again = load_scores(tmp_path / "scores")

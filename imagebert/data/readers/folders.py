@@ -1,0 +1,120 @@
+"""Folders of one file an image: .npy with _info.npy (MMF), or .npz (MMF, bottom-up-attention.pytorch, UNITER).
+
+An object array, which NumPy keeps as a pickle, may hold a dictionary of more fields; it goes through `unpickle`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from imagebert.config import UsageError
+from imagebert.data.readers import BadRecord, Item, share_of
+from imagebert.data.readers.fields import record_from
+from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.records import RegionRecord
+
+_LARGEST = 1 << 30  # bytes of an array that any image's regions could have
+
+
+class FolderReader:
+    """A key is the file's path below its folder, without the suffix. Shares are every so many files."""
+
+    def __init__(self, sources: Sequence[Path]) -> None:
+        self._files: list[tuple[str, Path]] = []
+        for source in sources:
+            files = sorted(source.rglob("*.np[yz]")) if source.is_dir() else [source]
+            base = source if source.is_dir() else source.parent
+            self._files += [
+                (file.relative_to(base).with_suffix("").as_posix(), file)
+                for file in files
+                if not file.stem.endswith("_info")
+            ]
+        if not self._files:
+            raise UsageError(f"{sources[0]} holds no .npy and no .npz")
+
+    def size(self, share: int, shares: int) -> int:
+        return len(share_of(len(self._files), share, shares))
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        mine = share_of(len(self._files), share, shares)
+        for number in mine:
+            key, file = self._files[number]
+            yield Item(str(file), key, partial(_record, file), number + 1 - mine.start)
+
+
+def _record(file: Path) -> RegionRecord:
+    try:
+        if file.suffix == ".npz":
+            return record_from(read_npz(file.read_bytes()))
+        with file.open("rb") as opened:
+            fields = _flat({"features": read_npy(opened, file.stat().st_size)})
+        info = file.with_name(f"{file.stem}_info.npy")
+        if info.exists():
+            with info.open("rb") as opened:
+                fields = {**_flat({"info": read_npy(opened, info.stat().st_size)}), **fields}
+        return record_from(fields)
+    except OSError as error:
+        raise BadRecord(f"it cannot be read ({error.strerror or error})") from None
+
+
+def read_npz(data: bytes | memoryview) -> dict[str, Any]:
+    """The arrays of an .npz; a dictionary among them gives its own entries.
+
+    Raises:
+        BadRecord: it is no .npz, damaged, or holds what no image's regions could.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            arrays = {}
+            for member in archive.infolist():
+                if member.file_size > _LARGEST:
+                    raise BadRecord(f"{member.filename} unpacks to {member.file_size} bytes")
+                if member.filename.endswith(".npy"):
+                    content = archive.read(member)
+                    arrays[member.filename[:-4]] = read_npy(io.BytesIO(content), len(content))
+            return _flat(arrays)
+    except (zipfile.BadZipFile, EOFError, ValueError, OSError, NotImplementedError) as error:
+        raise BadRecord(f"it is no whole .npz ({error})") from None
+    except Exception as error:  # zlib.error has no public base
+        if isinstance(error, BadRecord) or type(error).__module__ != "zlib":
+            raise
+        raise BadRecord(f"it is no whole .npz ({error})") from None
+
+
+def read_npy(file: BinaryIO, size: int) -> Any:
+    """The array in a .npy of `size` bytes; an object array of one thing gives the thing.
+
+    Raises:
+        BadRecord: it is no .npy, or shorter than it says.
+    """
+    try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise BadRecord(f"it is no .npy ({error})") from None
+    if dtype.hasobject:
+        value = unpickle(file)
+        return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    expected, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if expected != there:
+        raise BadRecord(f"it says {dtype}{list(shape)}, {expected} bytes, and has {there}")
+    array = np.frombuffer(file.read(expected), dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def _flat(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Dictionaries among the values give their own entries; what stands beside them counts more."""
+    inner = {
+        k: v for value in arrays.values() if isinstance(value, dict) for k, v in value.items() if isinstance(k, str)
+    }
+    return {**inner, **{name: value for name, value in arrays.items() if not isinstance(value, dict)}}

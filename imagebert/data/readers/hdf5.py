@@ -1,0 +1,86 @@
+"""HDF5 as bottom-up-attention-vqa converts it, with the image ids in STEM_imgid2idx.pkl beside. The gate of h5py.
+
+Fixed numbers of boxes: image_features [N, n, F], image_bb [N, n, 4] in pixels, spatial_features [N, n, 6] as shares.
+Adaptive ones: the same without N, all boxes behind each other, and pos_boxes [N, 2] from where to where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagebert.config import UsageError
+from imagebert.data.readers import BadRecord, Item, share_of
+from imagebert.data.readers.fields import record_from
+from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.records import RegionRecord
+
+
+class Hdf5Reader:
+    """Shares are runs of images, in the file's order."""
+
+    def __init__(self, sources: Sequence[Path]) -> None:
+        try:
+            import h5py
+        except ImportError as error:
+            raise UsageError(f"HDF5 files need h5py ({error}): pip install imagebert[formats]") from None
+        self._images: list[tuple[Path, Any, str, int]] = []
+        for source in sources:
+            try:
+                file = h5py.File(source, "r")
+            except OSError as error:
+                raise UsageError(f"cannot open {source} as HDF5: {error}") from None
+            missing = {"image_features", "image_bb", "spatial_features"} - file.keys()
+            if missing:
+                raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
+            ids = _read_ids(source)
+            self._images += [(source, file, key, row) for row, key in sorted((row, key) for key, row in ids.items())]
+
+    def size(self, share: int, shares: int) -> int:
+        return len(share_of(len(self._images), share, shares))
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        mine = share_of(len(self._images), share, shares)
+        for number in mine:
+            path, file, key, row = self._images[number]
+            yield Item(f"{path}, row {row}, image {key!r}", key, partial(_record, file, row), number + 1 - mine.start)
+
+
+def _read_ids(source: Path) -> dict[str, int]:
+    path = source.with_name(f"{source.stem}_imgid2idx.pkl")
+    try:
+        with path.open("rb") as file:
+            ids = unpickle(file)
+        return {str(key): int(row) for key, row in ids.items()}
+    except OSError as error:
+        raise UsageError(f"{source} needs its image ids in {path.name}: {error.strerror}") from None
+    except (BadRecord, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no dictionary of image ids to rows: {error}") from None
+
+
+def _record(file: Any, row: int) -> RegionRecord:
+    features, pixels, shares = (file[name] for name in ("image_features", "image_bb", "spatial_features"))
+    try:
+        if "pos_boxes" in file:
+            start, stop = (int(at) for at in file["pos_boxes"][row])
+            if not 0 <= start < stop <= len(features):
+                raise BadRecord(f"pos_boxes says {start} to {stop}, there are {len(features)}")
+            where: Any = slice(start, stop)
+        else:
+            if not 0 <= row < len(features):
+                raise BadRecord(f"there are {len(features)} rows")
+            where = row
+        found = features[where], pixels[where], shares[where]
+    except (OSError, ValueError, IndexError) as error:
+        raise BadRecord(f"it cannot be read ({error})") from None
+    _, boxes, spatial = found
+    # The size of the image is not told, but its boxes stand there twice: in pixels and as shares of it.
+    corner, share = boxes[:, 2:4].max(axis=0), spatial[:, 2:4].max(axis=0)
+    if not (share > 0).all():
+        raise BadRecord("its spatial features are zero")
+    width, height = np.rint(corner / share)
+    return record_from({"features": found[0], "boxes": boxes, "image_w": width, "image_h": height})

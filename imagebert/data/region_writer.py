@@ -1,0 +1,420 @@
+"""Writes region stores, by one process or several, so that a kill at any instant loses little and damages nothing.
+
+The store grows in `.NAME.incomplete` beside its place and is renamed when it is whole. Every commit of some records
+is on disk before a line about it goes to the writer's journal; a second call reads the journals, deletes what was
+committed and not noted, and goes on. Writers of one job share the folder: each has its own shards and its own journal.
+
+    job.json               what is being written; another job is refused
+    journal-000.jsonl      one line a commit: shard, keys, statistics; one line a finished shard: size and SHA-256
+    shard-000-0000/        the first shard of writer 0
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from imagebert.config import UsageError
+from imagebert.data.environments import Writer
+from imagebert.data.folder import check_free, file_digest, incomplete, make_folder, replace_folder
+from imagebert.data.records import (
+    FEATURE_TYPES,
+    WHOLE_IMAGE,
+    FeatureType,
+    RegionRecord,
+    decode_record,
+    encode_record,
+)
+from imagebert.data.regions import FORMAT, VERSION
+from imagebert.workers import ALONE, Workers
+
+SHARD_BYTES = 4 << 30
+_COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
+
+
+@dataclass
+class _Shard:
+    name: str
+    rows: list[tuple[str, int]] = field(default_factory=list)  # key, regions
+    bytes: int = 0
+    sealed: dict[str, Any] | None = None  # file_bytes and sha256
+
+
+@dataclass
+class _Statistics:
+    """Of the features as they came, and of what storing them lost; kept per commit and added up in the end."""
+
+    count: int = 0
+    sum: float = 0.0
+    squares: float = 0.0
+    square_error: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    whole_image: bool = True  # every record begins with the whole image
+
+    def add(self, other: _Statistics) -> None:
+        self.count += other.count
+        self.sum += other.sum
+        self.squares += other.squares
+        self.square_error += other.square_error
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.whole_image &= other.whole_image
+
+    def of_store(self) -> dict[str, float]:
+        mean = self.sum / max(self.count, 1)
+        return {
+            "mean": mean,
+            "std": math.sqrt(max(self.squares / max(self.count, 1) - mean**2, 0)),
+            "min": self.low if self.count else 0.0,
+            "max": self.high if self.count else 0.0,
+            # Root-mean-square error of storing as feature_type, relative to the features' own.
+            "relative_storage_error": math.sqrt(self.square_error / self.squares) if self.squares else 0.0,
+        }
+
+
+class _Journal:
+    """What one writer has committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rank = int(path.stem.split("-")[1])
+        self.shards: dict[str, _Shard] = {}
+        self.statistics = _Statistics()
+        self.feature_size: int | None = None
+        self._size = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # cut off by the kill
+                    break
+                self._note(json.loads(line))
+                self._size += len(line)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        shard = self.shards.setdefault(entry["shard"], _Shard(entry["shard"]))
+        if "sha256" in entry:
+            shard.sealed = {"file_bytes": entry["file_bytes"], "sha256": entry["sha256"]}
+        else:
+            shard.rows += [(key, regions) for key, regions in entry["rows"]]
+            shard.bytes += entry["bytes"]
+            self.feature_size = entry["feature_size"]
+            self.statistics.add(_Statistics(**entry["statistics"]))
+
+    def open(self) -> TextIO:
+        """For appending, behind the last whole line."""
+        file = self.path.open("a", encoding="utf-8")
+        file.truncate(self._size)
+        return file
+
+    def append(self, file: TextIO, entry: dict[str, Any]) -> None:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+        self._note(entry)
+
+
+class RegionWriter:
+    """Adds records to a store that is being written; made by `write_regions`."""
+
+    def __init__(
+        self, folder: Path, classes: Sequence[str], feature_type: FeatureType, shard_bytes: int, rank: int
+    ) -> None:
+        self.classes = list(classes)
+        self.feature_type = feature_type
+        self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
+        journals = _journals(folder)
+        self._written = {key for journal in journals for shard in journal.shards.values() for key, _ in shard.rows}
+        self._seen: set[str] = set()
+        name = f"journal-{rank:03d}.jsonl"
+        self._journal = next((j for j in journals if j.path.name == name), _Journal(folder / name))
+        self._file = self._journal.open()
+        self._feature_size = next((j.feature_size for j in journals if j.feature_size), None)
+        self._pending: list[tuple[str, int, bytes]] = []
+        self._pending_bytes = 0
+        self._statistics = _Statistics()
+        self._environment: Writer | None = None
+        shards = list(self._journal.shards.values())
+        self._shard = shards[-1] if shards and shards[-1].sealed is None else None
+        if self._shard is not None:
+            self._environment = Writer(folder / self._shard.name)
+            self._environment.keep_only({key.encode() for key, _ in self._shard.rows})
+        self.kept = 0  # of those asked for, how many an earlier call had written
+        self.twice = 0  # after the end: how many came twice, at different writers
+
+    def has(self, key: str) -> bool:
+        """Whether an earlier call wrote `key`, which then need not be read again.
+
+        Raises:
+            UsageError: it is asked for the second time.
+        """
+        if key in self._seen:
+            raise UsageError(f"image {key!r} comes twice: give each image one key")
+        if key not in self._written:
+            return False
+        self._seen.add(key)
+        self.kept += 1
+        return True
+
+    def add(self, key: str, record: RegionRecord) -> None:
+        """Appends one image.
+
+        Raises:
+            UsageError: a key twice or too long, no region, an unknown class, another feature size, or bad numbers.
+            OSError: the disk is full or failing.
+        """
+        if self.has(key):
+            return
+        self._check(key, record)
+        data = self._encode(key, record)
+        self._seen.add(key)
+        self._pending.append((key, len(record.features), data))
+        self._pending_bytes += len(data)
+        if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
+            self._commit()
+
+    def _check(self, key: str, record: RegionRecord) -> None:
+        n, feature_size = record.features.shape
+        size = len(key.encode("utf-8"))
+        if not 0 < size <= 511 or "\0" in key:
+            raise UsageError(f"image key {key!r} has {size} bytes: LMDB allows 1 to 511, none of them zero")
+        if n == 0:
+            raise UsageError(f"image {key!r} has no region: keep at least the whole image as one")
+        if n > 65535 or record.width < 1 or record.height < 1:
+            raise UsageError(f"image {key!r} has {n} regions on {record.width} x {record.height} pixels")
+        if feature_size != (self._feature_size or feature_size):
+            raise UsageError(f"image {key!r} has features of size {feature_size}, those before {self._feature_size}")
+        self._feature_size = feature_size
+        known = (record.classes < len(self.classes)) | (record.classes == WHOLE_IMAGE)
+        if not known.all():
+            raise UsageError(
+                f"image {key!r} has unknown class {record.classes[~known][0]}: there are {len(self.classes)}"
+            )
+        if not np.isfinite(record.boxes).all():
+            raise UsageError(f"image {key!r} has a box that is not finite")
+
+    def _encode(self, key: str, record: RegionRecord) -> bytes:
+        features = record.dequantized()
+        squares = float(np.vdot(features, features))
+        if not math.isfinite(squares):
+            raise UsageError(f"image {key!r} has a feature that is not finite")
+        with np.errstate(over="ignore"):
+            data = encode_record(record, self.feature_type)
+        error = features - decode_record(data, key, verify=False).dequantized()
+        square_error = float(np.vdot(error, error))
+        if not math.isfinite(square_error):
+            raise UsageError(f"image {key!r} has a feature too large for {self.feature_type}")
+        self._statistics.add(
+            _Statistics(
+                features.size,
+                float(features.sum(dtype=np.float64)),
+                squares,
+                square_error,
+                float(features.min()),
+                float(features.max()),
+                bool(record.classes[0] == WHOLE_IMAGE),
+            )
+        )
+        return data
+
+    def _commit(self) -> None:
+        if not self._pending:
+            return
+        if self._shard is not None and self._shard.bytes >= self._shard_bytes:
+            self._seal()
+        if self._shard is None:
+            name = f"shard-{self._rank:03d}-{len(self._journal.shards):04d}"
+            shutil.rmtree(self._folder / name, ignore_errors=True)  # begun and never noted
+            self._environment = Writer(self._folder / name)
+        else:
+            name = self._shard.name
+        assert self._environment is not None
+        self._environment.put([(key.encode("utf-8"), data) for key, _, data in self._pending])
+        entry = {
+            "shard": name,
+            "rows": [(key, regions) for key, regions, _ in self._pending],
+            "bytes": self._pending_bytes,
+            "feature_size": self._feature_size,
+            "statistics": vars(self._statistics),
+        }
+        self._journal.append(self._file, entry)
+        self._shard = self._journal.shards[name]
+        self._pending, self._pending_bytes, self._statistics = [], 0, _Statistics()
+
+    def _seal(self) -> None:
+        """The shard is complete: its size and digest are noted."""
+        if self._shard is None or self._environment is None:
+            return
+        self._environment.close()
+        file = self._folder / self._shard.name / "data.mdb"
+        sealed = {"shard": self._shard.name, "file_bytes": file.stat().st_size, "sha256": file_digest(file)}
+        self._journal.append(self._file, sealed)
+        self._shard = self._environment = None
+
+    def close(self) -> None:
+        """Lets go of the files; what was not committed is added again by the next call."""
+        if self._environment is not None:
+            self._environment.close()
+        self._file.close()
+
+    def finish(self) -> None:
+        self._commit()
+        self._seal()
+        self._file.close()
+
+
+@contextmanager
+def write_regions(
+    path: Path | str,
+    classes: Sequence[str],
+    extractor: dict[str, Any],
+    feature_type: FeatureType = "int8",
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    job: dict[str, Any] | None = None,
+    workers: Workers = ALONE,
+) -> Iterator[RegionWriter]:
+    """A writer of the store `path`, which appears there when the block ends without an error, on all workers.
+
+    Args:
+        extractor: where the regions come from, for meta.json
+        job: plain data that identifies the work. Where it is given, what was written stays when the block ends early,
+            and a call with the same job goes on; otherwise it is removed.
+
+    Raises:
+        UsageError: `path` exists, cannot be written, is being written, or holds the beginning of another job.
+        OSError: the disk is full or failing.
+    """
+    path = Path(path)
+    if feature_type not in FEATURE_TYPES:
+        raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
+    folder = incomplete(path)
+    lock = None
+    if workers.rank == 0:
+        check_free(path, "meta.json" if overwrite else None)
+        make_folder(folder)
+        lock = _lock(folder, path)
+        _begin(folder, path, job and {**job, "feature_type": feature_type, "shard_bytes": shard_bytes})
+    workers.barrier()
+    writer = None
+    try:
+        writer = RegionWriter(folder, classes, feature_type, shard_bytes, workers.rank)
+        yield writer
+        writer.finish()
+        workers.barrier()
+        if workers.rank == 0:
+            for left_behind in range(workers.size, 1 + max(journal.rank for journal in _journals(folder))):
+                RegionWriter(folder, classes, feature_type, shard_bytes, left_behind).finish()
+            writer.twice = _describe(folder, classes, feature_type, extractor)
+            replace_folder(folder, path)
+            for note in _notes(path):
+                note.unlink()
+        workers.barrier()
+    except BaseException as error:
+        if writer is not None:
+            writer.close()
+        kept = sum(len(shard.rows) for journal in _journals(folder) for shard in journal.shards.values())
+        if workers.size == 1 and (job is None or kept == 0):
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = 0
+        if isinstance(error, OSError):
+            what = f"{kept} images are kept, the same call goes on from there" if kept else "nothing was kept"
+            raise OSError(f"writing {path} failed, {what}: {error.strerror or error}") from error
+        raise
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(folder: Path, path: Path) -> TextIO:
+    """Held while the store is written; the system lets go of it when the process ends, however it ends."""
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f"another process is writing {path}: wait for it, or name another place") from None
+    return lock
+
+
+def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
+    """Empties the folder, unless it holds the beginning of this very job."""
+    note = folder / "job.json"
+    job = json.loads(json.dumps(job))  # as it will be read: tuples are lists
+    if job is not None and note.exists():
+        begun = json.loads(note.read_text(encoding="utf-8"))
+        if begun == job:
+            return
+        different = sorted(name for name in begun.keys() | job.keys() if begun.get(name) != job.get(name))
+        raise UsageError(
+            f"{folder} holds the beginning of another {path.name} (other {', '.join(different)}): "
+            "go on with the call that made it, or remove it"
+        )
+    for entry in folder.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if job is not None:
+        part = folder / "job.json.part"
+        part.write_text(json.dumps(job), encoding="utf-8")
+        part.rename(note)
+
+
+def _notes(folder: Path) -> list[Path]:
+    """What only the writing needs."""
+    return [folder / "lock", *folder.glob("job.json*"), *folder.glob("journal-*.jsonl")]
+
+
+def _journals(folder: Path) -> list[_Journal]:
+    return [_Journal(path) for path in sorted(folder.glob("journal-*.jsonl"))]
+
+
+def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, extractor: dict[str, Any]) -> int:
+    """Writes index.npy and meta.json of a folder whose writers have finished; the number of images that came twice."""
+    journals = _journals(folder)
+    statistics = _Statistics()
+    for journal in journals:
+        statistics.add(journal.statistics)
+    shards = [shard for journal in journals for shard in journal.shards.values()]
+    rows: dict[bytes, tuple[int, int]] = {}
+    twice = 0
+    held = [0] * len(shards)
+    for number, shard in enumerate(shards):
+        for key, regions in shard.rows:
+            name = key.encode("utf-8")
+            twice += name in rows
+            if name not in rows:
+                rows[name] = regions, number
+                held[number] += 1
+    width = max(map(len, rows), default=1)
+    index = np.array(
+        [(key, *row) for key, row in sorted(rows.items())],
+        dtype=[("key", f"S{width}"), ("regions", "<u2"), ("shard", "<u2")],
+    )
+    np.save(folder / "index.npy", index, allow_pickle=False)
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "feature_size": next((j.feature_size for j in journals if j.feature_size), None),
+        "feature_type": feature_type,
+        "classes": list(classes),
+        "whole_image": bool(rows) and statistics.whole_image,
+        "extractor": extractor,
+        "records": len(index),
+        "regions": int(index["regions"].sum()),
+        "statistics": statistics.of_store(),
+        "shards": [
+            {"name": shard.name, "records": count, "bytes": shard.bytes, **(shard.sealed or {})}
+            for shard, count in zip(shards, held, strict=True)
+        ],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    return twice

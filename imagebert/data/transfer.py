@@ -1,0 +1,156 @@
+"""Images with their regions from a reader to a store: what cannot be used is named and counted, nothing is dropped.
+
+All workers of a job share the input out. A call that was killed is made again and goes on: images that are written are
+not read again. What came in is what was stored and what was refused, counted apart and compared in the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from imagebert.config import UsageError
+from imagebert.data.readers import Item, Reader, share_of
+from imagebert.data.records import FeatureType
+from imagebert.data.region_writer import SHARD_BYTES, write_regions
+from imagebert.data.regions import RegionStore
+from imagebert.workers import ALONE, Workers
+
+log = logging.getLogger(__name__)
+
+
+class Transferred(NamedTuple):
+    """What came in, went out and was refused; the three add up."""
+
+    came: int
+    stored: int
+    refused: int
+
+
+class Target(NamedTuple):
+    """The store to write."""
+
+    path: Path
+    classes: Sequence[str]
+    extractor: dict[str, Any]
+    feature_type: FeatureType = "int8"
+    shard_bytes: int = SHARD_BYTES
+    overwrite: bool = False
+
+
+def transfer(
+    reader: Reader, target: Target, job: dict[str, Any], *, strict: bool = False, workers: Workers = ALONE
+) -> Transferred:
+    """Writes all that a reader gives.
+
+    Args:
+        job: plain data that identifies the input; an unfinished store of the same job is gone on with
+        strict: the first image that cannot be used is an error
+
+    Raises:
+        UsageError: with `strict`, an image cannot be used; without, none can.
+        OSError: the disk is full or failing; what was written stays for the next call.
+    """
+    came = refused = 0
+    with write_regions(
+        target.path,
+        target.classes,
+        target.extractor,
+        target.feature_type,
+        shard_bytes=target.shard_bytes,
+        overwrite=target.overwrite,
+        job=job,
+        workers=workers,
+    ) as writer:
+        for item in _shown(reader, target.path, workers):
+            came += 1
+            try:
+                if not writer.has(item.key):
+                    writer.add(item.key, item.load())
+            except UsageError as error:
+                if strict:
+                    raise UsageError(f"{item.where}: {error}") from None
+                refused += 1
+                log.warning("%s is refused: %s", item.where, error)
+        came, refused = workers.total([came, refused])
+        if refused == came:
+            raise UsageError(f"none of the {came} images can be used: {target.path} is not written")
+    (twice,) = workers.total([writer.twice])
+    if twice:
+        log.warning("%d images came at two workers: of each, one is refused", twice)
+    stored = len(RegionStore(target.path))
+    if came != stored + refused + twice:
+        raise OSError(
+            f"{came} images came, {stored} are in {target.path}, {refused + twice} were refused: do not use it"
+        )
+    return Transferred(came, stored, refused + twice)
+
+
+def _shown(reader: Reader, path: Path, workers: Workers) -> Iterator[Item]:
+    """This worker's items. The first worker shows how far it is, which is about how far all are."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[images]} images"),
+        disable=workers.rank > 0,
+    )
+    with bar:
+        task = bar.add_task(f"Writing {path.name}", total=reader.size(workers.rank, workers.size), images=0)
+        for number, item in enumerate(reader.items(workers.rank, workers.size)):
+            yield item
+            bar.update(task, completed=item.done, images=number + 1)
+
+
+class StoreReader:
+    """Region stores as the input: all their images, or chosen ones.
+
+    Raises:
+        UsageError: the stores do not fit together, or a chosen image is in none.
+    """
+
+    def __init__(self, paths: Sequence[Path], keys: Sequence[str] | None = None) -> None:
+        self._stores = [RegionStore(path) for path in paths]
+        first = self._stores[0]
+        for store in self._stores[1:]:
+            for name in ("feature_size", "classes"):
+                if getattr(store, name) != getattr(first, name):
+                    raise UsageError(f"{first.path} and {store.path} differ in their {name.replace('_', ' ')}")
+        self.feature_type = first.feature_type
+        self.classes = first.classes
+        self.extractor = first.extractor
+        if any(store.extractor != first.extractor for store in self._stores):
+            self.extractor = {"name": "several", "digest": None, "of": [store.extractor for store in self._stores]}
+        self._images = [np.arange(len(store)) for store in self._stores]
+        if keys is not None:
+            self._images = self._choose(keys)
+
+    def _choose(self, keys: Sequence[str]) -> list[NDArray[np.int64]]:
+        names = np.array([key.encode() for key in keys])
+        found = [store.find(names) for store in self._stores]
+        missing = np.flatnonzero(np.all([places < 0 for places in found], axis=0))
+        if len(missing):
+            raise UsageError(f"image {keys[missing[0]]!r} (one of {len(missing)}) is not in {self._stores[0].path}")
+        return [np.unique(places[places >= 0]) for places in found]
+
+    def size(self, share: int, shares: int) -> int:
+        return sum(len(share_of(len(images), share, shares)) for images in self._images)
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        done = 0
+        for store, images in zip(self._stores, self._images, strict=True):
+            for number in share_of(len(images), share, shares):
+                image = int(images[number])
+                done += 1
+                yield Item(
+                    f"{store.path}, image {store.key(image)!r}", store.key(image), partial(store.read, image), done
+                )

@@ -1,0 +1,432 @@
+"""Each published format, written here as its own project writes it, and read back: the same arrays, bit for bit."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import lmdb
+import msgpack
+import msgpack_numpy
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from imagebert.data.readers import BadRecord, open_reader
+from imagebert.data.records import RegionRecord
+
+NAMES = [f"thing {i}" for i in range(7)]
+
+
+class Image(NamedTuple):
+    """What a detector found, confidences falling."""
+
+    key: str
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    features: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """x1 y1 x2 y2 as shares of the image."""
+        return self.boxes / np.array([self.width, self.height, self.width, self.height], np.float32)
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The background's first."""
+        table = np.full((len(self.boxes), 1 + len(NAMES)), 0.01, np.float32)
+        table[:, 0] = 0.9  # must not count
+        table[np.arange(len(self.boxes)), 1 + self.classes] = self.confidences
+        return table
+
+
+def make(features: int = 16, boxes: int | None = None) -> list[Image]:
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(5):
+        n = boxes or int(rng.integers(2, 6))
+        width, height = 640 - 10 * number, 480 + number
+        corners = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4) * (width, height, width, height)
+        corners[0] = 0, 0, width, height
+        found.append(
+            Image(
+                f"{1000 + number}",
+                width,
+                height,
+                corners.astype(np.float32),
+                rng.random((n, features), np.float32),
+                rng.integers(0, len(NAMES), n),
+                np.sort(rng.uniform(0.2, 0.99, n).astype(np.float32))[::-1].copy(),
+            )
+        )
+    return found
+
+
+def b64(array: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array)).decode()
+
+
+# ------------------------------------------------------------------------------ as the projects' own scripts write them
+
+
+def write_bottom_up(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """tools/generate_tsv.py"""
+    fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
+    with (folder / "features.tsv").open("w") as file:
+        writer = csv.DictWriter(file, delimiter="\t", fieldnames=fields)
+        for i in images:
+            values = i.key, i.width, i.height, len(i.boxes), b64(i.boxes), b64(i.features)
+            writer.writerow(dict(zip(fields, values, strict=True)))
+    return "bottom-up-attention", folder / "features.tsv"
+
+
+def write_lxmert(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """data/*/extract_*_image.py"""
+    with (folder / "obj36.tsv").open("w") as file:
+        writer = csv.writer(file, delimiter="\t")
+        for i in images:
+            head = [i.key, i.height, i.width, b64(i.classes), b64(i.confidences), b64(i.classes), b64(i.confidences)]
+            writer.writerow([*head, len(i.boxes), b64(i.boxes), b64(i.features)])
+    return "lxmert", folder / "obj36.tsv"
+
+
+def tsv(path: Path, rows: list[list[str]]) -> None:
+    """Oscar's tsv_writer: the rows, and where each begins."""
+    at = 0
+    with path.open("w") as file, path.with_suffix(".lineidx").open("w") as index:
+        for row in rows:
+            line = "\t".join(row) + "\n"
+            index.write(f"{at}\n")
+            file.write(line)
+            at += len(line)
+
+
+def write_vinvl(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """As its pre-training and retrieval features: number and base64; labels with the size, in another order."""
+    rows = []
+    for i in images:
+        sides = (i.boxes[:, 2:] - i.boxes[:, :2]) / (i.width, i.height)
+        wide = np.concatenate([i.features, i.shares, sides.astype(np.float32)], axis=1)
+        rows.append([i.key, str(len(wide)), b64(wide)])
+    tsv(folder / "features.tsv", rows)
+    labels = []
+    for i in reversed(images):
+        objects = [
+            {"rect": [float(v) for v in box], "class": NAMES[c], "conf": float(p)}
+            for box, c, p in zip(i.boxes, i.classes, i.confidences, strict=True)
+        ]
+        labels.append([i.key, json.dumps({"image_h": i.height, "image_w": i.width, "objects": objects})])
+    tsv(folder / "predictions.tsv", labels)
+    return "vinvl", folder
+
+
+def write_vinvl_captioning(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """As its captioning features: json of number and base64; labels are lists, and tell no size."""
+    rows, labels = [], []
+    for i in images:
+        wide = np.concatenate([i.features, i.shares, i.shares[:, :2]], axis=1)
+        rows.append([i.key, json.dumps({"num_boxes": len(wide), "features": b64(wide)})])
+        objects = [
+            {"class": NAMES[c], "conf": float(p), "rect": [float(v) for v in box]}
+            for box, c, p in zip(i.boxes, i.classes, i.confidences, strict=True)
+        ]
+        labels.append([i.key, json.dumps(objects)])
+    tsv(folder / "features.tsv", rows)
+    tsv(folder / "label.tsv", labels)
+    return "vinvl", folder
+
+
+def uniter_dump(image: Image) -> dict[str, NDArray[Any]]:
+    sides = image.shares[:, 2:] - image.shares[:, :2]
+    norm_bb = np.concatenate([image.shares, sides, sides.prod(axis=1, keepdims=True)], axis=1)
+    dump = {
+        "norm_bb": norm_bb,
+        "features": image.features,
+        "conf": image.confidences,
+        "soft_labels": image.probabilities,
+    }
+    return {name: array.astype(np.float16) for name, array in dump.items()}
+
+
+def write_uniter(folder: Path, images: list[Image], compress: bool = False) -> tuple[str, Path]:
+    """scripts/convert_imgdir.py: one region more in each than its json says."""
+    name = "feat_th0.2_max100_min10" + ("_compressed" if compress else "")
+    numbers = {}
+    with lmdb.open(str(folder / name), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        for image in images:
+            dump = {k: np.concatenate([array, array[-1:]]) for k, array in uniter_dump(image).items()}
+            numbers[image.key] = len(image.boxes)
+            if compress:
+                with io.BytesIO() as writer:
+                    np.savez_compressed(writer, **dump, allow_pickle=True)
+                    value = writer.getvalue()
+            else:
+                value = msgpack.dumps(dump, use_bin_type=True, default=msgpack_numpy.encode)
+            transaction.put(image.key.encode(), value)
+        transaction.put(b"__keys__", json.dumps(list(numbers)).encode())
+    (folder / "nbb_th0.2_max100_min10.json").write_text(json.dumps(numbers))
+    return "uniter", folder / name
+
+
+def write_uniter_compressed(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    return write_uniter(folder, images, compress=True)
+
+
+def write_vilbert(folder: Path, images: list[Image], raw: bool = False) -> tuple[str, Path]:
+    """script/convert_to_lmdb.py: the fields of the TSV, still base64, pickled."""
+    with (
+        lmdb.open(str(folder / "x.lmdb"), map_size=1 << 26) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for i in images:
+            item: dict[str, Any] = {
+                "image_id": i.key,
+                "image_h": i.height if raw else str(i.height),
+                "image_w": i.width if raw else str(i.width),
+                "num_boxes": len(i.boxes) if raw else str(len(i.boxes)),
+                "boxes": i.boxes if raw else b64(i.boxes),
+                "features": i.features if raw else b64(i.features),
+                "cls_prob": i.probabilities if raw else b64(i.probabilities),
+            }
+            transaction.put(i.key.encode(), pickle.dumps(item))
+        transaction.put(b"keys", pickle.dumps([i.key.encode() for i in images]))
+    return "vilbert", folder / "x.lmdb"
+
+
+def write_mmf_lmdb(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    return write_vilbert(folder, images, raw=True)
+
+
+def write_mmf(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """tools/scripts/features/extract_features_vmb.py"""
+    (folder / "deep").mkdir()
+    for i in images:
+        info = {
+            "bbox": i.boxes,
+            "num_boxes": len(i.boxes),
+            "objects": i.classes,
+            "image_width": i.width,
+            "image_height": i.height,
+            "cls_prob": i.probabilities,
+        }
+        np.save(folder / "deep" / i.key, i.features)
+        np.save(folder / "deep" / f"{i.key}_info.npy", np.array(info, dtype=object), allow_pickle=True)
+    return "mmf", folder / "deep"
+
+
+def write_npz(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """bottom-up-attention.pytorch's extract_features.py"""
+    (folder / "npz").mkdir()
+    for i in images:
+        info = {"image_id": i.key, "objects_id": i.classes, "objects_conf": i.confidences}
+        np.savez_compressed(
+            folder / "npz" / i.key,
+            x=i.features,
+            bbox=i.boxes,
+            num_bbox=len(i.boxes),
+            image_h=i.height,
+            image_w=i.width,
+            info=info,  # type: ignore[arg-type]
+        )
+    return "npz", folder / "npz"
+
+
+def write_hdf5(folder: Path, images: list[Image], adaptive: bool = False) -> tuple[str, Path]:
+    """tools/detection_features_converter.py, and the adaptive one of ban-vqa"""
+    sides = [i.shares[:, 2:] - i.shares[:, :2] for i in images]
+    spatial = [np.concatenate([i.shares, side], axis=1) for i, side in zip(images, sides, strict=True)]
+    join = np.concatenate if adaptive else np.stack
+    with h5py.File(folder / "trainval36.hdf5", "w") as file:
+        file["image_features"] = join([i.features for i in images])
+        file["image_bb"] = join([i.boxes for i in images])
+        file["spatial_features"] = join(spatial)
+        if adaptive:
+            ends = np.cumsum([len(i.boxes) for i in images])
+            file["pos_boxes"] = np.stack([ends - [len(i.boxes) for i in images], ends], axis=1)
+    ids = {int(i.key): row for row, i in enumerate(images)}
+    (folder / "trainval36_imgid2idx.pkl").write_bytes(pickle.dumps(ids, protocol=2))
+    return "hdf5", folder / "trainval36.hdf5"
+
+
+def write_hdf5_adaptive(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    return write_hdf5(folder, images, adaptive=True)
+
+
+Write = Callable[[Path, list[Image]], tuple[str, Path]]
+# What is lost on the way: classes, confidences, the size, bits of the features.
+FORMATS: list[tuple[Write, set[str], int, int | None]] = [
+    (write_bottom_up, {"classes", "confidences"}, 16, None),
+    (write_lxmert, set(), 16, None),
+    (write_vinvl, set(), 2048, None),
+    (write_vinvl_captioning, {"size"}, 2048, None),
+    (write_uniter, {"size", "half"}, 16, None),
+    (write_uniter_compressed, {"size", "half"}, 16, None),
+    (write_vilbert, set(), 16, None),
+    (write_mmf_lmdb, set(), 16, None),
+    (write_mmf, set(), 16, None),
+    (write_npz, set(), 16, None),
+    (write_hdf5, {"classes", "confidences"}, 16, 3),
+    (write_hdf5_adaptive, {"classes", "confidences"}, 16, None),
+]
+
+
+def read(name: str, path: Path, shares: int = 1) -> dict[str, RegionRecord]:
+    reader = open_reader(name, [path], NAMES)
+    found: dict[str, RegionRecord] = {}
+    for share in range(shares):
+        last = 0
+        for item in reader.items(share, shares):
+            assert item.key not in found, "an image in two shares"
+            assert last < item.done <= reader.size(share, shares) or shares > 1
+            last = item.done
+            found[item.key] = item.load()
+    return found
+
+
+@pytest.mark.parametrize(("write", "lost", "features", "boxes"), FORMATS, ids=[f[0].__name__[6:] for f in FORMATS])
+def test_what_a_project_writes_is_read(
+    write: Write, lost: set[str], features: int, boxes: int | None, tmp_path: Path
+) -> None:
+    images = make(features, boxes)
+    name, path = write(tmp_path, images)
+    found = read(name, path)
+    assert sorted(found) == [image.key for image in images]
+    for image in images:
+        record = found[image.key]
+        half = 1e-3 if "half" in lost else 0
+        np.testing.assert_allclose(record.features, image.features, rtol=half)
+        assert (record.width, record.height) == ((1, 1) if "size" in lost else (image.width, image.height))
+        expected = image.shares if "size" in lost else image.boxes
+        np.testing.assert_allclose(record.boxes, expected, rtol=half or 1e-5, atol=1e-3 if half else 1e-4)
+        np.testing.assert_array_equal(record.classes, 0 if "classes" in lost else image.classes)
+        np.testing.assert_allclose(record.confidences, 1 if "confidences" in lost else image.confidences, rtol=half)
+    for shares in (2, 3, 7):
+        again = read(name, path, shares)
+        assert sorted(again) == sorted(found)
+        for key, record in again.items():
+            np.testing.assert_array_equal(record.features, found[key].features)
+
+
+def test_the_most_confident_region_comes_first(tmp_path: Path) -> None:
+    (image, *_) = make(boxes=4)
+    shuffled = [2, 0, 3, 1]
+    mixed = image._replace(**{n: getattr(image, n)[shuffled] for n in ("boxes", "features", "classes", "confidences")})
+    name, path = write_lxmert(tmp_path, [mixed])
+    record = read(name, path)[image.key]
+    np.testing.assert_array_equal(record.features, image.features)
+    np.testing.assert_array_equal(record.confidences, image.confidences)
+
+
+# -------------------------------------------------------------------------------------------------- what must not pass
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/imagebert-was-here",)
+
+
+def load_all(name: str, path: Path) -> list[str]:
+    errors = []
+    for item in open_reader(name, [path], NAMES).items(0, 1):
+        try:
+            item.load()
+        except BadRecord as error:
+            errors.append(f"{item.where}: {error}")
+    return errors
+
+
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
+    with (
+        lmdb.open(str(tmp_path / "evil"), map_size=1 << 20) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(b"1", pickle.dumps({"features": Evil()}))
+        transaction.put(b"2", pickle.dumps({"features": np.array([Evil()], dtype=object)}))
+        transaction.put(b"3", pickle.dumps({"features": np.ones((2, 4))})[:-20])
+        transaction.put(b"4", b"\x80\x04cbuiltins\neval\n(S'1'\ntR.")
+    np.save(tmp_path / "evil.npy", np.array({"image_feat": Evil()}, dtype=object), allow_pickle=True)
+    errors = load_all("vilbert", tmp_path / "evil") + load_all("mmf", tmp_path / "evil.npy")
+    assert len(errors) == 5
+    assert sum("only NumPy arrays and builtins are admitted" in error for error in errors) == 4
+    assert "key '3'" in errors[2]
+    assert not Path("/tmp/imagebert-was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda line: line.replace(b"\t640\t", b"\twide\t"), "not whole numbers"),
+        (lambda line: line[:-40] + b"\r\n", "features has|features is no base64"),
+        (lambda line: line.replace(b"\t480\t", b"\t48\t"), "is outside of 640 x 48 pixels"),
+        (lambda line: b"\t".join(line.split(b"\t")[:4]) + b"\n", "4 columns, not 6"),
+        (lambda line: line.split(b"\t")[0] + b"\t640\t480\t0\t\t\r\n", "boxes has 0 bytes, which are not 0 rows"),
+        (lambda line: b"\xff\xfe\x00nonsense\n", "1 columns, not 6"),
+    ],
+)
+def test_a_damaged_line_is_named_and_the_others_are_read(
+    damage: Callable[[bytes], bytes], message: str, tmp_path: Path
+) -> None:
+    name, path = write_bottom_up(tmp_path, make())
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = damage(lines[0])
+    path.write_bytes(b"".join(lines))
+    (error,) = load_all(name, path)
+    assert re.search(message, error), error
+    assert f"{path}, byte {len(lines[0]) + len(lines[1])}" in error
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"x": np.ones((2, 4))}, "has no boxes"),
+        ({"x": np.ones((2, 4)), "bbox": np.ones((3, 4))}, "boxes are .3, 4., features .2, 4."),
+        ({"x": np.ones((2, 4)), "bbox": np.full((2, 4), 50.0)}, "in pixels, and the size of the image is unknown"),
+        ({"x": np.ones((2, 4)), "bbox": np.array([[0.5, 0, 0.4, 1]] * 2)}, "ends before it begins"),
+        ({"x": np.ones((2, 4)), "bbox": np.full((2, 4), np.nan)}, "not finite"),
+        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "num_bbox": 7}, "says 7 boxes and has features of 2"),
+        ({"x": np.array(["a", "b"]), "bbox": np.zeros((2, 4))}, "not a table of numbers"),
+        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "image_w": -3}, "width is -3"),
+    ],
+)
+def test_fields_that_do_not_fit(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "1.npz", **fields)
+    (error,) = load_all("npz", tmp_path)
+    assert re.search(message, error), error
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "1.npz").write_bytes(b"PK\x03\x04 nothing")
+    (tmp_path / "2.npy").write_bytes(
+        b"\x93NUMPY\x01\x00\x46\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99, 9)}"
+    )
+    whole = io.BytesIO()
+    np.savez_compressed(whole, x=np.ones((9, 99)), bbox=np.zeros((9, 4)))
+    (tmp_path / "3.npz").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with lmdb.open(str(tmp_path / "l"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"1", b"\xc1nothing")
+        lying = {"nd": True, "type": "<f4", "kind": b"", "shape": [10**9, 10**9], "data": b"1234"}
+        transaction.put(b"2", msgpack.dumps({"features": lying}, use_bin_type=True))
+        transaction.put(b"3", msgpack.dumps([1, 2], use_bin_type=True))
+    errors = load_all("npz", tmp_path) + load_all("uniter", tmp_path / "l")
+    assert len(errors) == 6
+
+
+def test_an_index_of_lines_that_does_not_fit(tmp_path: Path) -> None:
+    _, path = write_vinvl(tmp_path, make(2048))
+    (path / "predictions.lineidx").write_text("0\n17\n")
+    with pytest.raises(Exception, match=r"predictions.lineidx: no line of predictions.tsv begins at 17: remove it"):
+        read("vinvl", path)
+    (path / "predictions.lineidx").unlink()
+    assert len(read("vinvl", path)) == 5

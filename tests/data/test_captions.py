@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from imagebert.cli import main
+from imagebert.config import UsageError
+from imagebert.data.captions import Captions, Columns
+from imagebert.data.pairs import Caption, PairStore
+from tests.corpora import write_vocabulary
+
+
+def found(path: Path, **options: Any) -> list[tuple[str, str, str]]:
+    return [(c.image, c.text, c.split) for c in Captions(path, **options)]
+
+
+def test_tables(tmp_path: Path) -> None:
+    tsv = tmp_path / "captions.tsv"
+    tsv.write_text('a.jpg\t0\tsays "hi"\nb.jpg\t0\ttwo\nc.jpg\t0\tthree\n')
+    captions = Captions(
+        tsv, columns=Columns(names=("image", "number", "caption")), image_splits={"a.jpg": "train", "c.jpg": "dev"}
+    )
+    assert [(c.image, c.text, c.split) for c in captions] == [
+        ("a.jpg", 'says "hi"', "train"),
+        ("c.jpg", "three", "dev"),
+    ]
+    assert (captions.counts.came, captions.counts.taken, captions.counts.left_out) == (3, 2, 1)
+    csv = tmp_path / "captions.csv"
+    csv.write_text('\ufeffimage,caption,split,relevance\na.jpg,"one, two",test,0.25\n')
+    assert list(Captions(csv)) == [Caption("a.jpg", "one, two", "test", 0.25)]
+    jsonl = tmp_path / "captions.jsonl"
+    jsonl.write_text('{"file": "a.jpg", "text": ["one", "two"]}\n{"file": "b.jpg", "text": "three", "split": "dev"}\n')
+    named = Columns(image="file", caption="text")
+    expected = [("a.jpg", "one", "train"), ("a.jpg", "two", "train"), ("b.jpg", "three", "dev")]
+    assert found(jsonl, columns=named) == expected
+    table = pyarrow.table({"file": ["a.jpg", "a.jpg", "b.jpg"], "text": ["one", "two", "three"]})
+    parquet.write_table(table.append_column("split", [["train", "train", "dev"]]), tmp_path / "x.parquet")
+    assert found(tmp_path / "x.parquet", columns=named) == expected
+
+
+def test_collections_as_they_are_published(tmp_path: Path) -> None:
+    coco = tmp_path / "captions_val2014.json"
+    images = [{"id": 9, "file_name": "COCO_val2014_000000000009.jpg"}]
+    annotations = [{"image_id": 9, "id": 1, "caption": "one"}, {"image_id": 9, "id": 2, "caption": "two"}]
+    coco.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, "licenses": []}))
+    name = "COCO_val2014_000000000009"
+    assert found(coco) == [(f"{name}.jpg", text, "train") for text in ("one", "two")]
+    assert found(coco, image_key="{stem}")[0][0] == name
+    assert found(coco, image_key="coco_val2014_{id:012d}.npz")[0][0] == "coco_val2014_000000000009.npz"
+
+    karpathy = tmp_path / "dataset_coco.json"
+    entry = {"filepath": "val2014", "filename": f"{name}.jpg", "imgid": 0, "cocoid": 9}
+    sentences = [{"tokens": ["one"], "raw": "One.", "imgid": 0, "sentid": 0}]
+    entries = [{**entry, "split": split, "sentences": sentences} for split in ("restval", "test")]
+    karpathy.write_text(json.dumps({"dataset": "coco", "images": entries}))
+    assert found(karpathy) == [(f"{name}.jpg", "One.", "train"), (f"{name}.jpg", "One.", "test")]
+    assert found(karpathy, image_key="{id}")[0][0] == "9"
+
+    flickr = tmp_path / "results_20130124.token"
+    flickr.write_text("1000092795.jpg#0\tTwo guys # 1 .\n1000092795.jpg#1\tTwo men .\n")
+    assert found(flickr, image_key="{stem}") == [
+        ("1000092795", "Two guys # 1 .", "train"),
+        ("1000092795", "Two men .", "train"),
+    ]
+
+    cc = tmp_path / "Train_GCC-training.tsv"
+    cc.write_text("a very typical bus station\thttp://x/a.jpg\nsierra looked stunning\thttp://x/b.png\n")
+    assert found(cc, kind="cc", image_key="gcc_{row:07d}") == [
+        ("gcc_0000000", "a very typical bus station", "train"),
+        ("gcc_0000001", "sierra looked stunning", "train"),
+    ]
+
+    sbu = tmp_path / "sbu-captions-all.json"
+    urls = ["http://static.flickr.com/2723/4385058960_b0f291553e.jpg"]
+    sbu.write_text(json.dumps({"image_urls": urls, "user_ids": ["x"], "captions": ["a wooden chair"]}))
+    assert found(sbu) == [("4385058960_b0f291553e.jpg", "a wooden chair", "train")]
+    folder = tmp_path / "sbu"
+    folder.mkdir()
+    (folder / "SBU_captioned_photo_dataset_urls.txt").write_text(urls[0] + "\n")
+    (folder / "SBU_captioned_photo_dataset_captions.txt").write_text("a wooden chair\n")
+    assert found(folder) == found(sbu)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.tsv", "image\tcaption\na.jpg\n", "line 2: it has no caption"),
+        ("x.tsv", "image\tcaption\trelevance\na.jpg\tone\tmuch\n", "line 2: relevance 'much' is no number"),
+        ("x.tsv", "image\tcaption\na.jpg\t \n", "line 2: the caption of image 'a.jpg' is empty"),
+        ("x.tsv", "image\tcaption\na.jpg\tone\ttwo\n", "line 2: it has too many fields"),
+        ("x.jsonl", '{"image": \n', "line 1: it is no JSON"),
+        ("x.token", "a.jpg one\n", "line 1: it is not IMAGE#NUMBER"),
+        (
+            "x.json",
+            '{"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}',
+            "annotation 0: its image_id 3 is not among the images",
+        ),
+        ("x.json", '{"images": [{"filename": "a.jpg"}]}', "image 0: it has no sentences"),
+    ],
+)
+def test_what_cannot_be_used_is_counted_or_an_error(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    captions = Captions(tmp_path / name)
+    assert list(captions) == []
+    assert (captions.counts.came, captions.counts.refused) == (1, 1)
+    with pytest.raises(UsageError, match=message):
+        list(Captions(tmp_path / name, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.tsv", "a.jpg\tone\n", "no column caption and no column image"),
+        ("x.tsv", "", "is empty"),
+        ("x.json", "[1, 2]", "holds list, not an object"),
+        ("x.json", "{", "cannot read captions"),
+        ("x.json", '{"image_urls": ["a"], "captions": []}', "1 URLs and 0 captions: it is not whole"),
+        ("x.parquet", "nothing", "cannot read captions"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        list(Captions(tmp_path / name))
+
+
+def test_a_pattern_that_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "x.token").write_text("a.jpg#0\tone\n")
+    with pytest.raises(
+        UsageError, match=r"--image-key '\{id:03d\}' does not fit .*: there are \{image\}, \{stem\}, \{row\}"
+    ):
+        list(Captions(tmp_path / "x.token", image_key="{id:03d}"))
+
+
+def test_the_command_says_what_became_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_vocabulary(tmp_path)
+    (tmp_path / "x.tsv").write_text("image\tcaption\na.jpg\tword01\nb.jpg\t \nc.jpg\tword02\n")
+    (tmp_path / "dev").write_text("a.jpg\nb.jpg\n")
+    call = ["pairs", str(tmp_path / "x.tsv"), str(tmp_path / "out"), "--vocab", str(tmp_path)]
+    assert main([*call, "--split", f"dev={tmp_path / 'dev'}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"3 captions: 1 stored in {tmp_path / 'out'}, 1 refused, 1 of other images left out"
+    assert len(PairStore(tmp_path / "out")) == 1
+    assert main([*call, "--strict", "--overwrite"]) == 2
+    assert "line 3: the caption of image 'b.jpg' is empty" in capsys.readouterr().err

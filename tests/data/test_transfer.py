@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagebert.cli import main
+from imagebert.config import SourceConfig
+from imagebert.data.regions import RegionStore
+from tests.corpora import write_corpus
+from tests.data.readers.test_formats import make, write_bottom_up, write_lxmert
+
+IMAGEBERT = [sys.executable, "-m", "imagebert"]
+MPIRUN = Path(sys.executable).with_name("mpirun")
+
+
+def mpirun(ranks: int) -> list[str | Path]:
+    return [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), *IMAGEBERT]
+
+
+def bottom_up(folder: Path) -> Path:
+    """Five images, of which the second is damaged and the fifth has the key of the first."""
+    _, path = write_bottom_up(folder, make())
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:-100] + b"\r\n"
+    lines[4] = b"\t".join([lines[0].split(b"\t")[0], *lines[4].split(b"\t")[1:]])
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def test_what_came_is_what_was_stored_and_what_was_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = bottom_up(tmp_path)
+    assert main(["import", "bottom-up-attention", str(path), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"5 images: 3 stored in {tmp_path / 'out'}, 2 refused"
+    assert len(RegionStore(tmp_path / "out")) == 3
+    first, second = (record.message for record in caplog.records if "refused" in record.message)
+    assert re.search(r"features.tsv, byte \d+, image '1001' is refused: features", first)
+    assert "image '1000' comes twice" in second
+    strict = main(["import", "bottom-up-attention", str(path), str(tmp_path / "strict"), "--strict"])
+    assert strict == 2
+    assert "image '1001': features" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> None:
+    path = bottom_up(tmp_path)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [*mpirun(ranks), "import", "bottom-up-attention", path, out, "--features", "float32"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # The image that comes twice comes to two ranks: either is kept.
+    assert done.stdout.strip().splitlines()[-1].endswith(f"5 images: 3 stored in {out}, 2 refused")
+    assert main(["import", "bottom-up-attention", str(path), str(tmp_path / "one"), "--features", "float32"]) == 0
+    several, one = RegionStore(out), RegionStore(tmp_path / "one")
+    assert len({shard["name"][:9] for shard in several.shards}) > 1
+    assert [several.key(i) for i in range(3)] == [one.key(i) for i in range(3)]
+    for image in (1, 2):
+        np.testing.assert_array_equal(several.read(image).features, one.read(image).features)
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+def test_when_one_rank_fails_all_end(tmp_path: Path) -> None:
+    path = bottom_up(tmp_path)
+    done = subprocess.run(
+        [*mpirun(3), "import", "bottom-up-attention", path, tmp_path / "out", "--strict"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "image '1001': features" in done.stderr
+
+
+def test_a_killed_import_goes_on(tmp_path: Path) -> None:
+    images = [image._replace(key=f"{k}-{image.key}") for k in range(400) for image in make(512, 4)]
+    name, path = write_lxmert(tmp_path, images)
+    out = tmp_path / "out"
+    process = subprocess.Popen([*IMAGEBERT, "import", name, path, out], stdout=subprocess.PIPE, text=True)
+    journal = tmp_path / ".out.incomplete/journal-000.jsonl"
+    until = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    done = subprocess.run([*IMAGEBERT, "import", name, path, out], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"2000 images: 2000 stored in {out}, 0 refused"
+    store = RegionStore(out)
+    by_key = {image.key: image for image in images}
+    for number in range(0, 2000, 37):
+        image = by_key[store.key(number)]
+        largest = np.abs(image.features).max(axis=1, keepdims=True)
+        assert (np.abs(store.read(number).dequantized() - image.features) <= largest / 250).all()
+
+
+def test_split_and_merge_give_back_the_store(source: SourceConfig, tmp_path: Path) -> None:
+    assert main(["store", "split", source.regions, str(tmp_path / "part"), "--parts", "3"]) == 0
+    parts = [tmp_path / f"part-{k}" for k in range(3)]
+    whole, split = RegionStore(source.regions), [RegionStore(part) for part in parts]
+    assert [len(store) for store in split] == [8, 8, 8]
+    assert main(["store", "merge", *map(str, parts), str(tmp_path / "merged")]) == 0
+    merged = RegionStore(tmp_path / "merged")
+    np.testing.assert_array_equal(merged.index["key"], whole.index["key"])
+    # int8 stays as it is, bit for bit.
+    assert [bytes(a) for a in merged.raw(np.arange(24))] == [bytes(a) for a in whole.raw(np.arange(24))]
+    (tmp_path / "keys").write_text("image003.jpg\nimage001.jpg\n")
+    assert main(["store", "split", source.regions, str(tmp_path / "two"), "--keys", str(tmp_path / "keys")]) == 0
+    assert RegionStore(tmp_path / "two").index["key"].tolist() == [b"image001.jpg", b"image003.jpg"]
+
+
+def test_what_does_not_fit_together(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_corpus(tmp_path, feature_size=13)
+    assert main(["store", "merge", source.regions, other.regions, str(tmp_path / "out")]) == 2
+    assert "differ in their feature size" in capsys.readouterr().err
+    (tmp_path / "keys").write_text("nowhere.jpg\n")
+    assert main(["store", "split", source.regions, str(tmp_path / "out"), "--keys", str(tmp_path / "keys")]) == 2
+    assert "'nowhere.jpg' (one of 1) is not in" in capsys.readouterr().err
+
+
+def test_quantize_prints_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    floats = write_corpus(tmp_path, feature_type="float32")
+    assert main(["store", "quantize", floats.regions, str(tmp_path / "int8")]) == 0
+    before, after = RegionStore(floats.regions), RegionStore(tmp_path / "int8")
+    exact = np.concatenate([before.read(i).features for i in range(len(before))])
+    stored = np.concatenate([after.read(i).dequantized() for i in range(len(after))])
+    error = np.sqrt(np.square(stored - exact).sum() / np.square(exact).sum())
+    assert f"root-mean-square error {error:.3%}" in capsys.readouterr().out
+    assert 0 < error < 0.01
+
+
+def test_several_processes_without_mpi_are_refused(tmp_path: Path) -> None:
+    path = bottom_up(tmp_path)
+    env = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
+    call = [*IMAGEBERT, "import", "bottom-up-attention", path, tmp_path / "out"]
+    done = subprocess.run(call, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "4 processes were started and MPI connects 1" in done.stderr
