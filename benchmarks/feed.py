@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,6 @@ from imagebert.feed.plan import Negatives, Plan
 PAIRS = 256  # of a microbatch
 REGIONS, FEATURES = 100, 2048
 TARGET = 5300  # pairs a second that one H200 is meant to train
-CPU = torch.device("cpu")
 
 Batches = Iterator[tuple[int, int]]  # records and bytes of features, one microbatch after the other, for ever
 
@@ -53,6 +53,7 @@ Batches = Iterator[tuple[int, int]]  # records and bytes of features, one microb
 class Data(NamedTuple):
     folder: Path
     feature_type: str
+    device: torch.device = torch.device("cpu")
 
     @property
     def source(self) -> SourceConfig:
@@ -72,10 +73,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="only: feed for so long and watch the memory")
     parser.add_argument("--cold", action="store_true", help="only: read from disk, the page cache emptied (root)")
+    parser.add_argument("--device", default="cpu", help="where batches go: cpu, cuda")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a candidate, in its own process
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
-    stores = [Data(parsed.folder / kind, kind) for kind in parsed.features]
+    device = torch.device(parsed.device)
+    stores = [Data(parsed.folder / kind, kind, device) for kind in parsed.features]
     if parsed.only:
         print(json.dumps(measure(CANDIDATES[parsed.only](stores[0]), parsed.seconds)))
         return
@@ -103,7 +106,7 @@ def compare(data: Data, seconds: float, turns: int) -> dict[str, dict[str, float
     for _ in range(turns):
         for name, results in runs.items():
             call = [sys.executable, "-m", "benchmarks.feed", "--only", name, "--folder", str(data.folder.parent)]
-            call += ["--features", data.feature_type, "--seconds", str(seconds)]
+            call += ["--features", data.feature_type, "--seconds", str(seconds), "--device", str(data.device)]
             done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
     return {
@@ -122,6 +125,9 @@ def measure(batches: Batches, seconds: float) -> dict[str, float]:
     while (elapsed := time.perf_counter() - begun) < seconds:
         more = next(batches)
         records, size = records + more[0], size + more[1]
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - begun
     cpu = cpu_seconds() - cpu
     memory = memory_mib()
     waited = consumed = 0.0
@@ -200,7 +206,7 @@ def raw_lmdb(data: Data) -> Batches:
         yield PAIRS, PAIRS * data.record_bytes
 
 
-def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = False) -> Batches:
+def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = True) -> Batches:
     corpus = Corpus([data.source])
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
@@ -215,10 +221,10 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Fa
         start=0,
         stop=2**31,
         ahead=2,
-        device=CPU,
+        device=data.device,
         workers=workers,
         read_ahead=read_ahead,
-        carrier=DaliCarrier(CPU) if dali else None,
+        carrier=DaliCarrier(data.device) if dali else None,
     )
     with feeder:
         for (batch,) in feeder:
@@ -231,11 +237,14 @@ def dataloader(data: Data) -> Batches:
     Features stay as they are stored: UNITER makes float32 of them, which is slower.
     """
     loader = torch.utils.data.DataLoader(
-        _Records(data.folder / "regions"), batch_size=PAIRS, shuffle=True, num_workers=2, collate_fn=_padded
+        _Records(data.folder / "regions"),
+        batch_size=PAIRS,
+        shuffle=True,
+        num_workers=2,
+        collate_fn=_padded,
+        pin_memory=data.device.type == "cuda",
     )
-    while True:
-        for features, boxes, counts in loader:
-            yield len(boxes), int(counts.sum()) * FEATURES * features.element_size()
+    yield from _consumed(loader, data)
 
 
 class _Records(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -259,6 +268,15 @@ def _padded(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tenso
     return pad(features, True), pad(boxes, True), torch.tensor([len(f) for f in features])
 
 
+def _consumed(loader: Any, data: Data) -> Batches:
+    """A peer's batches, on the device."""
+    while True:
+        for features, boxes, counts in loader:
+            features.to(data.device, non_blocking=True)
+            boxes.to(data.device, non_blocking=True)
+            yield len(boxes), int(counts.sum()) * FEATURES * features.element_size()
+
+
 def webdataset(data: Data) -> Batches:
     """Tar shards, shuffled in a buffer, two workers, the same collate function."""
     import webdataset as wds
@@ -273,9 +291,7 @@ def webdataset(data: Data) -> Batches:
     dataset = wds.WebDataset(urls, shardshuffle=len(urls), nodesplitter=wds.split_by_node, seed=0)
     dataset = dataset.shuffle(1000).map(decode).batched(PAIRS, collation_fn=_padded, partial=False)
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=2)
-    while True:
-        for features, boxes, counts in loader:
-            yield len(boxes), int(counts.sum()) * FEATURES * features.element_size()
+    yield from _consumed(loader, data)
 
 
 def streaming(data: Data) -> Batches:
@@ -288,9 +304,7 @@ def streaming(data: Data) -> Batches:
         return _padded([(torch.tensor(s["features"]), torch.tensor(s["boxes"])) for s in samples])
 
     loader = torch.utils.data.DataLoader(dataset, batch_size=PAIRS, num_workers=2, collate_fn=collate, drop_last=True)
-    while True:
-        for features, boxes, counts in loader:
-            yield len(boxes), int(counts.sum()) * FEATURES * features.element_size()
+    yield from _consumed(loader, data)
 
 
 CANDIDATES: dict[str, Callable[[Data], Batches]] = {
@@ -353,36 +367,38 @@ def cold(data: Data) -> dict[str, float]:
     return result
 
 
-def processes() -> list[int]:
-    """This process and those that it started."""
+def processes() -> Iterator[Path]:
+    """This process and those that it started, in /proc."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
+            with suppress(OSError):  # it has ended meanwhile
                 parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
     found = [os.getpid()]
     for process in found:
+        yield Path(f"/proc/{process}")
         found += [child for child, parent in parents.items() if parent == process]
-    return found
 
 
 def cpu_seconds() -> float:
-    ticks = 0
+    """Of those that run, and of those that have ended."""
+    ended = os.times()
+    seconds = ended.children_user + ended.children_system
     for process in processes():
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with suppress(OSError):
+            fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def memory_mib() -> float:
-    """Of the process and its workers, what is shared between them once; not the page cache that the store lies in."""
+    """Of all processes, what they share once; not the page cache that the store lies in."""
     kib = 0
     for process in processes():
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                kib += int(line.split()[1])
+        with suppress(OSError):
+            for line in (process / "smaps_rollup").read_text().splitlines():
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                    kib += int(line.split()[1])
     return kib / 1024
 
 

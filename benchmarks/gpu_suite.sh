@@ -8,11 +8,12 @@
 #     ops     every kernel beside what else there is                              -> ops_gpu.json
 #     base    whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu_base.json
 #     large   the same of the large model                                         -> train_gpu_large.json
+#     feed    the feeder's tests on the GPU, then its rate beside peers'          -> feed_gpu.json
 #
-# The last two need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
+# The last three need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
 #     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w WHEELS deepspeed
 #     pip download --only-binary :all: --python-version 3.12 --no-deps -d WHEELS lmdb hjson pydantic pydantic-core \
-#         annotated-types typing-inspection liger-kernel
+#         annotated-types typing-inspection liger-kernel isal msgpack
 # JSON, plots and logs go to $OUT; the lines to reach are printed last. The tree may be a copy without its history:
 # IMAGEBERT_COMMIT names it.
 set -eu
@@ -34,7 +35,7 @@ logged() {
     }
 }
 
-for part in ${*:-tests ops base large}; do
+for part in ${*:-tests ops base large feed}; do
     echo "== $part"
     case $part in
     tests)
@@ -56,8 +57,18 @@ for part in ${*:-tests ops base large}; do
             --steps eager compiled graphed --compile --json "$OUT/train_gpu_$part.json"
         grep -v '^step' "$OUT/$part.log"
         ;;
+    feed)
+        export CUBLAS_WORKSPACE_CONFIG=:4096:8
+        TRITON_INTERPRET=0 logged 200 feed-tests "$PYTHON" -m pytest tests/feed/test_feeder.py \
+            -o addopts="--import-mode=importlib" -q -x
+        unset CUBLAS_WORKSPACE_CONFIG
+        tail -1 "$OUT/feed-tests.log"
+        logged 320 feed "$PYTHON" -m benchmarks.feed --device cuda --turns 3 --folder "$OUT/../feed" \
+            --json "$OUT/feed_gpu.json"
+        cat "$OUT/feed.log"
+        ;;
     *)
-        echo "$part is no part: give some of tests, ops, base, large" >&2
+        echo "$part is no part: give some of tests, ops, base, large, feed" >&2
         exit 2
         ;;
     esac

@@ -52,7 +52,7 @@ class DataConfig:
     feeder: Literal["plain", "dali"] = "plain"
     prefetch_steps: int = 2  # ready or being packed while a step runs
     workers: int = 2  # threads that pack
-    read_ahead: bool = False  # fetch records before they are packed; for stores larger than memory
+    read_ahead: bool = True  # ask the system for records before they are packed; for stores larger than memory
     verify_records: bool = True  # check each record's CRC-32 when it is read
 
 

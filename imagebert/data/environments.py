@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -16,6 +15,8 @@ import lmdb
 import numpy as np
 
 from imagebert.config import UsageError
+
+_PAGE = mmap.PAGESIZE
 
 # LMDB refuses to open an environment twice in a process: readers that are open share it, the last one closes it.
 _open_environments: WeakValueDictionary[tuple[int, str], lmdb.Environment] = WeakValueDictionary()
@@ -44,23 +45,12 @@ def _shared_environment(path: Path) -> lmdb.Environment:
         time.sleep(0.01)
 
 
-_madvise = ctypes.CDLL(None, use_errno=True).madvise
-_madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-_WILL_NEED = 3  # MADV_WILLNEED on Linux
-
-
-def will_need(value: memoryview) -> None:
-    """Asks the system to fetch the pages of a value that will be read soon, all at once and without waiting.
-
-    A page that is not in memory is otherwise fetched when it is touched, one after the other.
-    """
-    address: int = np.frombuffer(value, np.uint8).__array_interface__["data"][0]
-    start = address & -mmap.PAGESIZE
-    _madvise(start, address + len(value) - start, _WILL_NEED)
+def _data_file(path: Path) -> Path:
+    return path / "data.mdb" if path.is_dir() else path
 
 
 class Reader:
-    """One LMDB environment opened read-only: no lock file, no read-ahead beyond what is asked for.
+    """One LMDB environment opened read-only: no lock file, and no read-ahead but what is asked for.
 
     Values are views into LMDB's pages, valid while the reader is. Not for a process forked from its own; each thread
     needs a reader of its own.
@@ -74,12 +64,33 @@ class Reader:
         try:
             self._environment = _shared_environment(path)
             self._transaction = self._environment.begin(buffers=True)
+            self._file = os.open(_data_file(path), os.O_RDONLY)
         except lmdb.Error as error:
             raise UsageError(f"cannot open {path} as LMDB: {error}. Restore it") from None
         # Bound once: it is called for every record. Raises `Reader.Error` where the environment is damaged.
         self.get: Callable[[bytes, None], memoryview | None] = self._transaction.get
 
     Error = lmdb.Error
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def will_read(self, offset: int, size: int) -> None:
+        """Asks the system to fetch bytes of the file that will be read soon, all at once and without waiting.
+
+        Otherwise LMDB fetches a value page by page, each when it is touched: on a disk, 20 times slower.
+        """
+        start = offset & -_PAGE
+        os.posix_fadvise(self._file, start, offset + size - start, os.POSIX_FADV_WILLNEED)
+
+    def offsets(self, keys: Iterable[bytes]) -> list[int]:
+        """Where in the file the value of each key begins; LMDB itself does not tell."""
+        file = str(_data_file(self.path).resolve())
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            base = next(int(line.split("-")[0], 16) for line in maps if line.rstrip("\n").endswith(file))
+        values = (np.frombuffer(self.get(key, None) or b"", np.uint8) for key in keys)
+        return [value.__array_interface__["data"][0] - base for value in values]
 
     def keys(self) -> Iterator[bytes]:
         try:

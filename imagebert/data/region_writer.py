@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from imagebert.config import UsageError
-from imagebert.data.environments import Writer
+from imagebert.data.environments import Reader, Writer
 from imagebert.data.folder import check_free, file_digest, incomplete, make_folder, replace_folder
 from imagebert.data.records import (
     FEATURE_TYPES,
@@ -48,6 +48,7 @@ class _Shard:
     rows: list[tuple[str, int]] = field(default_factory=list)  # key, regions
     bytes: int = 0
     sealed: dict[str, Any] | None = None  # file_bytes and sha256
+    offsets: list[int] = field(default_factory=list)  # of the rows' records in the file, once it is sealed
 
 
 @dataclass
@@ -103,6 +104,7 @@ class _Journal:
         shard = self.shards.setdefault(entry["shard"], _Shard(entry["shard"]))
         if "sha256" in entry:
             shard.sealed = {"file_bytes": entry["file_bytes"], "sha256": entry["sha256"]}
+            shard.offsets = entry["offsets"]
         else:
             shard.rows += [(key, regions) for key, regions in entry["rows"]]
             shard.bytes += entry["bytes"]
@@ -250,12 +252,18 @@ class RegionWriter:
         self._pending, self._pending_bytes, self._statistics = [], 0, _Statistics()
 
     def _seal(self) -> None:
-        """The shard is complete: its size and digest are noted."""
+        """The shard is complete: its size and digest are noted, and where in it the records are."""
         if self._shard is None or self._environment is None:
             return
         self._environment.close()
-        file = self._folder / self._shard.name / "data.mdb"
-        sealed = {"shard": self._shard.name, "file_bytes": file.stat().st_size, "sha256": file_digest(file)}
+        folder = self._folder / self._shard.name
+        file = folder / "data.mdb"
+        sealed = {
+            "shard": self._shard.name,
+            "file_bytes": file.stat().st_size,
+            "sha256": file_digest(file),
+            "offsets": Reader(folder).offsets(key.encode("utf-8") for key, _ in self._shard.rows),
+        }
         self._journal.append(self._file, sealed)
         self._shard = self._environment = None
 
@@ -384,20 +392,20 @@ def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, e
     for journal in journals:
         statistics.add(journal.statistics)
     shards = [shard for journal in journals for shard in journal.shards.values()]
-    rows: dict[bytes, tuple[int, int]] = {}
+    rows: dict[bytes, tuple[int, int, int]] = {}  # regions, shard, offset
     twice = 0
     held = [0] * len(shards)
     for number, shard in enumerate(shards):
-        for key, regions in shard.rows:
+        for (key, regions), offset in zip(shard.rows, shard.offsets, strict=True):
             name = key.encode("utf-8")
             twice += name in rows
             if name not in rows:
-                rows[name] = regions, number
+                rows[name] = regions, number, offset
                 held[number] += 1
     width = max(map(len, rows), default=1)
     index = np.array(
         [(key, *row) for key, row in sorted(rows.items())],
-        dtype=[("key", f"S{width}"), ("regions", "<u2"), ("shard", "<u2")],
+        dtype=[("key", f"S{width}"), ("regions", "<u2"), ("shard", "<u2"), ("offset", "<u8")],
     )
     np.save(folder / "index.npy", index, allow_pickle=False)
     meta = {

@@ -1,7 +1,7 @@
 """RegionStore: the regions of many images, in a folder of LMDB shards.
 
     meta.json          format, feature size and type, class names, extractor, statistics, shards with digests
-    index.npy          one row per image, sorted by key: key, regions, shard
+    index.npy          one row per image, sorted by key: key, regions, shard, and where in its file the record begins
     shard-000-0000/    LMDB environments: image key -> record (records.py)
 
 A store exists whole or not at all (region_writer.py). Reading is zero-copy, lock-free and lazy: each thread of each
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import UsageError
-from imagebert.data.environments import Reader, will_need
-from imagebert.data.records import FeatureType, RegionRecord, decode_record
+from imagebert.data.environments import Reader
+from imagebert.data.records import FeatureType, RegionRecord, Sections, decode_record
 
 FORMAT, VERSION = "imagebert-regions", 2
 
@@ -51,6 +51,7 @@ class RegionStore:
             self.shards: list[dict[str, Any]] = self.meta["shards"]
             self.whole_image: bool = self.meta["whole_image"]
             self.index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+            self._feature_bytes = self.feature_size * np.dtype(self.feature_type).itemsize if self.feature_size else 0
             origin = self.meta.get("origin")
             self._folders = [_find_shard(self.path, origin, shard) for shard in self.shards]
         except (OSError, ValueError, KeyError) as error:
@@ -99,9 +100,7 @@ class RegionStore:
             UsageError: a record is missing.
         """
         rows = self.index[images]
-        readers = self._readers()
-        for shard in set(rows["shard"].tolist()) - readers.keys():
-            readers[shard] = Reader(self._folders[shard])
+        readers = self._readers(rows["shard"])
         for key, shard in zip(rows["key"].tolist(), rows["shard"].tolist(), strict=True):
             try:
                 data = readers[shard].get(key, None)
@@ -113,14 +112,20 @@ class RegionStore:
 
     def will_read(self, images: NDArray[np.int64]) -> None:
         """Has the system fetch the records of images [n] while other work goes on."""
-        for data in self.raw(images):
-            will_need(data)
+        rows = self.index[images]
+        readers = self._readers(rows["shard"])
+        sizes = Sections.of(rows["regions"].astype(np.int64), self._feature_bytes).end
+        columns = rows["shard"].tolist(), rows["offset"].tolist(), sizes.tolist()
+        for shard, offset, size in zip(*columns, strict=True):
+            readers[shard].will_read(offset, size)
 
-    def _readers(self) -> dict[int, Reader]:
-        """This thread's open shards. A forked process must not use its parent's."""
+    def _readers(self, shards: NDArray[np.uint16]) -> dict[int, Reader]:
+        """This thread's open shards, with `shards` among them. A forked process must not use its parent's."""
         if getattr(self._opened, "process", None) != os.getpid():
             self._opened.process, self._opened.readers = os.getpid(), {}
         readers: dict[int, Reader] = self._opened.readers
+        for shard in set(shards.tolist()) - readers.keys():
+            readers[shard] = Reader(self._folders[shard])
         return readers
 
 

@@ -91,7 +91,7 @@ class Feeder:
         device: torch.device,
         sizes: Sizes | None = None,
         workers: int = 1,
-        read_ahead: bool = False,
+        read_ahead: bool = True,
         carrier: Carrier | None = None,
     ) -> None:
         self._plan, self._packer, self._masking = plan, packer, masking
