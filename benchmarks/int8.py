@@ -79,17 +79,27 @@ def compare(
         "of the mean over the last tenth, %": 100 * final,
         "recall": {},
     }
-    lines = [Line("loss over the last tenth, int8 to float32, % of difference", 100 * final, 0.5, at_most=True)]
-    for way, k in FIGURES:
-        by_kind = {kind: [recalls[seed, kind][way][k] for seed in range(seeds)] for kind in TYPES}
+    lines = [Line("difference of the loss over the last tenth, %", 100 * final, 0.5, at_most=True)]
+    for name, figures in {**{f"{way} {k}": [(way, k)] for way, k in FIGURES}, "sum of all": FIGURES}.items():
+        by_kind = {
+            kind: [sum(recalls[seed, kind][way][k] for way, k in figures) for seed in range(seeds)] for kind in TYPES
+        }
         paired = [b - a for a, b in zip(by_kind["float32"], by_kind["int8"], strict=True)]
         error = statistics.stdev(paired) / math.sqrt(seeds) if seeds > 1 else math.nan
-        mean = statistics.mean(paired)
-        result["recall"][f"{way} {k}"] = {
+        result["recall"][name] = {
             **{kind: {"mean": statistics.mean(v), "of the seeds": v} for kind, v in by_kind.items()},
-            "int8 - float32": mean,
+            "int8 - float32": statistics.mean(paired),
             "standard error": error,
         }
+    difference = result["recall"]["sum of all"]
+    lines.append(
+        Line(
+            "difference of the sum of all R@K, in standard errors",
+            abs(difference["int8 - float32"]) / difference["standard error"],
+            2.0,
+            at_most=True,
+        )
+    )
     return result, lines
 
 

@@ -38,6 +38,9 @@ def render() -> str:
     return environment.get_template("performance.md.j2").render(
         train=_result("train_cpu"),
         kept=_result("train_cpu_kept_memory"),
+        feed=_result("feed_cpu"),
+        soak=_result("feed_soak_cpu"),
+        cold=_result("feed_cold_cpu"),
         static=_result("ops_static"),
         memory=_result("memory"),
         gpu=_result("ops_gpu"),

@@ -61,6 +61,8 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not _data_file(path).is_file():
+            raise UsageError(f"{path} is no LMDB: it has no data.mdb")
         try:
             self._environment = _shared_environment(path)
             self._transaction = self._environment.begin(buffers=True)

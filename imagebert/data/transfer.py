@@ -25,6 +25,8 @@ from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
 
+_GIVE_UP = 100  # images that are all refused
+
 
 class Transferred(NamedTuple):
     """What came in, went out and was refused; the three add up."""
@@ -55,7 +57,7 @@ def transfer(
         strict: the first image that cannot be used is an error
 
     Raises:
-        UsageError: with `strict`, an image cannot be used; without, none can.
+        UsageError: with `strict`, an image cannot be used; without, none can, or none of the first hundred.
         OSError: the disk is full or failing; what was written stays for the next call.
     """
     came = refused = 0
@@ -79,6 +81,8 @@ def transfer(
                     raise UsageError(f"{item.where}: {error}") from None
                 refused += 1
                 log.warning("%s is refused: %s", item.where, error)
+                if refused == came == _GIVE_UP:
+                    raise UsageError(f"the first {came} images cannot be used: is it this format?") from None
         came, refused = workers.total([came, refused])
         if refused == came:
             raise UsageError(f"none of the {came} images can be used: {target.path} is not written")

@@ -144,6 +144,15 @@ def test_quantize_prints_its_error(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 0 < error < 0.01
 
 
+def test_another_format_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "names.txt").write_text("a name\n" * 1000)
+    assert main(["import", "lxmert", str(tmp_path / "names.txt"), str(tmp_path / "out")]) == 2
+    assert "the first 100 images cannot be used: is it this format?" in capsys.readouterr().err
+    assert main(["import", "nonsense", "a", "b"]) == 2
+    assert "no format 'nonsense': there are bottom-up-attention, lxmert" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["names.txt"]
+
+
 def test_several_processes_without_mpi_are_refused(tmp_path: Path) -> None:
     path = bottom_up(tmp_path)
     env = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}

@@ -46,6 +46,8 @@ def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str]) -> R
     Raises:
         UsageError: a source is missing, or is not of that format.
     """
+    if name not in FORMATS:
+        raise UsageError(f"no format {name!r}: there are {', '.join(FORMATS)}")
     for source in sources:
         if not source.exists():
             raise UsageError(f"{source} is not there")
@@ -70,11 +72,9 @@ def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str]) -> R
         from imagebert.data.readers.folders import FolderReader
 
         return FolderReader(sources)
-    if name == "hdf5":
-        from imagebert.data.readers.hdf5 import Hdf5Reader
+    from imagebert.data.readers.hdf5 import Hdf5Reader
 
-        return Hdf5Reader(sources)
-    raise UsageError(f"no format {name!r}: there are {', '.join(FORMATS)}")
+    return Hdf5Reader(sources)
 
 
 FORMATS = {
