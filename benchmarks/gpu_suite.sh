@@ -63,7 +63,7 @@ for part in ${*:-tests ops base large feed}; do
             -o addopts="--import-mode=importlib" -q -x
         unset CUBLAS_WORKSPACE_CONFIG
         tail -1 "$OUT/feed-tests.log"
-        logged 320 feed "$PYTHON" -m benchmarks.feed --device cuda --turns 3 --folder "$OUT/../feed" \
+        logged 320 feed "$PYTHON" -m benchmarks.feed --device cuda --seconds 2 --turns 2 --folder "$OUT/../feed" \
             --json "$OUT/feed_gpu.json"
         cat "$OUT/feed.log"
         ;;

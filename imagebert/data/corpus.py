@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +78,7 @@ class Corpus:
                 raise UsageError(f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies")
         self.verify = verify
         stored = sum(shard["bytes"] for store in opened.values() for shard in store.shards)
-        self._fit_memory = stored < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+        self._fit_memory = stored < _memory() / 2
         self._asked = np.zeros(len(self._images), bool)
         self.feature_size = first_store.feature_size
         self.feature_type = first_store.feature_type
@@ -156,6 +158,15 @@ class Corpus:
             "caption_words": int((self.caption_words * (np.arange(len(self)) % 8191 + 1)).sum()),
             "image_regions": int((self.image_regions * (np.arange(self.images) % 8191 + 1)).sum()),
         }
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, or of what a container may use of it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max": none
+            limits.append(int(Path(limit).read_text()))
+    return min(limits)
 
 
 def _of_split(pairs: PairStore, split: str | None) -> NDArray[np.int64]:

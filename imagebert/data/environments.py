@@ -66,23 +66,26 @@ class Reader:
         try:
             self._environment = _shared_environment(path)
             self._transaction = self._environment.begin(buffers=True)
-            self._file = os.open(_data_file(path), os.O_RDONLY)
         except lmdb.Error as error:
             raise UsageError(f"cannot open {path} as LMDB: {error}. Restore it") from None
         # Bound once: it is called for every record. Raises `Reader.Error` where the environment is damaged.
         self.get: Callable[[bytes, None], memoryview | None] = self._transaction.get
 
+        self._file: int | None = None
+
     Error = lmdb.Error
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)  # type: ignore[arg-type]
 
     def will_read(self, offset: int, size: int) -> None:
         """Asks the system to fetch bytes of the file that will be read soon, all at once and without waiting.
 
         Otherwise LMDB fetches a value page by page, each when it is touched: on a disk, 20 times slower.
         """
+        if self._file is None:  # not sooner: threads that only read need none
+            self._file = os.open(_data_file(self.path), os.O_RDONLY)
         start = offset & -_PAGE
         os.posix_fadvise(self._file, start, offset + size - start, os.POSIX_FADV_WILLNEED)
 

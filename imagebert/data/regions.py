@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ class RegionStore:
         if sum(shard["records"] for shard in self.shards) != len(self.index):
             raise UsageError(f"{self.path}: the shards do not hold as many records as the index: restore the folder")
         self._opened = threading.local()
+        _allow_files(2 * len(self.shards))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -140,6 +142,16 @@ def _find_shard(store: Path, origin: str | None, shard: dict[str, Any]) -> Path:
     if file.stat().st_size < shard["file_bytes"]:  # LMDB would read past its end and kill the process
         raise UsageError(f"{file} is truncated, it had {shard['file_bytes']} bytes: copy it again")
     return folder
+
+
+def _allow_files(more: int) -> None:
+    """Raises this process' limit of open files, where the shards of a store would come near it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + 512  # those of everything else
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 def read_meta(path: Path, expected_format: str, version: int, command: str) -> dict[str, Any]:

@@ -205,9 +205,16 @@ class Engine:
         """From now on, batches of this shape are trained on by replaying two CUDA graphs, of forward and backward."""
         module = self._engine.module
         plain, replayed = module.forward, Graphed(module, batch)
+        told = False
 
         def forward(batch: PackedBatch) -> Any:
-            return replayed(batch) if replayed.fits(batch) and module.training else plain(batch)
+            nonlocal told
+            if replayed.fits(batch) and module.training:
+                return replayed(batch)
+            if module.training and not told:
+                log.warning("a microbatch is larger than the graph's: it runs without, and so will others like it")
+                told = True
+            return plain(batch)
 
         module.forward = forward
 

@@ -21,8 +21,13 @@ from imagebert.feed.sizes import Sizes
 _ALIGNMENT = 64  # sums in another alignment differ in their last bits
 
 
+def grown(size: int) -> int:
+    """What to allocate where `size` is needed: microbatches hardly differ, and slots are many."""
+    return size + size // 8
+
+
 class Arena:
-    """Memory for one microbatch, grown by doubling and kept. A GPU reads `pinned` memory while the host goes on."""
+    """Memory for one microbatch, kept and grown as needed. A GPU reads `pinned` memory while the host goes on."""
 
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned
@@ -32,13 +37,13 @@ class Arena:
     def take(self, size: int) -> Tensor:
         """[size] uint8; what it held before is lost."""
         if size > len(self._memory):
-            self._memory = torch.empty(2 * size, dtype=torch.uint8, pin_memory=self._pinned)
+            self._memory = torch.empty(grown(size), dtype=torch.uint8, pin_memory=self._pinned)
         return self._memory[:size]
 
     def take_scratch(self, size: int) -> NDArray[np.complex128]:
         """At least `size` bytes, aligned to 16."""
         if size > self.scratch.nbytes:
-            self.scratch = np.empty(2 * size // 16 + 1, np.complex128)
+            self.scratch = np.empty(grown(size) // 16 + 1, np.complex128)
         return self.scratch
 
 

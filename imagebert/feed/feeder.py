@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
-from imagebert.feed.arena import Arena
+from imagebert.feed.arena import Arena, grown
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Packer
 from imagebert.feed.plan import Plan, Samples
@@ -58,7 +58,7 @@ class CopyCarrier:
         if not self.pinned:
             return memory
         if slot.on_device is None or len(slot.on_device) < len(memory):
-            slot.on_device = torch.empty(2 * len(memory), dtype=torch.uint8, device=self._device)
+            slot.on_device = torch.empty(grown(len(memory)), dtype=torch.uint8, device=self._device)
         return slot.on_device[: len(memory)].copy_(memory, non_blocking=True)
 
     def close(self) -> None:
@@ -151,12 +151,13 @@ class Feeder:
             self._ready.put(error)
 
     def _pack(self, step: int, samples: Samples, slot: Slot) -> PackedBatch:
-        if slot.done is not None:
-            slot.done.synchronize()
-        packed = self._packer.lay_out(samples, slot.arena, self._sizes)
         if self._stream is None:
+            packed = self._packer.lay_out(samples, slot.arena, self._sizes)
             return packed._replace(memory=self._carrier.carry(packed.memory, slot)).finish(step, self._masking)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            if slot.done is not None:
+                slot.done.synchronize()
+            packed = self._packer.lay_out(samples, slot.arena, self._sizes)
             packed = packed._replace(memory=self._carrier.carry(packed.memory, slot))
             slot.batch = packed.finish(step, self._masking)
             slot.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -173,6 +174,7 @@ class Feeder:
     def _let_go(self, slots: list[Slot]) -> None:
         if self._stream is not None:
             for slot in slots:
-                slot.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                # Blocking: a worker mostly waits here, and must not spin.
+                slot.done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 slot.done.record(torch.cuda.current_stream(self._device))
         self._free.release()

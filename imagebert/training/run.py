@@ -92,8 +92,9 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
     if config.engine.step == "graphed":
-        samples = plan.step(start, distributed.rank(), distributed.world_size())[0]
-        first = packer.pack(samples, Arena(), start, masking, sizes, distributed.device())
+        # Step 0's, whose shape is the one that was chosen for all; another step's may be an exception.
+        samples = plan.step(0, distributed.rank(), distributed.world_size())[0]
+        first = packer.pack(samples, Arena(), 0, masking, sizes, distributed.device())
         engine.capture(first)
     _write_recipe(folder, config)
     steps = Steps(start, min(total, stop_at or total), total)
@@ -185,6 +186,8 @@ def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
         return None
     if not torch.cuda.is_available() and (config.engine.step == "graphed" or config.engine.kernels != "triton"):
         raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take eager")
+    if config.engine.step == "graphed" and config.model.global_image_token:
+        raise UsageError("engine.step graphed cannot mark whole images, whose number differs: take compiled or eager")
     if config.engine.kernels == "reference":
         raise UsageError(f"engine.step {config.engine.step} needs the kernels: take engine.kernels=auto, or step=eager")
     pretrain = config.task == "pretrain"

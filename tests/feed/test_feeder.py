@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes
 
 CPU = torch.device("cpu")
-GPUS = [torch.device("cuda", 0)] if torch.cuda.is_available() else []
+# Threads must not share Triton's interpreter: on a GPU, with the real kernels only.
+GPUS = [torch.device("cuda", 0)] if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else []
 
 
 def make(
