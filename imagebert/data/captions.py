@@ -143,7 +143,7 @@ def _kind_of(path: Path) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read captions from {path}: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds {type(content).__name__}, not an object as the published files do")
@@ -169,7 +169,7 @@ def _table(path: Path, columns: Columns) -> Iterator[Line]:
         line = Line(where, str(row.get(columns.image) or ""), "", number, split=str(row.get(columns.split) or "train"))
         try:
             line = line._replace(relevance=math.nan if relevance in (None, "") else float(relevance))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             line = line._replace(error=f"relevance {relevance!r} is no number")
         for text in captions if isinstance(captions, list) else [captions]:
             yield line._replace(text="" if text is None else str(text))
@@ -207,12 +207,12 @@ def _delimited_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[st
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield where, f"it is no JSON ({error})"
                 continue
             yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
@@ -249,8 +249,8 @@ def _coco(path: Path) -> Iterator[Line]:
     content = _load(path)
     images = {}
     for image in _list(content, "images", path):
-        if isinstance(image, dict):
-            images[image.get("id")] = image.get("file_name")
+        if isinstance(image, dict) and isinstance(image.get("id"), int):
+            images[image["id"]] = image.get("file_name")
     for row, annotation in enumerate(_list(content, "annotations", path)):
         where = f"{path}, annotation {row}"
         number = annotation.get("image_id") if isinstance(annotation, dict) else None
@@ -289,18 +289,17 @@ def _flickr(path: Path) -> Iterator[Line]:
 def _conceptual(path: Path) -> Iterator[Line]:
     for where, row, text in _text_lines(path):
         caption, tab, url = text.rpartition("\t")
-        if not tab:
+        if not tab or "://" not in url:  # CC12M's URL comes first
             yield Line(where, "", "", row, error="it is not caption, tab, URL")
         else:
             yield Line(where, f"{row:08d}", caption, row, row)
-        del url
 
 
 def _sbu(path: Path) -> Iterator[Line]:
     pairs: Iterable[tuple[Any, Any]]
     if path.is_dir():
         urls, captions = (
-            (path / f"SBU_captioned_photo_dataset_{name}.txt").read_text(encoding="utf-8").splitlines()
+            [text for _, _, text in _text_lines(path / f"SBU_captioned_photo_dataset_{name}.txt")]
             for name in ("urls", "captions")
         )
     else:
@@ -314,7 +313,8 @@ def _sbu(path: Path) -> Iterator[Line]:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[str, int, str]]:
-    with path.open(encoding="utf-8") as file:
+    # A line ends where its writer ended it: captions hold lone carriage returns and Unicode's line separators.
+    with path.open(encoding="utf-8", newline="\n") as file:
         for row, line in enumerate(file):
             yield f"{path}, line {row + 1}", row, line.rstrip("\r\n")
 

@@ -66,11 +66,14 @@ class Reader:
         try:
             self._environment = _shared_environment(path)
             self._transaction = self._environment.begin(buffers=True)
+            used = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
         except lmdb.Error as error:
             raise UsageError(f"cannot open {path} as LMDB: {error}. Restore it") from None
+        size = _data_file(path).stat().st_size
+        if used > size:  # LMDB would read past its end, and the system kill the process
+            raise UsageError(f"{_data_file(path)} is truncated: it has {size} bytes and needs {used}. Copy it again")
         # Bound once: it is called for every record. Raises `Reader.Error` where the environment is damaged.
         self.get: Callable[[bytes, None], memoryview | None] = self._transaction.get
-
         self._file: int | None = None
 
     Error = lmdb.Error
@@ -124,11 +127,18 @@ class Writer:
         Raises:
             OSError: the disk is full or failing.
         """
+
+        def put_all(transaction: lmdb.Transaction) -> None:
+            for key, value in records:
+                transaction.put(key, value)
+
+        self._commit(put_all)
+
+    def _commit(self, change: Callable[[lmdb.Transaction], None]) -> None:
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    for key, value in records:
-                        transaction.put(key, value)
+                    change(transaction)
                 return
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
@@ -138,10 +148,13 @@ class Writer:
 
     def keep_only(self, known: set[bytes]) -> None:
         """Deletes records of other keys: what a killed writer committed and did not note."""
-        with self._environment.begin(write=True) as transaction:
-            cursor = transaction.cursor()
-            for key in [key for key in cursor.iternext(keys=True, values=False) if key not in known]:
+
+        def delete_others(transaction: lmdb.Transaction) -> None:
+            keys = transaction.cursor().iternext(keys=True, values=False)
+            for key in [key for key in keys if key not in known]:
                 transaction.delete(key)
+
+        self._commit(delete_others)
 
     def close(self) -> None:
         self._environment.close()

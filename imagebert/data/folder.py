@@ -54,6 +54,7 @@ def check_free(path: Path, replaces: str | None = None) -> None:
 
 def incomplete(path: Path) -> Path:
     """Where a folder lies until it is whole."""
+    path = path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.incomplete")
 
 

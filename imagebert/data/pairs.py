@@ -41,7 +41,14 @@ def flaw(caption: Caption) -> str:
     """Why a caption cannot be stored; "" when it can."""
     if not caption.image:
         return f"it names no image ({caption.text[:40]!r})"
-    return "" if caption.text.strip() else f"the caption of image {caption.image!r} is empty"
+    if not caption.text.strip():
+        return f"the caption of image {caption.image!r} is empty"
+    try:
+        caption.text.encode("utf-8")
+        size = len(caption.image.encode("utf-8"))
+    except UnicodeEncodeError:
+        return f"image {caption.image!r} or its caption has half a character, which UTF-8 cannot hold"
+    return "" if size <= 511 else f"the image's name has {size} bytes: a region store's keys have at most 511"
 
 
 class PairStore:
@@ -70,7 +77,7 @@ class PairStore:
     def _load(self, name: str) -> NDArray:  # type: ignore[type-arg]
         try:
             return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # what a damaged .npy may raise is no closed list
             raise UsageError(f"{self.path}/{name}.npy is missing or damaged ({error}): make the store again") from None
 
     def __len__(self) -> int:
@@ -100,7 +107,10 @@ def write_pairs(path: Path | str, captions: Iterable[Caption], tokenizer: Tokeni
             if wrong := flaw(caption):
                 raise UsageError(f"caption {number}: {wrong}")
             pair_image.append(images.setdefault(caption.image, len(images)))
-            pair_split.append(splits.setdefault(caption.split, len(splits)))
+            split = splits.setdefault(caption.split, len(splits))
+            if split > 255:
+                raise UsageError(f"caption {number} is of split {caption.split!r}, the 257th: is that column a split?")
+            pair_split.append(split)
             relevance.append(caption.relevance)
             utf8 = caption.text.encode("utf-8")
             texts += utf8

@@ -11,14 +11,18 @@ committed and not noted, and goes on. Writers of one job share the folder: each 
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
 import shutil
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,11 +48,18 @@ _COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
 
 @dataclass
 class _Shard:
+    """What is known of a shard, packed: a store has millions of rows."""
+
     name: str
-    rows: list[tuple[str, int]] = field(default_factory=list)  # key, regions
-    bytes: int = 0
+    names: bytearray = field(default_factory=bytearray)  # keys in UTF-8, a zero byte behind each
+    regions: array[int] = field(default_factory=lambda: array("H"))
+    stored_bytes: int = 0
     sealed: dict[str, Any] | None = None  # file_bytes and sha256
-    offsets: list[int] = field(default_factory=list)  # of the rows' records in the file, once it is sealed
+    offsets: array[int] = field(default_factory=lambda: array("Q"))  # of the records in the file, once it is sealed
+
+    @property
+    def keys(self) -> list[bytes]:
+        return bytes(self.names).split(b"\0")[:-1]
 
 
 @dataclass
@@ -94,32 +105,35 @@ class _Journal:
         self.feature_size: int | None = None
         self._size = 0
         if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):  # cut off by the kill
-                    break
-                self._note(json.loads(line))
-                self._size += len(line)
+            with path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):  # cut off by the kill
+                        break
+                    self._note(json.loads(line))
+                    self._size += len(line)
 
     def _note(self, entry: dict[str, Any]) -> None:
         shard = self.shards.setdefault(entry["shard"], _Shard(entry["shard"]))
         if "sha256" in entry:
             shard.sealed = {"file_bytes": entry["file_bytes"], "sha256": entry["sha256"]}
-            shard.offsets = entry["offsets"]
+            shard.offsets.extend(entry["offsets"])
         else:
-            shard.rows += [(key, regions) for key, regions in entry["rows"]]
-            shard.bytes += entry["bytes"]
+            shard.names += b"".join(key.encode("utf-8") + b"\0" for key, _ in entry["rows"])
+            shard.regions.extend(regions for _, regions in entry["rows"])
+            shard.stored_bytes += entry["bytes"]
             self.feature_size = entry["feature_size"]
             self.statistics.add(_Statistics(**entry["statistics"]))
 
-    def open(self) -> TextIO:
-        """For appending, behind the last whole line."""
-        file = self.path.open("a", encoding="utf-8")
+    def open(self) -> FileIO:
+        """For appending, behind the last whole line; unbuffered, so that closing it has nothing left to write."""
+        file = FileIO(self.path, "a")
         file.truncate(self._size)
         return file
 
-    def append(self, file: TextIO, entry: dict[str, Any]) -> None:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
+    def append(self, file: FileIO, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
         self._note(entry)
 
@@ -133,13 +147,15 @@ class RegionWriter:
         self.classes = list(classes)
         self.feature_type = feature_type
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
-        journals = _journals(folder)
-        self._written = {key for journal in journals for shard in journal.shards.values() for key, _ in shard.rows}
+        self._feature_size: int | None = None
+        self._journal = _Journal(folder / f"journal-{rank:03d}.jsonl")
+        written = []
+        for journal in _journals(folder):
+            written += [_digest(key) for shard in journal.shards.values() for key in shard.keys]
+            self._feature_size = self._feature_size or journal.feature_size
+        self._written = np.sort(np.array(written, "S16"))
         self._seen: set[str] = set()
-        name = f"journal-{rank:03d}.jsonl"
-        self._journal = next((j for j in journals if j.path.name == name), _Journal(folder / name))
         self._file = self._journal.open()
-        self._feature_size = next((j.feature_size for j in journals if j.feature_size), None)
         self._pending: list[tuple[str, int, bytes]] = []
         self._pending_bytes = 0
         self._statistics = _Statistics()
@@ -148,8 +164,8 @@ class RegionWriter:
         self._shard = shards[-1] if shards and shards[-1].sealed is None else None
         if self._shard is not None:
             self._environment = Writer(folder / self._shard.name)
-            self._environment.keep_only({key.encode() for key, _ in self._shard.rows})
-        self.kept = 0  # of those asked for, how many an earlier call had written
+            self._environment.keep_only(set(self._shard.keys))
+        self.accepted = 0  # images that this writer has, by this call or an earlier one
         self.twice = 0  # after the end: how many came twice, at different writers
 
     def has(self, key: str) -> bool:
@@ -160,10 +176,12 @@ class RegionWriter:
         """
         if key in self._seen:
             raise UsageError(f"image {key!r} comes twice: give each image one key")
-        if key not in self._written:
+        digest = _digest(key.encode("utf-8", "surrogatepass"))
+        at = int(np.searchsorted(self._written, digest))
+        if at == len(self._written) or self._written[at] != digest.rstrip(b"\0"):
             return False
         self._seen.add(key)
-        self.kept += 1
+        self.accepted += 1
         return True
 
     def add(self, key: str, record: RegionRecord) -> None:
@@ -178,6 +196,8 @@ class RegionWriter:
         self._check(key, record)
         data = self._encode(key, record)
         self._seen.add(key)
+        self.accepted += 1
+        self._feature_size = record.features.shape[1]
         self._pending.append((key, len(record.features), data))
         self._pending_bytes += len(data)
         if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
@@ -185,7 +205,10 @@ class RegionWriter:
 
     def _check(self, key: str, record: RegionRecord) -> None:
         n, feature_size = record.features.shape
-        size = len(key.encode("utf-8"))
+        try:
+            size = len(key.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise UsageError(f"image key {key!r} is no text that UTF-8 can hold: rename it") from None
         if not 0 < size <= 511 or "\0" in key:
             raise UsageError(f"image key {key!r} has {size} bytes: LMDB allows 1 to 511, none of them zero")
         if n == 0:
@@ -194,7 +217,6 @@ class RegionWriter:
             raise UsageError(f"image {key!r} has {n} regions on {record.width} x {record.height} pixels")
         if feature_size != (self._feature_size or feature_size):
             raise UsageError(f"image {key!r} has features of size {feature_size}, those before {self._feature_size}")
-        self._feature_size = feature_size
         known = (record.classes < len(self.classes)) | (record.classes == WHOLE_IMAGE)
         if not known.all():
             raise UsageError(
@@ -230,7 +252,7 @@ class RegionWriter:
     def _commit(self) -> None:
         if not self._pending:
             return
-        if self._shard is not None and self._shard.bytes >= self._shard_bytes:
+        if self._shard is not None and self._shard.stored_bytes >= self._shard_bytes:
             self._seal()
         if self._shard is None:
             name = f"shard-{self._rank:03d}-{len(self._journal.shards):04d}"
@@ -262,7 +284,7 @@ class RegionWriter:
             "shard": self._shard.name,
             "file_bytes": file.stat().st_size,
             "sha256": file_digest(file),
-            "offsets": Reader(folder).offsets(key.encode("utf-8") for key, _ in self._shard.rows),
+            "offsets": Reader(folder).offsets(self._shard.keys),
         }
         self._journal.append(self._file, sealed)
         self._shard = self._environment = None
@@ -316,13 +338,18 @@ def write_regions(
     writer = None
     try:
         writer = RegionWriter(folder, classes, feature_type, shard_bytes, workers.rank)
+        workers.barrier()  # all have read the journals before one writes on
         yield writer
         writer.finish()
-        workers.barrier()
+        (accepted,) = workers.total([writer.accepted])
         if workers.rank == 0:
             for left_behind in range(workers.size, 1 + max(journal.rank for journal in _journals(folder))):
                 RegionWriter(folder, classes, feature_type, shard_bytes, left_behind).finish()
-            writer.twice = _describe(folder, classes, feature_type, extractor)
+            writer.twice = accepted - _describe(folder, classes, feature_type, extractor)
+            if writer.twice < 0:
+                raise UsageError(
+                    f"{folder} has {-writer.twice} images that do not come any more: remove it, start anew"
+                )
             replace_folder(folder, path)
             for note in _notes(path):
                 note.unlink()
@@ -330,7 +357,7 @@ def write_regions(
     except BaseException as error:
         if writer is not None:
             writer.close()
-        kept = sum(len(shard.rows) for journal in _journals(folder) for shard in journal.shards.values())
+        kept = sum(len(shard.regions) for journal in _journals(folder) for shard in journal.shards.values())
         if workers.size == 1 and (job is None or kept == 0):
             shutil.rmtree(folder, ignore_errors=True)
             kept = 0
@@ -385,44 +412,50 @@ def _journals(folder: Path) -> list[_Journal]:
     return [_Journal(path) for path in sorted(folder.glob("journal-*.jsonl"))]
 
 
+def _digest(key: bytes) -> bytes:
+    return hashlib.blake2b(key, digest_size=16).digest()
+
+
 def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, extractor: dict[str, Any]) -> int:
-    """Writes index.npy and meta.json of a folder whose writers have finished; the number of images that came twice."""
+    """Writes index.npy and meta.json of a folder whose writers have finished; the number of images.
+
+    Raises:
+        UsageError: the writers had features of different sizes.
+    """
     journals = _journals(folder)
     statistics = _Statistics()
     for journal in journals:
         statistics.add(journal.statistics)
+    feature_sizes = {journal.feature_size for journal in journals if journal.feature_size}
+    if len(feature_sizes) > 1:
+        raise UsageError(f"the input has features of sizes {sorted(feature_sizes)}: import each by itself")
     shards = [shard for journal in journals for shard in journal.shards.values()]
-    rows: dict[bytes, tuple[int, int, int]] = {}  # regions, shard, offset
-    twice = 0
-    held = [0] * len(shards)
-    for number, shard in enumerate(shards):
-        for (key, regions), offset in zip(shard.rows, shard.offsets, strict=True):
-            name = key.encode("utf-8")
-            twice += name in rows
-            if name not in rows:
-                rows[name] = regions, number, offset
-                held[number] += 1
-    width = max(map(len, rows), default=1)
-    index = np.array(
-        [(key, *row) for key, row in sorted(rows.items())],
-        dtype=[("key", f"S{width}"), ("regions", "<u2"), ("shard", "<u2"), ("offset", "<u8")],
-    )
+    names = np.array([key for shard in shards for key in shard.keys] or [b""])[: sum(len(s.regions) for s in shards)]
+    order = np.argsort(names, kind="stable")
+    first = np.concatenate([[True], names[order][1:] != names[order][:-1]])[: len(order)]
+    order = order[first]  # of those that came twice, the first
+    index = np.empty(len(order), dtype=[("key", names.dtype), ("regions", "<u2"), ("shard", "<u2"), ("offset", "<u8")])
+    index["key"] = names[order]
+    index["regions"] = np.concatenate([np.array(shard.regions, "<u2") for shard in shards] or [np.empty(0)])[order]
+    index["shard"] = np.repeat(np.arange(len(shards)), [len(shard.regions) for shard in shards])[order]
+    index["offset"] = np.concatenate([np.array(shard.offsets, "<u8") for shard in shards] or [np.empty(0)])[order]
     np.save(folder / "index.npy", index, allow_pickle=False)
+    held = np.bincount(index["shard"], minlength=len(shards)).tolist()
     meta = {
         "format": FORMAT,
         "version": VERSION,
-        "feature_size": next((j.feature_size for j in journals if j.feature_size), None),
+        "feature_size": next(iter(feature_sizes), None),
         "feature_type": feature_type,
         "classes": list(classes),
-        "whole_image": bool(rows) and statistics.whole_image,
+        "whole_image": len(index) > 0 and statistics.whole_image,
         "extractor": extractor,
         "records": len(index),
         "regions": int(index["regions"].sum()),
         "statistics": statistics.of_store(),
         "shards": [
-            {"name": shard.name, "records": count, "bytes": shard.bytes, **(shard.sealed or {})}
+            {"name": shard.name, "records": count, "bytes": shard.stored_bytes, **(shard.sealed or {})}
             for shard, count in zip(shards, held, strict=True)
         ],
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    return twice
+    return len(index)

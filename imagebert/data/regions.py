@@ -27,6 +27,7 @@ from imagebert.data.environments import Reader
 from imagebert.data.records import FeatureType, RegionRecord, Sections, decode_record
 
 FORMAT, VERSION = "imagebert-regions", 2
+INDEX_FIELDS = ("key", "regions", "shard", "offset")
 
 
 class RegionStore:
@@ -55,9 +56,13 @@ class RegionStore:
             self._feature_bytes = self.feature_size * np.dtype(self.feature_type).itemsize if self.feature_size else 0
             origin = self.meta.get("origin")
             self._folders = [_find_shard(self.path, origin, shard) for shard in self.shards]
-        except (OSError, ValueError, KeyError) as error:
+            self.region_counts: NDArray[np.uint16] = np.ascontiguousarray(self.index["regions"])
+            if self.index.dtype.names != INDEX_FIELDS or (self.index["shard"] >= len(self.shards)).any():
+                raise ValueError("the index does not fit")
+        except UsageError:
+            raise
+        except Exception as error:  # what a damaged .npy may raise is no closed list
             raise UsageError(f"{self.path} is damaged, meta.json or index.npy ({error}): copy it again") from None
-        self.region_counts: NDArray[np.uint16] = np.ascontiguousarray(self.index["regions"])
         if len(self.index) == 0:
             raise UsageError(f"the region store {self.path} is empty: extract or import images into it first")
         if sum(shard["records"] for shard in self.shards) != len(self.index):
@@ -120,6 +125,10 @@ class RegionStore:
         columns = rows["shard"].tolist(), rows["offset"].tolist(), sizes.tolist()
         for shard, offset, size in zip(*columns, strict=True):
             readers[shard].will_read(offset, size)
+
+    def folder_of(self, shard: str) -> Path:
+        """Where a shard lies: in the store's folder, or in the one that it was staged from."""
+        return next(folder for folder in self._folders if folder.name == shard)
 
     def _readers(self, shards: NDArray[np.uint16]) -> dict[int, Reader]:
         """This thread's open shards, with `shards` among them. A forked process must not use its parent's."""

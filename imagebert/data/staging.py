@@ -1,8 +1,8 @@
 """Copies of a store's shards on a node's own disk, and the check of all records.
 
-A staged store is a folder of its own: meta.json and index.npy, the shards that were copied, and the path of the store
-that it came from, where the others are read. A shard is copied under another name, compared with its SHA-256 and then
-renamed, so a call that was killed is made again and goes on behind the bytes that it has.
+A staged store is a folder of its own: index.npy, meta.json with the path of the store that it came from, and the shards
+that were copied; the others are read where it came from. A shard is copied under another name, compared with its
+SHA-256 and then renamed, so a call that was killed is made again and goes on behind the bytes that it has.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Ite
         raise UsageError(f"{folder} is staged from another store, or another state of it: remove it")
     done = 0
     try:
-        for shard in shards:
-            name, size = shard["name"], shard["file_bytes"]
-            if (folder / name / "data.mdb").exists():
-                done += size
-                continue
-            free = shutil.disk_usage(folder).free
-            if free < size:
-                raise OSError(f"{folder} has {free} bytes free, shard {name} needs {size}")
-            part = folder / f".{name}.part"
-            part.mkdir(exist_ok=True)
-            for at in _copy(store.path / name / "data.mdb", part / "data.mdb", size, shard["sha256"]):
-                yield done + at
-            part.rename(folder / name)
-            sync(folder)
-            done += size
-        # Last: without meta.json the folder is no store.
+        # First: from now on the folder is a store, which reads all that is not here where it came from.
         if not meta_file.exists():
             shutil.copyfile(store.path / "index.npy", folder / "index.npy")
             temporary = folder / "meta.json.part"
             temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             temporary.rename(meta_file)
+        for shard in shards:
+            name, size = shard["name"], shard["file_bytes"]
+            if not (folder / name / "data.mdb").exists():
+                part = folder / f".{name}.part"
+                part.mkdir(exist_ok=True)
+                target = part / "data.mdb"
+                there = target.stat().st_size if target.exists() else 0
+                free = shutil.disk_usage(folder).free
+                if free < size - there:
+                    raise OSError(f"{folder} has {free} bytes free, shard {name} needs {size - there} more")
+                for at in _copy(store.folder_of(name) / "data.mdb", target, size, shard["sha256"]):
+                    yield done + at
+                part.rename(folder / name)
+                sync(folder)
+            done += size
     except OSError as error:
         raise OSError(f"staging {store.path} failed, the same call goes on from there: {error}") from error
     yield done

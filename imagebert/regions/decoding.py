@@ -21,7 +21,7 @@ from imagebert.regions.images import MAX_PIXELS, UnreadableImage, load_image
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32
+_BATCH, _BATCH_BYTES = 32, 32 << 20  # files, and their bytes: two batches of decoded pictures are in memory
 
 Decoded = Image.Image | UnreadableImage
 
@@ -43,7 +43,7 @@ def decode(paths: Sequence[Path], dali: bool | None = None) -> Iterator[tuple[Pa
             if dali:
                 raise
     log.info("pictures are decoded by %s", "Pillow" if jpegs is None else f"DALI on the {jpegs.device} and Pillow")
-    batches = [paths[first : first + _BATCH] for first in range(0, len(paths), _BATCH)]
+    batches = list(_batches(paths))
     with ThreadPoolExecutor(1, "decoder") as thread:
         ahead = thread.submit(_decode_batch, batches[0], jpegs) if batches else None
         for number, batch in enumerate(batches):
@@ -52,6 +52,19 @@ def decode(paths: Sequence[Path], dali: bool | None = None) -> Iterator[tuple[Pa
             if number + 1 < len(batches):
                 ahead = thread.submit(_decode_batch, batches[number + 1], jpegs)
             yield from zip(batch, found, strict=True)
+
+
+def _batches(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    batch: list[Path] = []
+    size = 0
+    for path in paths:
+        size += path.stat().st_size
+        if batch and (len(batch) == _BATCH or size > _BATCH_BYTES):
+            yield batch
+            batch, size = [], path.stat().st_size
+        batch.append(path)
+    if batch:
+        yield batch
 
 
 def _decode_batch(paths: Sequence[Path], jpegs: _DaliJpegs | None) -> list[Decoded]:

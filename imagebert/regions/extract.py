@@ -52,8 +52,13 @@ def extract(
             if isinstance(image, UnreadableImage):
                 log.warning("%s is skipped: %s", file, image)
                 refused += 1
-            else:
-                writer.add(keys[file], extractor(image))
+                continue
+            record = extractor(image)
+            try:
+                writer.add(keys[file], record)
+            except UsageError as error:
+                log.warning("%s is refused: %s", file, error)
+                refused += 1
         if refused == len(files):
             raise UsageError(f"none of the {refused} pictures in {images} can be read")
     return Extracted(len(files), len(files) - refused, refused)

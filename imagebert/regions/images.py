@@ -36,8 +36,10 @@ def load_image(path: Path) -> Image.Image:
             return upright.convert("RGB")
     except UnidentifiedImageError:
         raise UnreadableImage("not a picture in a known format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(str(error)) from None
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # what damaged EXIF or TIFF tags may raise is no closed list
+        raise UnreadableImage(str(error) or type(error).__name__) from None
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -101,6 +101,10 @@ def test_collections_as_they_are_published(tmp_path: Path) -> None:
             "annotation 0: its image_id 3 is not among the images",
         ),
         ("x.json", '{"images": [{"filename": "a.jpg"}]}', "image 0: it has no sentences"),
+        ("x.jsonl", '{"image": "a.jpg", "caption": "half \\ud83d"}', "half a character"),
+        ("x.jsonl", '{"image": "' + "a" * 600 + '", "caption": "x"}', "name has 600 bytes"),
+        ("x.jsonl", '{"image": "a", "caption": "x", "relevance": 1' + "0" * 400 + "}", "relevance 1000.* is no number"),
+        ("x.jsonl", "[" * 100_000, "line 1: it is no JSON"),
     ],
 )
 def test_what_cannot_be_used_is_counted_or_an_error(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -127,6 +131,15 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, message
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         list(Captions(tmp_path / name))
+
+
+def test_lines_end_where_they_were_ended(tmp_path: Path) -> None:
+    (tmp_path / "cc.tsv").write_bytes("one\rtwo\u2028three\thttp://x\nfour\thttp://y\n".encode())
+    lines = found(tmp_path / "cc.tsv", kind="cc")
+    assert [(image, text) for image, text, _ in lines] == [("00000000", "one\rtwo\u2028three"), ("00000001", "four")]
+    (tmp_path / "cc12m.tsv").write_text("http://x\ta caption\n")
+    with pytest.raises(UsageError, match="it is not caption, tab, URL"):
+        found(tmp_path / "cc12m.tsv", kind="cc", strict=True)
 
 
 def test_a_pattern_that_does_not_fit(tmp_path: Path) -> None:

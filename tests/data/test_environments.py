@@ -63,6 +63,19 @@ def test_keep_only(tmp_path: Path) -> None:
     assert list(Reader(tmp_path / "x").keys()) == [b"b"]
 
 
+def test_keep_only_has_room(tmp_path: Path) -> None:
+    """A reopened environment's map is just as large as its data."""
+    writer = Writer(tmp_path / "x")
+    for first in range(0, 40, 4):
+        writer.put([(f"{i:04d}".encode(), bytes(2_000_000)) for i in range(first, first + 4)])
+    writer.close()
+    writer = Writer(tmp_path / "x")
+    writer.keep_only({f"{i:04d}".encode() for i in range(36)})
+    writer.put([(b"more", bytes(2_000_000))])
+    writer.close()
+    assert len(Reader(tmp_path / "x")) == 37
+
+
 def test_what_is_no_lmdb(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing is no LMDB: it has no data.mdb"):
         Reader(tmp_path / "nothing")

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -202,6 +203,27 @@ def test_fewer_writers_go_on_with_what_more_began(tmp_path: Path) -> None:
     assert len(store) == 20
     for image in range(20):
         np.testing.assert_array_equal(store.read(image).features, found[store.key(image)].features)
+
+
+def test_a_full_disk_at_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import imagebert.data.region_writer as module
+
+    class Full(FileIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            return super().write(data[: len(data) // 2])
+
+    monkeypatch.setattr(module, "FileIO", Full)
+    with pytest.raises(OSError, match=r"writing .*store failed, nothing was kept: No space left"):
+        write(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_is_no_text(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="is no text that UTF-8 can hold: rename it"),
+        write_regions(tmp_path / "store", NAMES, {}) as writer,
+    ):
+        writer.add("bad\udcff.jpg", random_record(np.random.default_rng(0), 1))
 
 
 def test_features_too_large_for_half_precision(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -110,9 +111,12 @@ def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
         RegionStore(tmp_path / "store")
     shard.write_bytes(whole)
     index = tmp_path / "store/index.npy"
-    index.write_bytes(index.read_bytes()[:100])
-    with pytest.raises(UsageError, match=r"is damaged, meta.json or index.npy"):
-        RegionStore(tmp_path / "store")
+    plain = io.BytesIO()
+    np.save(plain, np.zeros(24))
+    for content in (index.read_bytes()[:100], b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  ", plain.getvalue()):
+        index.write_bytes(content)
+        with pytest.raises(UsageError, match=r"is damaged, meta.json or index.npy"):
+            RegionStore(tmp_path / "store")
     shutil.copy(Path(source.regions) / "index.npy", index)
     shutil.rmtree(tmp_path / "store/shard-000-0000")
     with pytest.raises(UsageError, match="lacks its shard"):

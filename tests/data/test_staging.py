@@ -58,11 +58,15 @@ def test_an_interrupted_copy_goes_on(store: RegionStore, tmp_path: Path, monkeyp
     while next(copying) < size + 12_000:
         pass
     copying.close()  # as a kill would: the second shard is in part there
-    assert sorted(p.name for p in local.iterdir()) == [".shard-000-0001.part", "shard-000-0000"]
+    assert sorted(p.name for p in local.iterdir()) == [
+        ".shard-000-0001.part",
+        "index.npy",
+        "meta.json",
+        "shard-000-0000",
+    ]
     written = os.stat(local / ".shard-000-0001.part/data.mdb").st_size
     assert 0 < written < size
-    with pytest.raises(UsageError, match=r"no readable meta\.json"):
-        RegionStore(local)
+    assert len(RegionStore(local).read(59).features) == 3  # it is a store from the first moment on
     # It goes on behind what is there: the first block that is reported is a later one.
     first = next(iter(stage(store, local, store.shards)))
     assert first >= size + written
@@ -79,12 +83,35 @@ def test_a_copy_that_differs_is_noticed(store: RegionStore, tmp_path: Path) -> N
     file.write_bytes(data)
     with pytest.raises(UsageError, match=r"shard-000-0002/data.mdb does not have the SHA-256"):
         list(stage(store, tmp_path / "local", store.shards))
-    assert not (tmp_path / "local/meta.json").exists()
+    assert sorted(p.name for p in (tmp_path / "local").glob("shard*")) == ["shard-000-0000", "shard-000-0001"]
+
+
+def test_another_store_is_not_mixed_in(store: RegionStore, tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    with write_regions(tmp_path / "other", ["thing"] * 5, {}, "float32", shard_bytes=1) as writer:
+        for i in range(60):
+            writer.add(f"{i:03d}", random_record(rng, 3, 700))
+    copying = stage(store, tmp_path / "local", store.shards)
+    while next(copying) < store.shards[0]["file_bytes"]:
+        pass
+    copying.close()
+    other = RegionStore(tmp_path / "other")
+    with pytest.raises(UsageError, match="is staged from another store, or another state of it"):
+        list(stage(other, tmp_path / "local", other.shards))
+
+
+def test_a_staged_store_is_staged_on(store: RegionStore, tmp_path: Path) -> None:
+    list(stage(store, tmp_path / "rack", store.shards[:2]))
+    rack = RegionStore(tmp_path / "rack")
+    list(stage(rack, tmp_path / "node", rack.shards))
+    shutil.rmtree(store.path)
+    shutil.rmtree(tmp_path / "rack")
+    assert len(RegionStore(tmp_path / "node").read(59).features) == 3
 
 
 def test_no_room(store: RegionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(OSError, match="has 10 bytes free, shard shard-000-0000 needs"):
+    with pytest.raises(OSError, match=r"has 10 bytes free, shard shard-000-0000 needs .* more"):
         list(stage(store, tmp_path / "local", store.shards))
 
 

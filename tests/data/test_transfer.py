@@ -5,16 +5,23 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from imagebert.cli import main
 from imagebert.config import SourceConfig
+from imagebert.data.readers import Item, share_of
+from imagebert.data.records import RegionRecord
 from imagebert.data.regions import RegionStore
-from tests.corpora import write_corpus
+from imagebert.data.transfer import Target, Transferred, transfer
+from imagebert.workers import Workers
+from tests.corpora import random_record, write_corpus
 from tests.data.readers.test_formats import make, write_bottom_up, write_lxmert
 
 IMAGEBERT = [sys.executable, "-m", "imagebert"]
@@ -142,6 +149,87 @@ def test_quantize_prints_its_error(tmp_path: Path, capsys: pytest.CaptureFixture
     error = np.sqrt(np.square(stored - exact).sum() / np.square(exact).sum())
     assert f"root-mean-square error {error:.3%}" in capsys.readouterr().out
     assert 0 < error < 0.01
+
+
+class Threads:
+    """MPI's world, for ranks that are threads."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier, self._sums = threading.Barrier(size), [np.zeros(0)] * size
+        self._rank = threading.local()
+
+    def enter(self, rank: int) -> Workers:
+        self._rank.value = rank
+        return Workers(rank, len(self._sums), self)
+
+    def Barrier(self) -> None:
+        self._barrier.wait(30)
+
+    def Allreduce(self, mine: NDArray[np.int64], summed: NDArray[np.int64]) -> None:
+        self._sums[self._rank.value] = mine
+        self.Barrier()
+        summed[:] = sum(self._sums)
+        self.Barrier()
+
+
+class Listed:
+    """A reader of a list."""
+
+    def __init__(self, items: list[tuple[str, RegionRecord]], stop_at: int | None = None) -> None:
+        self._items, self._stop_at = items, stop_at
+
+    def size(self, share: int, shares: int) -> int:
+        return len(share_of(len(self._items), share, shares))
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        for number in share_of(len(self._items), share, shares):
+            if number == self._stop_at:
+                raise KeyboardInterrupt
+            key, record = self._items[number]
+            yield Item(f"item {number}", key, lambda record=record: record, number)  # type: ignore[misc]
+
+
+def on_threads(ranks: int, reader: Listed, target: Target) -> list[Transferred | BaseException]:
+    world, results = Threads(ranks), {}
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = transfer(reader, target, {"x": 1}, workers=world.enter(rank))
+        except BaseException as error:
+            world._barrier.abort()
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[rank] for rank in range(ranks)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_counts_add_up_when_the_number_of_ranks_changes_and_a_key_comes_twice(
+    before: int, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagebert.data.region_writer._COMMIT_RECORDS", 1)
+    rng = np.random.default_rng(0)
+    items = [(f"k{i}", random_record(rng, 2)) for i in range(12)]
+    items[7] = items[1]  # in another share than the first, however many there are
+    target = Target(tmp_path / "out", [f"class{i}" for i in range(5)], {})
+    first = on_threads(before, Listed(items, stop_at=10), target)
+    assert all(isinstance(result, BaseException) for result in first)
+    assert not target.path.exists()
+    assert on_threads(after, Listed(items), target) == [Transferred(12, 11, 1)] * after
+    store = RegionStore(target.path)
+    assert sorted(store.key(i) for i in range(11)) == sorted({key for key, _ in items})
+
+
+def test_ranks_with_features_of_different_sizes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = [(f"k{i}", random_record(rng, 1, 8 if i < 4 else 16)) for i in range(8)]
+    target = Target(tmp_path / "out", [f"class{i}" for i in range(5)], {})
+    assert any("features of sizes [8, 16]" in str(result) for result in on_threads(2, Listed(items), target))
+    assert not target.path.exists()
 
 
 def test_another_format_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,22 @@ class Item(NamedTuple):
 
     where: str  # file, and place in it
     key: str  # "" where not even that can be read: `load` says why
-    load: Callable[[], RegionRecord]  # raises BadRecord
+    parse: Callable[[], RegionRecord]
     done: int  # how much of `Reader.size` has been read with it
+
+    def load(self) -> RegionRecord:
+        """The image's regions.
+
+        Raises:
+            BadRecord: they cannot be used.
+            OSError: the file cannot be read.
+        """
+        try:
+            return self.parse()
+        except (UsageError, OSError):
+            raise
+        except Exception as error:  # what parsers raise on damaged bytes is no closed list
+            raise BadRecord(f"it is damaged ({type(error).__name__}: {error})") from None
 
 
 class Reader(Protocol):

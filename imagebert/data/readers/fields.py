@@ -24,7 +24,7 @@ _NAMES = {
     "confidences": ("objects_conf", "conf"),
     "probabilities": ("soft_labels", "cls_prob"),
 }
-_VISUAL_GENOME_FEATURES = 2048
+_VISUAL_GENOME_FEATURES, _VISUAL_GENOME_CLASSES = 2048, 1600
 _GEOMETRY = 6  # columns that VinVL puts behind the features: x1 y1 x2 y2 w h, as shares of the image
 
 
@@ -32,8 +32,8 @@ def record_from(fields: Mapping[str, Any], most: int | None = None) -> RegionRec
     """The record of one image.
 
     Features [n, F] and boxes [n, 4 or more] xyxy are needed, in pixels with the image's size, or as shares of it. Of
-    boxes with more columns (areas, sides) the first four count. Classes may be numbers, or probabilities of which the
-    first is the background's; without any, all regions are of class 0. Regions come by falling confidence.
+    boxes with more columns (areas, sides) the first four count. Classes may be numbers, or probabilities, with or
+    without the background's in front; without any, all regions are of class 0. Regions come by falling confidence.
 
     Args:
         most: how many regions the file's index says it has; what lies behind them is padding
@@ -42,14 +42,16 @@ def record_from(fields: Mapping[str, Any], most: int | None = None) -> RegionRec
         BadRecord: a field is missing, or does not fit the others.
     """
     features = _matrix("features", _find(fields, "features"))
-    number = _find(fields, "number")
     n = len(features)
-    if number is not None and int(number) != n:
-        raise BadRecord(f"it says {int(number)} boxes and has features of {n}")
+    number = _find(fields, "number")
+    # MMF counts the boxes that are sure and keeps others behind them, or writes the number that it was asked for.
+    n = n if number is None else min(n, _whole("number of boxes", number))
     if most is not None:
-        if not 0 < most <= n:
+        if most > n:
             raise BadRecord(f"its index says {most} boxes, it has {n}")
         n = most
+    if n < 1:
+        raise BadRecord(f"it says {n} boxes")
     boxes = _find(fields, "boxes")
     if features.shape[1] == _VISUAL_GENOME_FEATURES + _GEOMETRY:
         features, geometry = np.split(features, [_VISUAL_GENOME_FEATURES], axis=1)
@@ -79,10 +81,10 @@ def decode_base64(text: bytes | str, dtype: str, name: str, rows: int | None = N
     """
     try:
         data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, TypeError) as error:
         raise BadRecord(f"{name} is no base64 ({error})") from None
-    size = np.dtype(dtype).itemsize * (rows or 1)
-    if rows == 0 or len(data) % size or not data:
+    size = np.dtype(dtype).itemsize * max(rows or 1, 1)
+    if (rows is not None and rows < 1) or len(data) % size or not data:
         raise BadRecord(f"{name} has {len(data)} bytes, which are not {rows} rows of {dtype}")
     array = np.frombuffer(data, dtype)
     return array if rows is None else array.reshape(rows, -1)
@@ -103,13 +105,18 @@ def _matrix(name: str, value: Any) -> NDArray[Any]:
 
 def _size(fields: Mapping[str, Any], what: str) -> int | None:
     value = _find(fields, what)
-    try:
-        size = None if value is None else int(value)
-    except (TypeError, ValueError):
-        raise BadRecord(f"{what} is {value!r}") from None
+    size = None if value is None else _whole(what, value)
     if size is not None and not 0 < size < 1 << 20:
         raise BadRecord(f"{what} is {size}")
     return size
+
+
+def _whole(what: str, value: Any) -> int:
+    """A whole number, as such, as text, or as an array of one."""
+    try:
+        return int(np.asarray(value).reshape(-1)[0] if isinstance(value, np.ndarray) and value.size == 1 else value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRecord(f"{what} is {value!r}") from None
 
 
 def _in_pixels(boxes: NDArray[Any], width: int | None, height: int | None) -> tuple[NDArray[np.float32], int, int]:
@@ -138,9 +145,12 @@ def _in_pixels(boxes: NDArray[Any], width: int | None, height: int | None) -> tu
 def _classes(fields: Mapping[str, Any], n: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
     classes, confidences = _find(fields, "classes"), _find(fields, "confidences")
     probabilities = _find(fields, "probabilities")
-    if probabilities is not None:
-        table = _matrix_of(probabilities)[:, 1:]  # the background is no class
-        classes = table.argmax(axis=1) if classes is None else classes
+    if probabilities is not None and np.ndim(probabilities) == 1:  # MMF's extract_features_frcnn.py: of the top class
+        confidences = probabilities if confidences is None else confidences
+    elif probabilities is not None:
+        table = _without_background(_matrix_of(probabilities), classes)
+        if classes is None or len(np.reshape(classes, -1)) == n - 1:  # ViLBERT's own extraction loses one
+            classes = table.argmax(axis=1)
         confidences = table.max(axis=1) if confidences is None else confidences
     classes = np.zeros(n, np.int64) if classes is None else np.asarray(classes).reshape(-1)
     confidences = np.ones(n, np.float32) if confidences is None else np.asarray(confidences).reshape(-1)
@@ -154,6 +164,15 @@ def _classes(fields: Mapping[str, Any], n: int) -> tuple[NDArray[np.uint16], NDA
             f"a class is below 0 or above 65533 ({classes.min()} to {classes.max()}), or a confidence is none"
         )
     return classes.astype(np.uint16), confidences.astype(np.float32)
+
+
+def _without_background(table: NDArray[Any], classes: Any) -> NDArray[Any]:
+    """The probabilities of the classes alone: some projects keep the background's in front of them, some do not."""
+    if classes is not None and len(np.reshape(classes, -1)) == len(table):
+        given = np.reshape(classes, -1)
+        with_it, without = (table[:, 1:].argmax(axis=1) == given).mean(), (table.argmax(axis=1) == given).mean()
+        return table[:, 1:] if with_it >= without else table
+    return table if table.shape[1] == _VISUAL_GENOME_CLASSES else table[:, 1:]
 
 
 def _matrix_of(value: Any) -> NDArray[Any]:

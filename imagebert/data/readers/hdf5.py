@@ -16,6 +16,7 @@ import numpy as np
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, Item, share_of
 from imagebert.data.readers.fields import record_from
+from imagebert.data.readers.folders import LARGEST
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.data.records import RegionRecord
 
@@ -53,12 +54,11 @@ class Hdf5Reader:
 def _read_ids(source: Path) -> dict[str, int]:
     path = source.with_name(f"{source.stem}_imgid2idx.pkl")
     try:
-        with path.open("rb") as file:
-            ids = unpickle(file)
+        ids = unpickle(path.read_bytes())
         return {str(key): int(row) for key, row in ids.items()}
     except OSError as error:
         raise UsageError(f"{source} needs its image ids in {path.name}: {error.strerror}") from None
-    except (BadRecord, AttributeError, TypeError, ValueError) as error:
+    except (BadRecord, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{path} is no dictionary of image ids to rows: {error}") from None
 
 
@@ -73,7 +73,10 @@ def _record(file: Any, row: int) -> RegionRecord:
         else:
             if not 0 <= row < len(features):
                 raise BadRecord(f"there are {len(features)} rows")
-            where = row
+            start, stop, where = 0, features.shape[1], row
+        # Before it is read: what was never written takes no space in the file.
+        if stop - start > 65535 or (stop - start) * features.shape[-1] * features.dtype.itemsize > LARGEST:
+            raise BadRecord(f"it has {stop - start} boxes of {features.shape[-1]} numbers")
         found = features[where], pixels[where], shares[where]
     except (OSError, ValueError, IndexError) as error:
         raise BadRecord(f"it cannot be read ({error})") from None

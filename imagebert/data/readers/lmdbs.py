@@ -80,14 +80,14 @@ class VilbertReader(_LmdbReader):
     _list_of_keys = b"keys"
 
     def _record(self, environment: Environment, key: str, value: memoryview) -> RegionRecord:
-        found = unpickle(value)
+        found = unpickle(bytes(value))
         if not isinstance(found, dict):
             raise BadRecord(f"its pickle holds {type(found).__name__}, not a dictionary")
         fields = {name.decode() if isinstance(name, bytes) else name: thing for name, thing in found.items()}
         rows = fields.get("num_boxes")
         for name in ("features", "boxes", "cls_prob"):
             if isinstance(fields.get(name), str | bytes):
-                if not isinstance(rows, int | str | np.integer) or not str(rows).isdigit():
+                if not isinstance(rows, int | str | np.integer) or not str(rows).isdecimal():
                     raise BadRecord(f"{name} is base64, and num_boxes is {rows!r}")
                 fields[name] = decode_base64(fields[name], "<f4", name, int(rows))
         return record_from(fields)

@@ -15,6 +15,8 @@ from imagebert.data.readers import BadRecord, Item, share_of
 from imagebert.data.readers.fields import decode_base64, record_from
 from imagebert.data.records import RegionRecord
 
+_LONGEST = 1 << 28  # bytes of a line: 100 boxes of 2,048 numbers are a million
+
 
 class TsvReader:
     """Both layouts, told apart by their number of columns. Shares are runs of bytes, cut at the next line."""
@@ -47,9 +49,11 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
             with file.open("rb") as opened:
                 if start > 0:  # to the next line's beginning, which may be here
                     opened.seek(start - 1)
-                    opened.readline()
+                    opened.readline(_LONGEST)
                 while (offset := opened.tell()) < stop:
-                    line = opened.readline()
+                    line = opened.readline(_LONGEST)
+                    if len(line) == _LONGEST:
+                        raise UsageError(f"{file}, byte {offset}: a line has more than {_LONGEST} bytes: is it a TSV?")
                     content = line.rstrip(b"\r\n")
                     if content:
                         yield file, offset, content, before + opened.tell() - mine.start

@@ -1,4 +1,5 @@
 """VinVL: features.tsv beside predictions.tsv, label.tsv or labels.tsv, each with the offsets of its lines in .lineidx.
+Or X.feature.tsv beside X.label.tsv, as its captioning data has them.
 
 features     key, number of boxes, base64 of float32; or key, {"num_boxes", "features"}. 2054 numbers a box: 2048 and
              the box itself as shares of the image
@@ -25,13 +26,12 @@ _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
 
 
 class VinvlReader:
-    """Folders that hold a features.tsv. Shares are runs of its bytes."""
+    """Files of features, or folders that hold some. Shares are runs of their bytes."""
 
     def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
-        folders = [source.parent if source.is_file() else source for source in sources]
-        self.files = [file for folder in folders for file in sorted(folder.rglob("features.tsv"))]
+        self.files = [file for source in sources for file in _feature_files(source)]
         if not self.files:
-            raise UsageError(f"{sources[0]} holds no features.tsv")
+            raise UsageError(f"{sources[0]} holds no features.tsv and no NAME.feature.tsv")
         self._numbers = {name: number for number, name in enumerate(classes)}
         self._labels = {file: _Labels.beside(file) for file in self.files}
         if any(self._labels.values()) and not classes:
@@ -59,7 +59,7 @@ class VinvlReader:
             raise BadRecord(f"it has {len(columns)} columns, not 2 or 3")
         try:
             rows = int(number)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadRecord(f"its number of boxes is {number!r}") from None
         fields: dict[str, Any] = {"features": decode_base64(features, "<f4", "features", rows), "num_boxes": rows}
         labels = self._labels[file]
@@ -86,6 +86,12 @@ class VinvlReader:
         return fields
 
 
+def _feature_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    return sorted(file for file in source.rglob("*.tsv") if file.name == "features.tsv" or ".feature." in file.name)
+
+
 class _Labels:
     """A file of labels, found by key."""
 
@@ -100,7 +106,9 @@ class _Labels:
 
     @classmethod
     def beside(cls, features: Path) -> _Labels | None:
-        return next((cls(path) for name in _LABELS if (path := features.with_name(name)).exists()), None)
+        own = features.name.replace(".feature.", ".label.")  # such as train.feature.tsv and train.label.tsv
+        names = [own] if own != features.name else _LABELS
+        return next((cls(path) for name in names if (path := features.with_name(name)).exists()), None)
 
     def read(self, key: str) -> Any:
         offset = self._offsets.get(key.encode())
@@ -141,5 +149,5 @@ def _line_offsets(path: Path, size: int) -> list[int]:
 def _json(text: bytes | str, what: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecord(f"its {what} is no JSON ({error})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, open_reader
 from imagebert.data.records import RegionRecord
 
@@ -395,7 +397,9 @@ def test_a_damaged_line_is_named_and_the_others_are_read(
         ({"x": np.ones((2, 4)), "bbox": np.full((2, 4), 50.0)}, "in pixels, and the size of the image is unknown"),
         ({"x": np.ones((2, 4)), "bbox": np.array([[0.5, 0, 0.4, 1]] * 2)}, "ends before it begins"),
         ({"x": np.ones((2, 4)), "bbox": np.full((2, 4), np.nan)}, "not finite"),
-        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "num_bbox": 7}, "says 7 boxes and has features of 2"),
+        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "num_bbox": 0}, "says 0 boxes"),
+        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "num_bbox": np.nan}, "number of boxes is"),
+        ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "image_w": np.inf}, "width is"),
         ({"x": np.array(["a", "b"]), "bbox": np.zeros((2, 4))}, "not a table of numbers"),
         ({"x": np.ones((2, 4)), "bbox": np.zeros((2, 4)), "image_w": -3}, "width is -3"),
     ],
@@ -404,6 +408,98 @@ def test_fields_that_do_not_fit(fields: dict[str, Any], message: str, tmp_path: 
     np.savez(tmp_path / "1.npz", **fields)
     (error,) = load_all("npz", tmp_path)
     assert re.search(message, error), error
+
+
+def test_what_mmf_and_vilbert_make_of_a_few_boxes(tmp_path: Path) -> None:
+    (image, *_) = make(boxes=5)
+    common = {"x": image.features, "bbox": image.boxes, "image_w": image.width, "image_h": image.height}
+    both = {"objects": image.classes, "cls_prob": image.probabilities}
+    alone = {"objects": image.classes, "cls_prob": image.probabilities[:, 1:]}
+    cases: dict[str, tuple[dict[str, Any], int]] = {
+        "asked for 100": ({**common, **both, "num_boxes": 100}, 5),
+        "of them 3 are sure": ({**common, **both, "num_boxes": 3}, 3),
+        "the number in an array": ({**common, **both, "num_boxes": np.array([5])}, 5),
+        "of the top class": ({**common, "objects": image.classes, "cls_prob": image.confidences}, 5),
+        "without background": ({**common, **alone}, 5),
+        "one class lost": ({**common, "objects": image.classes[1:], "cls_prob": image.probabilities}, 5),
+    }
+    for name, (fields, _) in cases.items():
+        np.savez(tmp_path / f"{name}.npz", **fields)
+    found = read("npz", tmp_path)
+    for name, (_, n) in cases.items():
+        record = found[name]
+        np.testing.assert_array_equal(record.features, image.features[:n], name)
+        np.testing.assert_array_equal(record.classes, image.classes[:n], name)
+        np.testing.assert_array_equal(record.confidences, image.confidences[:n], name)
+
+
+def test_vinvls_files_of_other_names(tmp_path: Path) -> None:
+    _, folder = write_vinvl_captioning(tmp_path, make(2048))
+    for old, new in (("features", "train.feature"), ("label", "train.label")):
+        for suffix in (".tsv", ".lineidx"):
+            (folder / f"{old}{suffix}").rename(folder / f"{new}{suffix}")
+    for path in (folder, folder / "train.feature.tsv"):
+        found = read("vinvl", path)
+        assert len(found) == 5
+        assert any(record.classes.any() for record in found.values())
+
+
+@pytest.mark.parametrize(("write", "lost", "features", "boxes"), FORMATS, ids=[f[0].__name__[6:] for f in FORMATS])
+def test_damaged_bytes_never_do_more_than_damage(
+    write: Write, lost: set[str], features: int, boxes: int | None, tmp_path: Path
+) -> None:
+    """Anything else than an image's or a file's clear error would stop an import at the same place for ever."""
+    name, path = write(tmp_path, make(features, boxes)[:2])
+    files = [file for file in (path.rglob("*") if path.is_dir() else path.parent.glob("*")) if file.is_file()]
+    files = [file for file in files if file.suffix != ".mdb" or file.name == "data.mdb"]
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        file = files[int(rng.integers(len(files)))]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        # Of an LMDB the values only: its own pages are trusted, as those of any database are.
+        places = np.arange(len(whole))
+        if file.name == "data.mdb":
+            at = next(i for i in (whole.find(m) for m in (b"PK\x03\x04", b"features", b"image_id")) if i >= 0)
+            places = np.arange(at, min(at + 3000, len(whole)))
+        for place in rng.choice(places, 3):
+            damaged[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        try:
+            for item in open_reader(name, [path], NAMES).items(0, 1):
+                with contextlib.suppress(UsageError, OSError):
+                    item.load()
+        except (UsageError, OSError):
+            pass
+        file.write_bytes(whole)
+
+
+def test_archives_and_arrays_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.readers.folders.LARGEST", 10_000)
+    monkeypatch.setattr("imagebert.data.readers.hdf5.LARGEST", 10_000)
+    np.savez_compressed(tmp_path / "1.npz", x=np.zeros((9, 100)), bbox=np.zeros((9, 100)))
+    with h5py.File(tmp_path / "big.hdf5", "w") as file:
+        for dataset, last in (("image_features", 1000), ("image_bb", 4), ("spatial_features", 6)):
+            file.create_dataset(dataset, (1, 3000, last), np.float32)  # never written, so it takes no space
+    (tmp_path / "big_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0}))
+    errors = load_all("npz", tmp_path) + load_all("hdf5", tmp_path / "big.hdf5")
+    assert "unpacks to more than 10000 bytes" in errors[0]
+    assert "3000 boxes of 1000 numbers" in errors[1]
+
+
+def test_a_truncated_lmdb(tmp_path: Path) -> None:
+    name, path = write_vilbert(tmp_path, make(2048))
+    data = path / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(UsageError, match=r"data.mdb is truncated: it has \d+ bytes and needs \d+"):
+        read(name, path)
+
+
+def test_a_file_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.readers.tsv._LONGEST", 1000)
+    (tmp_path / "x.tsv").write_bytes(b"x" * 5000)
+    with pytest.raises(UsageError, match="byte 0: a line has more than 1000 bytes: is it a TSV"):
+        read("lxmert", tmp_path / "x.tsv")
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
