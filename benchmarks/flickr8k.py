@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/flickr8k"))
     parser.add_argument("--images", type=int, default=100, help="dev images evaluated (all 1,000 on a GPU)")
+    parser.add_argument("--features", default="int8", help="how features are stored; float32 for benchmarks.int8")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of both recipes")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
         write_captions(parsed.data, out / "captions.tsv")
         (out / "extractor.yaml").write_text(_EXTRACTOR.format(models=parsed.models, out=out))
     step("extract", out / "regions", "extract", parsed.data / "images", out / "regions",
-         "--extractor", out / "extractor.yaml")  # fmt: skip
+         "--extractor", out / "extractor.yaml", "--features", parsed.features)  # fmt: skip
     step("pairs", out / "pairs", "pairs", out / "captions.tsv", out / "pairs", "--vocab", minilm)
     data = [f"data.sources.0.regions={out / 'regions'}", f"data.sources.0.pairs={out / 'pairs'}", *parsed.set]
     step("pretrain", out / "pretrain/model", "pretrain", "flickr8k_pretrain", *data,

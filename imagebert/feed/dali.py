@@ -1,8 +1,8 @@
 """Microbatches through NVIDIA DALI: each is one sample, a run of bytes. The gate of DALI, with regions/decoding.py.
 
-DALI takes the packed memory as it is (`no_copy`) and copies it to the GPU on a stream of its own. On a CPU it would
-copy every output once more, into a buffer of its executor (MakeContiguous; `python -m benchmarks.feed` times it): there
-the pipeline's output is the first bytes only, and the batch stays where it was packed.
+DALI takes the packed memory as it is (`no_copy`) and copies it to the GPU on a stream of its own. On a CPU it copies
+every output once more, into a buffer of its executor (a test shows it): there the pipeline's output is the first bytes
+only, and the batch stays where it was packed.
 """
 
 from __future__ import annotations

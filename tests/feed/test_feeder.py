@@ -17,7 +17,7 @@ from imagebert.data.corpus import Corpus
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder
+from imagebert.feed.feeder import Feeder, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
@@ -107,6 +107,22 @@ def test_an_error_in_a_worker_reaches_the_consumer(source: SourceConfig, tmp_pat
     feeder, *_ = make(SourceConfig(regions=str(tmp_path / "regions"), pairs=source.pairs), 0, 1000, workers=2)
     with feeder, pytest.raises(UsageError, match=r"image003.jpg.*checksum does not match"):
         list(feeder)
+
+
+def test_dali_would_copy_what_it_gives_out() -> None:
+    """Why DaliCarrier gives out the first bytes only on a CPU; should this fail, DALI does better: give out all."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipeline:
+        pipeline.set_outputs(fn.external_source(name="x", no_copy=True, dtype=types.UINT8, ndim=1))
+    memory = torch.arange(100_000).to(torch.uint8)
+    (output,) = pipeline.run(x=[memory.numpy()])
+    given = torch.utils.dlpack.from_dlpack(output[0])
+    assert torch.equal(given, memory)
+    assert given.data_ptr() != memory.data_ptr()
+    carrier = DaliCarrier(CPU)
+    assert carrier.carry(memory, Slot(pinned=False)).data_ptr() == memory.data_ptr()
 
 
 def test_dali_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
