@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import threading
@@ -15,8 +14,6 @@ import lmdb
 import numpy as np
 
 from imagebert.config import UsageError
-
-_PAGE = mmap.PAGESIZE
 
 # LMDB refuses to open an environment twice in a process: readers that are open share it, the last one closes it.
 _open_environments: WeakValueDictionary[tuple[int, str], lmdb.Environment] = WeakValueDictionary()
@@ -89,8 +86,7 @@ class Reader:
         """
         if self._file is None:  # not sooner: threads that only read need none
             self._file = os.open(_data_file(self.path), os.O_RDONLY)
-        start = offset & -_PAGE
-        os.posix_fadvise(self._file, start, offset + size - start, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def offsets(self, keys: Iterable[bytes]) -> list[int]:
         """Where in the file the value of each key begins; LMDB itself does not tell."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from imagebert.config import UsageError
-from imagebert.data.environments import Writer
+from imagebert.data.environments import Reader, Writer
 from imagebert.data.region_writer import write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.workers import Workers
@@ -27,7 +27,7 @@ JOB = {"what": "test"}
 KILLED = """
 import os, pathlib, signal, sys
 import imagebert.data.folder as folder, imagebert.data.region_writer as writer
-from imagebert.data.environments import Writer
+from imagebert.data.environments import Reader, Writer
 sys.path.insert(0, {root!r})
 from tests.data.test_region_writer import write
 calls, last = 0, int(sys.argv[2])
@@ -78,6 +78,8 @@ def same(store: RegionStore) -> None:
     assert store.statistics["mean"] == pytest.approx(features.mean(), rel=1e-5)
     assert store.statistics["max"] == features.max()
     assert sum(shard["records"] for shard in store.shards) == IMAGES
+    # Nothing that was committed and not noted is left.
+    assert sum(len(Reader(store.folder_of(shard["name"]))) for shard in store.shards) == IMAGES
 
 
 def killed(path: Path, at: int) -> subprocess.CompletedProcess[str]:

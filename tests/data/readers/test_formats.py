@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, open_reader
+from imagebert.data.readers.tsv import lines_of_share
 from imagebert.data.records import RegionRecord
 
 NAMES = [f"thing {i}" for i in range(7)]
@@ -319,6 +320,17 @@ def test_what_a_project_writes_is_read(
         assert sorted(again) == sorted(found)
         for key, record in again.items():
             np.testing.assert_array_equal(record.features, found[key].features)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_every_line_is_in_one_share(tmp_path: Path, ends: str) -> None:
+    """Shares that end where a line does, too: all lines are equally long."""
+    files = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    files[0].write_text("".join(f"{i:04d}\tx{ends}" for i in range(8)), newline="")
+    files[1].write_text("".join(f"{i:04d}\tx{ends}" for i in range(8, 12)), newline="")
+    for shares in range(1, 14):
+        lines = [line for share in range(shares) for _, _, line, _ in lines_of_share(files, share, shares)]
+        assert [int(line[:4]) for line in lines] == list(range(12)), shares
 
 
 def test_the_most_confident_region_comes_first(tmp_path: Path) -> None:
