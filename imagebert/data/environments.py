@@ -123,34 +123,17 @@ class Writer:
         Raises:
             OSError: the disk is full or failing.
         """
-
-        def put_all(transaction: lmdb.Transaction) -> None:
-            for key, value in records:
-                transaction.put(key, value)
-
-        self._commit(put_all)
-
-    def _commit(self, change: Callable[[lmdb.Transaction], None]) -> None:
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    change(transaction)
+                    for key, value in records:
+                        transaction.put(key, value)
                 return
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.Error as error:
                 free = shutil.disk_usage(self.path).free
                 raise OSError(f"{error}; the disk of {self.path} has {free} bytes free") from None
-
-    def keep_only(self, known: set[bytes]) -> None:
-        """Deletes records of other keys: what a killed writer committed and did not note."""
-
-        def delete_others(transaction: lmdb.Transaction) -> None:
-            keys = transaction.cursor().iternext(keys=True, values=False)
-            for key in [key for key in keys if key not in known]:
-                transaction.delete(key)
-
-        self._commit(delete_others)
 
     def close(self) -> None:
         self._environment.close()

@@ -1,8 +1,9 @@
 """Writes region stores, by one process or several, so that a kill at any instant loses little and damages nothing.
 
 The store grows in `.NAME.incomplete` beside its place and is renamed when it is whole. Every commit of some records
-is on disk before a line about it goes to the writer's journal; a second call reads the journals, deletes what was
-committed and not noted, and goes on. Writers of one job share the folder: each has its own shards and its own journal.
+is on disk before a line about it goes to the writer's journal; a second call reads the journals and goes on. What was
+committed and not noted comes again: it is written over, or stays in its shard, in no index. Writers of one job share the
+folder: each has its own shards and its own journal.
 
     job.json               what is being written; another job is refused
     journal-000.jsonl      one line a commit: shard, keys, statistics; one line a finished shard: size and SHA-256
@@ -164,7 +165,6 @@ class RegionWriter:
         self._shard = shards[-1] if shards and shards[-1].sealed is None else None
         if self._shard is not None:
             self._environment = Writer(folder / self._shard.name)
-            self._environment.keep_only(set(self._shard.keys))
         self.accepted = 0  # images that this writer has, by this call or an earlier one
         self.twice = 0  # after the end: how many came twice, at different writers
 
