@@ -2,8 +2,8 @@
 
 The store grows in `.NAME.incomplete` beside its place and is renamed when it is whole. Every commit of some records
 is on disk before a line about it goes to the writer's journal; a second call reads the journals and goes on. What was
-committed and not noted comes again: it is written over, or stays in its shard, in no index. Writers of one job share the
-folder: each has its own shards and its own journal.
+committed and not noted comes again: it is written over, or stays in its shard, in no index. Writers of one job share
+the folder: each has its own shards and its own journal.
 
     job.json               what is being written; another job is refused
     journal-000.jsonl      one line a commit: shard, keys, statistics; one line a finished shard: size and SHA-256
