@@ -279,6 +279,18 @@ def test_a_compiled_step_of_one_shape_gives_the_same_losses(
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
 
 
+def test_how_data_comes_changes_nothing(recipe: list[str], tmp_path: Path) -> None:
+    ways = {
+        "plain": ["data.workers=1", "data.read_ahead=false", "data.verify_records=false", "data.prefetch_steps=1"],
+        "dali": ["data.feeder=dali", "data.workers=3", "data.prefetch_steps=4"],
+    }
+    for name, overrides in ways.items():
+        few = ["schedule.steps=4", "schedule.batch_size=null", "schedule.batch_tokens=200", "logging.every_steps=1"]
+        run(load_recipe(RECIPE, [*recipe, *few, *overrides, f"output={tmp_path / name}"]))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "dali")
+    assert len(losses(tmp_path / "plain")) == 4
+
+
 @pytest.mark.parametrize("step", ["compiled", "graphed"])
 def test_a_step_that_this_machine_cannot_run_is_named(recipe: list[str], step: str) -> None:
     with pytest.raises(UsageError, match=f"engine.step {step} needs a GPU"):
