@@ -28,6 +28,7 @@ import torch
 from benchmarks.report import Line, publish
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
+from imagebert.engine.metrics import read_log
 from imagebert.feed.arena import Arena
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
@@ -158,8 +159,7 @@ def compare(
 
 
 def read_losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [row["loss/total"] for row in rows if "loss/total" in row]
+    return [row["loss/total"] for row in read_log(run / "log.jsonl") if "loss/total" in row]
 
 
 def imagebert(*command: object) -> None:

@@ -49,8 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it in front
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], summary: str, to: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = to.add_parser(name, help=summary, description=summary)
         sub.set_defaults(command=command)
         return sub
 
@@ -102,31 +104,30 @@ def _parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="Look at region stores, check them, make others of them")
     actions = store.add_subparsers(title="actions", required=True, metavar="ACTION")
 
-    def act(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(command=command)
-        return sub
-
-    inspect = act("inspect", _inspect, "What a store holds")
-    verify = act("verify", _verify, "Compare every record with its checksum")
+    inspect = add("inspect", _inspect, "What a store holds", actions)
+    verify = add("verify", _verify, "Compare every record with its checksum", actions)
     verify.add_argument("--threads", type=_positive, default=None, help="(one a core)")
     for sub in (inspect, verify):
         sub.add_argument("path", type=Path, metavar="STORE")
         sub.add_argument("--json", type=Path, help="also write the figures here")
-    merge = act("merge", _merge, "One store of several")
+    merge = add("merge", _merge, "One store of several", actions)
     merge.add_argument("paths", nargs="+", type=Path, metavar="STORE ... OUT")
-    split = act("split", _split, "The chosen images of a store, or the store in equal parts OUT-0, OUT-1, ...")
+    split = add("split", _split, "The chosen images of a store, or the store in equal parts OUT-0, OUT-1, ...", actions)
     chosen = split.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--keys", type=Path, metavar="FILE", help="keys of the images, one a line")
     chosen.add_argument("--parts", type=_positive, metavar="N")
-    quantize = act("quantize", _quantize, "The same regions with smaller features; prints the error that it causes")
+    quantize = add(
+        "quantize", _quantize, "The same regions with smaller features; prints the error that it causes", actions
+    )
     for sub in (split, quantize):
         sub.add_argument("path", type=Path, metavar="STORE")
         sub.add_argument("out", type=Path, metavar="OUT")
     _add_target(merge, None)
     _add_target(split, None)
     _add_target(quantize, "int8")
-    stage = act("stage", _stage, "Copy shards to a local disk; the folder is a store that reads the others from afar")
+    stage = add(
+        "stage", _stage, "Copy shards to a local disk; the folder is a store that reads the others from afar", actions
+    )
     stage.add_argument("path", type=Path, metavar="STORE")
     stage.add_argument("folder", type=Path, metavar="FOLDER")
     stage.add_argument("--part", default="0/1", metavar="K/N", help="every Nth shard from the Kth on (%(default)s)")
@@ -262,7 +263,7 @@ def _pairs(parsed: argparse.Namespace) -> int:
 
 def _import(parsed: argparse.Namespace) -> int:
     from imagebert.data.readers import FORMATS, open_reader
-    from imagebert.data.transfer import Target, transfer
+    from imagebert.data.transfer import Target
     from imagebert.workers import workers
 
     if parsed.format == "formats":
@@ -280,9 +281,15 @@ def _import(parsed: argparse.Namespace) -> int:
         names = classes or [f"object {number}" for number in range(1600)]
         target = Target(out, names, extractor, parsed.features, parsed.shard_gib << 30, parsed.overwrite)
         job = {"import": parsed.format, "sources": [str(path.resolve()) for path in sources], "classes": names}
-        done = transfer(reader, target, job, strict=parsed.strict, workers=team)
-        if team.rank == 0:
-            print(f"{done.came} images: {done.stored} stored in {out}, {done.refused} refused")
+        return _transfer(reader, target, job, parsed.strict, team)
+
+
+def _transfer(reader: Any, target: Any, job: dict[str, Any], strict: bool, team: Any) -> int:
+    from imagebert.data.transfer import transfer
+
+    done = transfer(reader, target, job, strict=strict, workers=team)
+    if team.rank == 0:
+        print(f"{done.came} images: {done.stored} stored in {target.path}, {done.refused} refused")
     return 0
 
 
@@ -362,7 +369,7 @@ def _quantize(parsed: argparse.Namespace) -> int:
 def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, keys: list[str] | None) -> int:
     import hashlib
 
-    from imagebert.data.transfer import StoreReader, Target, transfer
+    from imagebert.data.transfer import StoreReader, Target
     from imagebert.workers import workers
 
     with workers() as team:
@@ -371,10 +378,7 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
         target = Target(out, reader.classes, reader.extractor, features, parsed.shard_gib << 30, parsed.overwrite)
         chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
         job = {"stores": [str(path.resolve()) for path in sources], "keys": chosen}
-        done = transfer(reader, target, job, strict=True, workers=team)
-        if team.rank == 0:
-            print(f"{done.came} images: {done.stored} stored in {out}, {done.refused} refused")
-    return 0
+        return _transfer(reader, target, job, True, team)
 
 
 def _stage(parsed: argparse.Namespace) -> int:

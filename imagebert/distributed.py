@@ -1,6 +1,7 @@
 """Ranks: who this process is, and the few collectives that are used outside the engine.
 
-The one place that reads the launcher's environment (torchrun, the deepspeed launcher, mpirun, srun, or none).
+The one place where training reads the launcher's environment (torchrun, the deepspeed launcher, mpirun, srun, or none).
+Data jobs have their own ranks, which need neither torch nor a rendezvous (workers.py).
 """
 
 from __future__ import annotations

@@ -20,15 +20,6 @@ from imagebert.data.pairs import Caption, flaw
 
 log = logging.getLogger(__name__)
 
-FORMATS = {
-    "table": "CSV, TSV, JSONL or Parquet with named columns; by the file's suffix",
-    "coco": "JSON with images and annotations",
-    "karpathy": "JSON with images, their sentences and splits; restval is train",
-    "flickr": "token file: IMAGE#NUMBER, tab, caption",
-    "cc": "Conceptual Captions: caption, tab, URL; the image is called after the line's number",
-    "sbu": "SBU: JSON of image_urls and captions, or the folder of its two text files",
-}
-
 
 class Line(NamedTuple):
     """One caption as it was found, and what its image may be called after."""
@@ -69,7 +60,7 @@ class Captions:
     """The captions of a file, those that cannot be used left out and counted.
 
     Args:
-        kind: one of FORMATS, or auto
+        kind: table, coco, karpathy, flickr, cc, sbu, or auto
         image_key: pattern of the key in the region store: {image} as the file has it, {stem} without folders and
             suffix, {id} its number, {row} of the line
         image_splits: image as the file has it -> split. Where it is not empty, captions of other images are left out

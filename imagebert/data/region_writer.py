@@ -100,7 +100,6 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rank = int(path.stem.split("-")[1])
         self.shards: dict[str, _Shard] = {}
         self.statistics = _Statistics()
         self.feature_size: int | None = None
@@ -151,7 +150,7 @@ class RegionWriter:
         self._feature_size: int | None = None
         self._journal = _Journal(folder / f"journal-{rank:03d}.jsonl")
         written = []
-        for journal in _journals(folder):
+        for journal in [self._journal, *_journals(folder, but=rank)]:
             written += [_digest(key) for shard in journal.shards.values() for key in shard.keys]
             self._feature_size = self._feature_size or journal.feature_size
         self._written = np.sort(np.array(written, "S16"))
@@ -343,7 +342,7 @@ def write_regions(
         writer.finish()
         (accepted,) = workers.total([writer.accepted])
         if workers.rank == 0:
-            for left_behind in range(workers.size, 1 + max(journal.rank for journal in _journals(folder))):
+            for left_behind in filter(lambda rank: rank >= workers.size, map(_rank_of, _journal_files(folder))):
                 RegionWriter(folder, classes, feature_type, shard_bytes, left_behind).finish()
             writer.twice = accepted - _describe(folder, classes, feature_type, extractor)
             if writer.twice < 0:
@@ -405,11 +404,20 @@ def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
 
 def _notes(folder: Path) -> list[Path]:
     """What only the writing needs."""
-    return [folder / "lock", *folder.glob("job.json*"), *folder.glob("journal-*.jsonl")]
+    return [folder / "lock", *folder.glob("job.json*"), *_journal_files(folder)]
 
 
-def _journals(folder: Path) -> list[_Journal]:
-    return [_Journal(path) for path in sorted(folder.glob("journal-*.jsonl"))]
+def _journal_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("journal-*.jsonl"))
+
+
+def _rank_of(journal: Path) -> int:
+    return int(journal.stem.split("-")[1])
+
+
+def _journals(folder: Path, but: int | None = None) -> Iterator[_Journal]:
+    """Read one by one: they are large."""
+    return (_Journal(path) for path in _journal_files(folder) if _rank_of(path) != but)
 
 
 def _digest(key: bytes) -> bytes:
@@ -422,7 +430,7 @@ def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, e
     Raises:
         UsageError: the writers had features of different sizes.
     """
-    journals = _journals(folder)
+    journals = list(_journals(folder))
     statistics = _Statistics()
     for journal in journals:
         statistics.add(journal.statistics)

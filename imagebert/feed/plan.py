@@ -85,10 +85,12 @@ class Plan:
         batch_tokens: int | None = None,
         parts: int,
     ) -> None:
-        # Tokens of the pairs that a sampled caption becomes [N].
-        self._tokens = negatives.candidates * lengths.tokens(_matched(caption_image, np.arange(len(caption_image))))
+        self._tokens: NDArray[np.int64] | None = None  # [N] of the pairs that a caption becomes, where steps go by them
         key, value, least = "batch_size", batch_size, parts
         if batch_tokens is not None:
+            captions = np.arange(len(caption_image))
+            matched = Samples(caption_image, captions, np.ones_like(captions), captions)
+            self._tokens = negatives.candidates * lengths.tokens(matched)
             key, value, least = "batch_tokens", batch_tokens, (parts + 1) * int(self._tokens.max())
         assert value is not None
         if value < least:
@@ -103,8 +105,7 @@ class Plan:
         self.parts = parts
         # What a step has, and what an epoch has, in pairs or in tokens.
         self._share = value
-        self._total = len(caption_image) if batch_tokens is None else int(self._tokens.sum())
-        self._by_tokens = batch_tokens is not None
+        self._total = len(caption_image) if self._tokens is None else int(self._tokens.sum())
         self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] = (-1, np.empty(0, int), np.empty(0, int))
 
     def steps(self, epochs: float) -> int:
@@ -162,7 +163,7 @@ class Plan:
         if self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.key, epoch], np.uint64)))
             order = generator.permutation(len(self.caption_image))
-            ends = np.cumsum(self._tokens[order]) if self._by_tokens else np.arange(1, len(order) + 1)
+            ends = np.arange(1, len(order) + 1) if self._tokens is None else np.cumsum(self._tokens[order])
             self._order = epoch, order, ends
         return self._order[1:]
 
@@ -189,11 +190,6 @@ class Plan:
             wrong = (self.caption_image[hard_captions] != own) & (hard_images != own)
             captions[wanted[wrong]], images[wanted[wrong]] = hard_captions[wrong], hard_images[wrong]
         return Samples(images, captions, samples.labels, samples.ids)
-
-
-def _matched(caption_image: NDArray[np.int64], captions: NDArray[np.int64]) -> Samples:
-    """Captions with their own images."""
-    return Samples(caption_image[captions], captions, np.ones_like(captions), captions)
 
 
 def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:

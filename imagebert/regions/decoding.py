@@ -95,21 +95,25 @@ class _DaliJpegs:
     """A pipeline that decodes a batch of JPEGs. Raises ImportError where DALI is not installed."""
 
     def __init__(self) -> None:
+        self.device = "GPU" if torch.cuda.is_available() else "CPU"
+        self._pipeline = self._build()
+
+    def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn, types
 
-        gpu = torch.cuda.is_available()
-        self.device = "GPU" if gpu else "CPU"
-        self._pipeline: Any = Pipeline(
+        gpu = self.device == "GPU"
+        pipeline = Pipeline(
             batch_size=_BATCH,
             num_threads=4,
             device_id=torch.cuda.current_device() if gpu else None,
             prefetch_queue_depth=1,
         )
-        with self._pipeline:
+        with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
             images = fn.decoders.image(files, device="mixed" if gpu else "cpu", output_type=types.RGB)
-            self._pipeline.set_outputs(images.cpu() if gpu else images)
-        self._pipeline.build()
+            pipeline.set_outputs(images.cpu() if gpu else images)
+        pipeline.build()
+        return pipeline
 
     def decode(self, paths: Sequence[Path]) -> list[Image.Image]:
         """All of them; or none, where one is damaged: then Pillow tells which."""
@@ -118,6 +122,6 @@ class _DaliJpegs:
         try:
             (images,) = self._pipeline.run(files=[np.fromfile(path, np.uint8) for path in paths])
         except (RuntimeError, OSError):
-            self.__init__()  # type: ignore[misc]  # after an error a pipeline is not to be used again
+            self._pipeline = self._build()  # after an error a pipeline is not to be used again
             return []
         return [Image.fromarray(np.array(images[place])) for place in range(len(paths))]
