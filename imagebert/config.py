@@ -54,6 +54,7 @@ class DataConfig:
     workers: int = 2  # threads that pack
     read_ahead: bool = True  # ask the system for records before they are packed; for stores larger than memory
     verify_records: bool = True  # check each record's CRC-32 when it is read
+    max_damaged_records: int = 100  # a rank leaves out the pairs of so many images with a damaged record, then stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,11 @@ class RetrievalObjectives:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: Literal["adamw", "lamb"] = "adamw"
+    implementation: Literal["auto", "torch", "deepspeed", "apex"] = "auto"  # auto: the fastest that is installed
     learning_rate: float = 1e-4
+    # The batch that learning_rate is for, and how it grows with schedule.batch_size; see docs/recipes.md.
+    learning_rate_batch: int | None = None
+    learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-6
     weight_decay: float = 0.01
@@ -114,7 +119,8 @@ class ScheduleConfig:
 
     batch_size: int | None = None
     batch_tokens: int | None = None
-    accumulation: int = 1  # microbatches per rank and step
+    accumulation: int = 1  # microbatches per rank and step, at least
+    microbatch_size: int | None = None  # pairs at most in a microbatch: fewer ranks accumulate more
     epochs: float | None = None
     steps: int | None = None
     warmup: float = 0.1  # share of all steps
@@ -129,12 +135,15 @@ class EngineConfig:
     kernels: Literal["auto", "reference", "triton"] = "auto"  # auto: Triton's on a GPU, else plain PyTorch
     # eager; or with all microbatches filled up to one shape: each layer compiled, or the model as two CUDA graphs
     step: Literal["eager", "compiled", "graphed"] = "eager"
+    timeout_minutes: float = 10  # a step, a save or a start that takes longer ends the process
+    max_skipped_steps: int = 10  # in a row, because loss or gradient is not finite; then the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_steps: int = 1000
-    keep: int = 2
+    keep: int = 2  # the newest
+    keep_every: int = 0  # those at multiples of so many steps stay too; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +181,28 @@ class RunConfig:
             ("schedule.accumulation", self.schedule.accumulation),
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("checkpoint.keep", self.checkpoint.keep),
+            ("engine.timeout_minutes", self.engine.timeout_minutes),
+            ("engine.max_skipped_steps", self.engine.max_skipped_steps),
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
-        for name in ("steps", "epochs", "batch_size", "batch_tokens"):
+        for name in ("steps", "epochs", "batch_size", "batch_tokens", "microbatch_size"):
             value = getattr(self.schedule, name)
             if value is not None:
                 check.positive((f"schedule.{name}", value))
+        batch = self.optimizer.learning_rate_batch
+        if batch is not None:
+            check.positive(("optimizer.learning_rate_batch", batch))
+        for key, given in (
+            ("optimizer.learning_rate_batch", batch),
+            ("schedule.microbatch_size", self.schedule.microbatch_size),
+        ):
+            check(
+                given is None or self.schedule.batch_size is not None,
+                key,
+                f"is {given} and there is no schedule.batch_size",
+                "give that in place of batch_tokens",
+            )
         check.share(
             ("model.hidden_dropout", self.model.hidden_dropout),
             ("model.attention_dropout", self.model.attention_dropout),
@@ -207,10 +231,16 @@ class RunConfig:
             "give preset for new weights, or initialize_from for a folder whose shape and weights are taken",
         )
         check(
-            self.engine.step != "graphed" or self.schedule.accumulation == 1,
+            self.optimizer.name == "lamb" or self.optimizer.implementation != "apex",
+            "optimizer.implementation",
+            "is apex, which is used for LAMB only",
+            "take auto for AdamW",
+        )
+        check(
+            self.engine.step != "graphed" or (self.schedule.accumulation == 1 and not self.schedule.microbatch_size),
             "engine.step",
-            "is graphed with schedule.accumulation above 1",
-            "a replay writes its gradients over those of the last one: take compiled, or accumulation=1",
+            "is graphed with schedule.accumulation above 1 or a microbatch_size",
+            "a replay writes its gradients over those of the last one: take compiled, or one microbatch a step",
         )
         if self.task == "finetune":
             r = self.retrieval
@@ -241,7 +271,8 @@ class _Checker:
 
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
 FREE_ON_RESUME = (
-    *("output", "engine", "checkpoint", "logging"),
+    *("output", "engine", "checkpoint", "logging", "optimizer.implementation"),
+    *("schedule.accumulation", "schedule.microbatch_size", "data.max_damaged_records"),
     *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
 )
 

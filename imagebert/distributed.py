@@ -1,6 +1,5 @@
-"""Ranks: who this process is, and the few collectives that are used outside the engine.
+"""Ranks of training: their process group, and the few collectives that are used outside the engine.
 
-The one place where training reads the launcher's environment (torchrun, the deepspeed launcher, mpirun, srun, or none).
 Data jobs have their own ranks, which need neither torch nor a rendezvous (workers.py).
 """
 
@@ -8,69 +7,17 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
+from imagebert import workers
 from imagebert.config import UsageError
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    launcher: str
-    master: tuple[str, int] | None  # address and port of rank 0; None when alone
-
-
-def discover(env: Mapping[str, str]) -> Launch:
-    """Reads rank, size and rendezvous from the environment of torchrun, deepspeed, MPI or Slurm, in that order.
-
-    Raises:
-        UsageError: a launcher left its variables half set.
-    """
-    layouts = {
-        "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed's launcher sets the same names
-        "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    }
-    for launcher, names in layouts.items():
-        if names[0] not in env or names[1] not in env:
-            continue
-        try:
-            rank, size, local = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], "0"))
-        except ValueError:
-            given = {name: env.get(name) for name in names}
-            raise UsageError(f"{launcher} set {given}: expected whole numbers") from None
-        if not 0 <= rank < size:
-            raise UsageError(f"{launcher} says rank {rank} of {size}: start the job again with matching counts")
-        if size == 1:
-            break
-        return Launch(rank, size, local, launcher, _master(env, launcher))
-    return Launch(0, 1, 0, "alone", None)
-
-
-def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int]:
-    address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
-    if address is None and launcher == "slurm":
-        # The first name of a list such as "node[03-07,9],gpu1".
-        first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env.get("SLURM_STEP_NODELIST", ""))
-        address = first and first[1] + (first[2] or "")
-    if port is None and "SLURM_JOB_ID" in env:
-        port = str(20000 + int(env["SLURM_JOB_ID"]) % 20000)
-    if address is None or port is None:
-        raise UsageError(f"started by {launcher} without MASTER_ADDR and MASTER_PORT: export both before the launch")
-    return address, int(port)
-
+from imagebert.launch import Launch, discover
 
 _launch = Launch(0, 1, 0, "alone", None)
 _hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the default one is gloo's
@@ -91,10 +38,13 @@ def start(timeout_minutes: float = 10) -> Launch:
         torch.cuda.set_device(local_device)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     store: Store
-    if _launch.master is None:
+    master = _launch.master
+    if _launch.world_size > 1 and master is None:
+        master = workers.rendezvous()
+    if master is None:
         store = HashStore()
     else:
-        address, port = _launch.master
+        address, port = master
         # torchrun already keeps a store at this address.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         owner = _launch.rank == 0 and not agent
@@ -133,11 +83,15 @@ def total(values: Sequence[float]) -> list[float]:
     """The sum of each value over all ranks, exact for whole numbers up to 2^53.
 
     Hosts talk to hosts: a GPU is neither used nor waited for.
+
+    Raises:
+        OSError: another rank is gone or does not answer in time.
     """
     if _launch.world_size == 1:
         return [float(v) for v in values]
     tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor, group=_hosts)
+    with _naming_lost_ranks():
+        dist.all_reduce(tensor, group=_hosts)
     summed: list[float] = tensor.tolist()
     return summed
 
@@ -145,8 +99,21 @@ def total(values: Sequence[float]) -> list[float]:
 def total_on_device(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all ranks, in place, on this rank's device: nothing waits but what reads it."""
     if _launch.world_size > 1:
-        dist.all_reduce(values)
+        with _naming_lost_ranks():
+            dist.all_reduce(values)
     return values
+
+
+@contextmanager
+def _naming_lost_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise OSError(
+            f"rank {rank()} lost another one ({reason}): its own message says why, if it could leave one. The same "
+            "command goes on from the last checkpoint"
+        ) from None
 
 
 @contextmanager

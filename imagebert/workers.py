@@ -6,6 +6,7 @@ Data jobs share work out by rank and meet at its end; training has its own ranks
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,7 @@ from typing import Any
 import numpy as np
 
 from imagebert.config import UsageError
-
-# What launchers tell the processes of a job: Open MPI, MPICH and Intel MPI, PMIx, Slurm.
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+from imagebert.launch import discover
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,50 @@ def workers() -> Iterator[Workers]:
     Raises:
         UsageError: several processes were started, and MPI does not connect them.
     """
-    size = next((int(os.environ[name]) for name in _SIZES if os.environ.get(name, "1") != "1"), 1)
-    if size == 1:
+    if discover(os.environ).world_size == 1:
         yield ALONE
         return
+    world = _world()
+    try:
+        yield Workers(world.Get_rank(), world.Get_size(), world)
+    except BaseException as error:
+        known = isinstance(error, UsageError | OSError | KeyboardInterrupt)
+        print(f"imagebert: rank {world.Get_rank()}: {error}" if known else traceback.format_exc(), file=sys.stderr)
+        sys.stderr.flush()
+        world.Abort(2 if isinstance(error, UsageError) else 1)
+
+
+def rendezvous() -> tuple[str, int]:
+    """An address and a free port of rank 0's host, the same on all ranks, agreed on through MPI.
+
+    Raises:
+        UsageError: MPI does not connect the processes.
+    """
+    world = _world()
+    free = None
+    if world.Get_rank() == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            free = socket.gethostname(), probe.getsockname()[1]
+    hosts = world.allgather(socket.gethostname())
+    address, port = world.bcast(free)
+    # A host's own name need not resolve where it is alone.
+    return ("127.0.0.1" if len(set(hosts)) == 1 else address), port
+
+
+def _world() -> Any:
+    """MPI's communicator of all processes that the launcher started."""
+    size = discover(os.environ).world_size
     try:
         from mpi4py import MPI
     except ImportError as error:
         raise UsageError(
-            f"{size} processes were started and mpi4py is missing ({error}): install it and an MPI"
+            f"{size} processes were started and mpi4py is missing ({error}): install it and an MPI, or, to train, "
+            "export MASTER_ADDR and MASTER_PORT"
         ) from None
     world = MPI.COMM_WORLD
     if world.Get_size() != size:
         raise UsageError(
             f"{size} processes were started and MPI connects {world.Get_size()}: use mpirun, or srun --mpi=pmix"
         )
-    try:
-        yield Workers(world.Get_rank(), size, world)
-    except BaseException as error:
-        known = isinstance(error, UsageError | OSError | KeyboardInterrupt)
-        print(f"imagebert: rank {world.Get_rank()}: {error}" if known else traceback.format_exc(), file=sys.stderr)
-        sys.stderr.flush()
-        world.Abort(2 if isinstance(error, UsageError) else 1)
+    return world

@@ -27,6 +27,7 @@ from imagebert.data.environments import Reader
 from imagebert.data.records import FeatureType, RegionRecord, Sections, decode_record
 
 FORMAT, VERSION = "imagebert-regions", 2
+_NOTHING = memoryview(b"")
 INDEX_FIELDS = ("key", "regions", "shard", "offset")
 
 
@@ -92,7 +93,13 @@ class RegionStore:
             UsageError: the record is missing or damaged.
         """
         where = f"record {self.key(image)!r} of {self.path}"
-        (data,) = self.raw(np.array([image]))
+        row = self.index[image]
+        try:
+            data = self._readers(row[None]["shard"])[int(row["shard"])].get(row["key"], None)
+        except Reader.Error as error:
+            raise UsageError(f"{where}: {error}. Restore the store") from None
+        if data is None:
+            raise UsageError(f"{where} is missing: restore the store")
         record = decode_record(data, where, self.verify)
         found = f"{record.features.dtype}{list(record.features.shape)}"
         expected = f"{self.feature_type}{[int(self.region_counts[image]), self.feature_size]}"
@@ -101,21 +108,15 @@ class RegionStore:
         return record
 
     def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]:
-        """The records of images [n] as bytes in LMDB's pages, unchecked.
-
-        Raises:
-            UsageError: a record is missing.
-        """
+        """The records of images [n] as bytes in LMDB's pages, unchecked; empty where LMDB finds none."""
         rows = self.index[images]
         readers = self._readers(rows["shard"])
         for key, shard in zip(rows["key"].tolist(), rows["shard"].tolist(), strict=True):
             try:
                 data = readers[shard].get(key, None)
-            except Reader.Error as error:
-                raise UsageError(f"record {key.decode()!r} of {self.path}: {error}. Restore the store") from None
-            if data is None:
-                raise UsageError(f"record {key.decode()!r} of {self.path} is missing: restore the store")
-            yield data
+            except Reader.Error:
+                data = None
+            yield _NOTHING if data is None else data
 
     def will_read(self, images: NDArray[np.int64]) -> None:
         """Has the system fetch the records of images [n] while other work goes on."""

@@ -1,4 +1,4 @@
-"""DeepSpeed behind a small face: forward, backward of a global sum, step, save, load, whole weights.
+"""DeepSpeed behind a small face: forward, backward of a global sum, step, snapshot, restore, whole weights.
 
 The gate of deepspeed: no other file imports it. A recipe owns batch sizes, accumulation, clipping, precision,
 optimizer and schedule; the JSON in ds_configs/ owns how states are sharded and moved. A key in the wrong place is an
@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from imagebert import distributed
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, UsageError
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
+from imagebert.engine.shards import Piece, Shards, Snapshot
+from imagebert.engine.states import MOMENTS, basic_optimizer, fragments, refresh, set_updates, updates
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -177,16 +180,15 @@ class Engine:
         if self.stage == 0 and distributed.world_size() == 1:
             # It would flatten all gradients, "reduce" them, and copy them back.
             self._engine.enable_backward_allreduce = False
-        self._norm: Tensor | None = None
+        self._host: dict[str, Tensor] = {}  # a snapshot's memory, which goes round
+        # Of the last step, and of all steps so far: whether its gradient was not finite, so that nothing moved.
+        self._norm: Tensor | float = 0.0
+        self._bad: Tensor | float = 0.0
         self._skipped: Tensor | float = 0.0
 
-        first = optimizer.param_groups[0]
-
-        def clip(*_: Any) -> None:
+        def clip(*_: Any) -> None:  # ZeRO steps one group after the other: the same norm for each
             self._norm = self._global_norm(optimizer)
-            bad = scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
-            if optimizer.param_groups[0] is first:  # ZeRO steps one group after the other
-                self._skipped = self._skipped + bad
+            self._bad = scale_gradients(optimizer, self._norm, config.optimizer.gradient_clipping)
 
         optimizer.register_step_pre_hook(clip)
         log.info("DeepSpeed ZeRO-%d, %s, %d ranks", self.stage, self.precision, distributed.world_size())
@@ -224,21 +226,30 @@ class Engine:
         Args:
             loss: this microbatch's part of the global mean: the parts of all ranks and microbatches sum to the loss
         """
-        self._engine.backward(loss * self._sum_from_mean)
-        self._engine.step()
+        with record_function("backward"):
+            self._engine.backward(loss * self._sum_from_mean)
+        last = self._engine.is_gradient_accumulation_boundary()
+        with record_function("optimizer"):
+            self._engine.step()
+        if last:
+            if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed left the step out by itself
+                self._norm, self._bad = float("inf"), 1.0
+            self._skipped = self._skipped + self._bad
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def gradient_norm(self) -> float:
-        """Norm of the whole gradient at the last step, before clipping. Synchronises."""
-        if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed left the step out by itself
-            return float("inf")
-        return float(self._norm or 0.0)
+    def gradient_norm(self) -> Tensor | float:
+        """Norm of the whole gradient at the last step, before clipping. On the device."""
+        return self._norm
+
+    def skipped(self) -> Tensor | float:
+        """1 where the last step moved nothing since its gradient was not finite, on all ranks alike. On the device."""
+        return self._bad
 
     def skipped_updates(self) -> float:
-        """How many updates were left out so far because their gradient was not finite. Synchronises."""
+        """How many steps moved nothing so far, over all restarts. Synchronises."""
         return float(self._skipped)
 
     def _global_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -252,27 +263,49 @@ class Engine:
         if distributed.rank() == 0 and self._engine.monitor.enabled:
             self._engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
-    def save(self, folder: Path) -> None:
-        """Writes all ranks' shards into `folder`."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-
     def layout(self) -> dict[str, Any]:
-        """What a checkpoint's shards are cut by: they load into an engine of the same layout only."""
+        """How states are cut and computed; a checkpoint of one layout goes on in any other."""
         return {"ranks": distributed.world_size(), "zero_stage": self.stage, "precision": self.precision}
 
-    def load(self, folder: Path) -> None:
-        """Restores weights and optimizer from a verified `folder` of this layout.
+    def snapshot(self) -> Snapshot:
+        """A copy of what this rank has to save, in host memory that the next snapshot uses again."""
+        rank, ranks = distributed.rank(), distributed.world_size()
+        pieces, values = [], []
+        for name, start, tensors in fragments(self._engine, self.stage):
+            if self.stage == 0:  # all ranks have all: each saves its share
+                n = len(tensors["weight"])
+                start, end = n * rank // ranks, n * (rank + 1) // ranks
+                tensors = {key: t[start:end] for key, t in tensors.items()}
+            pieces.append(Piece(name, start, len(tensors["weight"])))
+            values.append(tensors)
+        total = sum(piece.n for piece in pieces)
+        on_gpu = distributed.device().type == "cuda"
+        for key in ("weight", *MOMENTS):
+            if key not in self._host:
+                self._host[key] = torch.empty(total, pin_memory=on_gpu)
+            places = torch.split(self._host[key], [piece.n for piece in pieces])
+            for place, tensors in zip(places, values, strict=True):
+                place.copy_(tensors[key], non_blocking=True)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return Snapshot(pieces, self._host)
+
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint holds beside tensors. Synchronises."""
+        return {"updates": updates(basic_optimizer(self._engine)), "skipped": int(self._skipped)}
+
+    def restore(self, shards: Shards, counters: dict[str, int]) -> None:
+        """Takes weights and moments from a checkpoint, whatever ranks and stage it was saved with. Collective.
 
         Raises:
-            UsageError: DeepSpeed refuses the checkpoint.
+            UsageError: it is of another model.
         """
-        try:
-            path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        except Exception as error:  # DeepSpeed raises bare assertions and its own classes
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UsageError(f"DeepSpeed cannot load {folder} ({reason}): move it away to use the one before") from None
-        if path is None:
-            raise UsageError(f"{folder} holds no checkpoint of DeepSpeed's")
+        for name, start, tensors in fragments(self._engine, self.stage):
+            for key, tensor in tensors.items():
+                shards.read(name, key, start, tensor)
+        refresh(self._engine, self.stage)
+        set_updates(basic_optimizer(self._engine), counters["updates"])
+        self._skipped = float(counters["skipped"])
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """Every parameter in float32 on the CPU; None on ranks other than 0."""

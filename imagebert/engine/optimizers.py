@@ -1,41 +1,109 @@
-"""AdamW and LAMB over BERT's two groups of parameters: biases and LayerNorms are not decayed."""
+"""AdamW and LAMB over BERT's two groups of parameters: biases and LayerNorms are not decayed. The gate of apex."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imagebert.config import OptimizerConfig
+from imagebert.config import OptimizerConfig, UsageError
+
+log = logging.getLogger(__name__)
+
+_Groups = list[dict[str, Any]]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, over `model`'s parameters; says which implementation it is.
+
+    Raises:
+        UsageError: the implementation that was asked for is not there.
+    """
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    if config.name == "lamb":
-        return Lamb(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+    makers = _ADAMW if config.name == "adamw" else _LAMB
+    reasons = []
+    for name, make in makers.items():
+        if config.implementation in ("auto", name):
+            try:
+                optimizer = make(groups, {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon})
+            except (ImportError, RuntimeError, OSError) as error:  # not installed, not for this machine, no compiler
+                reasons.append(f"{name}: {' '.join(str(error).split())[:120]}")
+            else:
+                log.info(
+                    "optimizer: %s of %s%s", type(optimizer).__name__, name, f" ({'; '.join(reasons)})" * bool(reasons)
+                )
+                return optimizer
+    raise UsageError(f"optimizer.implementation {config.implementation} is not there ({'; '.join(reasons)}): take auto")
+
+
+def _torch_adamw(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **settings, fused=True)
+
+
+def _deepspeed_adamw(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    _need_gpu()
+    from deepspeed.ops.adam import FusedAdam
+
+    return FusedAdam(groups, **settings, adam_w_mode=True)
+
+
+def _apex_lamb(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    _need_gpu()
+    try:
+        from apex.optimizers import FusedLAMB  # PyPI's apex is something else
+    except ImportError as error:
+        raise ImportError(f"{error}; build it from https://github.com/NVIDIA/apex with APEX_CUDA_EXT=1") from None
+    # The paper scales every tensor, which apex calls NVLAMB; the gradient is clipped already.
+    return FusedLAMB(groups, **settings, use_nvlamb=True, max_grad_norm=1e30)
+
+
+def _deepspeed_lamb(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    _need_gpu()
+    from deepspeed.ops.lamb import FusedLamb
+
+    return FusedLamb(groups, **settings, max_coeff=float("inf"), min_coeff=0.0)
+
+
+def _torch_lamb(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    return Lamb(groups, **settings)
+
+
+def _need_gpu() -> None:
+    if not torch.cuda.is_available():
+        raise RuntimeError("needs a GPU")
+
+
+# By preference. PyTorch's AdamW is as fused as DeepSpeed's, and takes clipping and skipping as tensors: neither a pass
+# over the gradient nor a wait of the host.
+_ADAMW = {"torch": _torch_adamw, "deepspeed": _deepspeed_adamw}
+_LAMB = {"apex": _apex_lamb, "deepspeed": _deepspeed_lamb, "torch": _torch_lamb}
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float) -> Tensor:
-    """Clips the gradient to `largest` (0: not at all); AdamW's step leaves all alone where the norm is not finite.
+    """Clips the gradient to `largest` (0: not at all); the step after it leaves all alone where the norm is not finite.
 
-    On the device: PyTorch's fused AdamW takes both as tensors (its way of loss scaling), at no pass over the gradient.
-    Returns 1 where the norm is not finite, else 0.
+    On the device with PyTorch's AdamW and our LAMB, which take both as tensors (PyTorch's way of loss scaling), at no
+    pass over the gradient; others make the host wait. Returns 1 where the norm is not finite, else 0.
     """
     scale = ((norm + 1e-6) / largest).clamp(min=1) if largest else torch.ones_like(norm)
     bad = (~torch.isfinite(norm)).float()
-    if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.grad_scale, optimizer.found_inf = scale.float(), bad  # type: ignore[attr-defined]
+    if isinstance(optimizer, torch.optim.AdamW | Lamb):
+        optimizer.grad_scale, optimizer.found_inf = scale.float(), bad  # type: ignore[union-attr]
         return bad
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_mul_(gradients, 1 / scale)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if bad:
+        for p in parameters:  # they step over those without
+            p.grad = None
+    elif largest:
+        torch._foreach_mul_([p.grad for p in parameters], 1 / scale)
     return bad
 
 
@@ -50,6 +118,10 @@ class Lamb(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+        # Set by scale_gradients: what to divide gradients by, and whether to leave all as it is.
+        self.grad_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
@@ -63,17 +135,24 @@ class Lamb(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros(())
+                    state["step"] = torch.zeros((), device=parameter.device)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
-                state["step"] += 1
-                step = int(state["step"])
+                # 1, or 0 for a step that changes nothing: every change below is a product with it.
+                moves = (
+                    1.0 - (self.found_inf if self.found_inf is not None else torch.zeros_like(state["step"])).double()
+                )
+                gradient = parameter.grad if self.grad_scale is None else parameter.grad / self.grad_scale
+                if self.found_inf is not None:
+                    gradient = gradient.nan_to_num(0, 0, 0)
+                state["step"] += moves
+                step = state["step"].double().clamp(min=1)
                 mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(parameter.grad, 1 - beta1)
-                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                update = (mean / (1 - beta1**step)) / ((square / (1 - beta2**step)).sqrt() + group["eps"])
-                update.add_(parameter, alpha=group["weight_decay"])
-                parameter.add_(update * _trust(parameter, update), alpha=-group["lr"])
+                mean.lerp_(gradient, ((1 - beta1) * moves).to(mean.dtype))
+                square.lerp_(gradient.square(), ((1 - beta2) * moves).to(mean.dtype))
+                direction = mean / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + group["eps"])
+                update = direction.to(mean.dtype).add_(parameter, alpha=group["weight_decay"])
+                parameter.sub_(update * (_trust(parameter, update) * group["lr"] * moves).to(mean.dtype))
         return loss
 
 

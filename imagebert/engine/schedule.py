@@ -5,11 +5,23 @@ from __future__ import annotations
 from imagebert.config import OptimizerConfig, ScheduleConfig
 
 
+def peak_learning_rate(schedule: ScheduleConfig, optimizer: OptimizerConfig) -> float:
+    """The recipe's rate, scaled from the batch that it is for to the batch that is trained.
+
+    By the square root (Krizhevsky 2014; You et al. 2020, section 4.3, for LAMB) or linearly (Goyal et al. 2017).
+    """
+    if optimizer.learning_rate_batch is None or schedule.batch_size is None:
+        return optimizer.learning_rate
+    power = {"sqrt": 0.5, "linear": 1.0}[optimizer.learning_rate_scaling]
+    return optimizer.learning_rate * (schedule.batch_size / optimizer.learning_rate_batch) ** power
+
+
 def learning_rate(step: int, total_steps: int, schedule: ScheduleConfig, optimizer: OptimizerConfig) -> float:
     """The rate of step 0 <= `step` < `total_steps`. Every step moves: neither the first nor the last has rate 0."""
+    peak = peak_learning_rate(schedule, optimizer)
     warmup_steps = round(schedule.warmup * total_steps)
     if step < warmup_steps:
-        return optimizer.learning_rate * (step + 1) / warmup_steps
+        return peak * (step + 1) / warmup_steps
     if schedule.decay == "constant":
-        return optimizer.learning_rate
-    return optimizer.learning_rate * (total_steps - step) / max(1, total_steps - warmup_steps)
+        return peak
+    return peak * (total_steps - step) / max(1, total_steps - warmup_steps)

@@ -120,6 +120,11 @@ class Feeder:
         self._thread.join()
         self._carrier.close()
 
+    @property
+    def damaged_records(self) -> int:
+        """Images left out so far because their record is damaged."""
+        return len(self._packer.damaged)
+
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         while (item := self._ready.get()) is not None:
             if isinstance(item, BaseException):

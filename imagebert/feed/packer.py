@@ -6,6 +6,7 @@ small in a record is copied in one piece and taken apart for all records togethe
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from imagebert.feed.arena import Arena, Contents, Layout
 from imagebert.feed.masking import Masking, mask_batch
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
 from imagebert.feed.sizes import Sizes
+
+log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -57,11 +60,31 @@ class Packed(NamedTuple):
         return batch if masking is None else mask_batch(batch, places, masking, step, rooms)
 
 
-class Packer:
-    """Packs pairs of one corpus. Threads may share it, each with an arena of its own."""
+class _Damaged(Exception):
+    """Records that cannot be used: their images, and what is wrong with each."""
 
-    def __init__(self, corpus: Corpus, limits: Limits) -> None:
+    def __init__(self, problems: dict[int, str]) -> None:
+        self.problems = problems
+
+
+class Packer:
+    """Packs pairs of one corpus. Threads may share it, each with an arena of its own.
+
+    A pair whose record is damaged is left out, with the group of candidates that it belongs to: what is left of a batch
+    does not depend on the rank that met it. The record is named once.
+
+    Args:
+        candidates: P, pairs that form a group
+        max_damaged: images with a damaged record after which it is an error; 0: none is tolerated
+
+    Attributes:
+        damaged: the images met so far that have one
+    """
+
+    def __init__(self, corpus: Corpus, limits: Limits, candidates: int = 1, max_damaged: int = 0) -> None:
         self.corpus = corpus
+        self.candidates, self.max_damaged = candidates, max_damaged
+        self.damaged: set[int] = set()
         self.limits = limits
         self.lengths = limits.lengths(corpus)
         self._max_seqlen = int(self.lengths.regions.max() + self.lengths.words.max()) + SPECIAL_TOKENS
@@ -91,7 +114,32 @@ class Packer:
         return packed._replace(memory=packed.memory.to(device)).finish(step, masking)
 
     def lay_out(self, samples: Samples, arena: Arena, sizes: Sizes | None = None) -> Packed:
-        """One microbatch as bytes in `arena`."""
+        """One microbatch as bytes in `arena`.
+
+        Raises:
+            UsageError: more records are damaged than is tolerated, or all of this microbatch.
+        """
+        while True:
+            if self.damaged:
+                samples = self._without_damaged(samples)
+            try:
+                return self._lay_out(samples, arena, sizes)
+            except _Damaged as found:
+                for image, problem in found.problems.items():
+                    if len(self.damaged) >= self.max_damaged:
+                        many = f"; {len(self.damaged)} more are damaged" * bool(self.damaged)
+                        raise UsageError(problem + many) from None
+                    if image not in self.damaged:
+                        log.warning("left out with all pairs that it is part of: %s", problem)
+                    self.damaged.add(image)
+
+    def _without_damaged(self, samples: Samples) -> Samples:
+        spoilt = np.isin(samples.images, list(self.damaged)).reshape(-1, self.candidates).any(axis=1)
+        if spoilt.all():
+            raise UsageError("all records of a microbatch are damaged: restore the store")
+        return samples.take(np.flatnonzero(~np.repeat(spoilt, self.candidates))) if spoilt.any() else samples
+
+    def _lay_out(self, samples: Samples, arena: Arena, sizes: Sizes | None) -> Packed:
         if sizes is not None and not sizes.hold(self.lengths, samples):
             sizes = None
         pairs = len(samples.images)
@@ -188,7 +236,7 @@ class Packer:
         verify, damaged, to = self.corpus.verify, [], 0
         for number, (record, row) in enumerate(zip(self.corpus.raw(images), rows, strict=True)):
             end, head, block, skipped, length = row
-            if len(record) != end:
+            if len(record) != end:  # or it cannot be read at all: then it is empty
                 damaged.append(number)
                 continue
             start, stop = head + skipped, head + skipped + length
@@ -204,8 +252,7 @@ class Packer:
         expected = header_word(stored, self.corpus.feature_type), self.corpus.feature_size
         damaged += np.flatnonzero((headers[0] != expected[0]) | (headers[1] != expected[1])).tolist()
         if damaged:
-            self.corpus.regions(images[damaged[0]])  # says what is wrong with it
-            raise UsageError(f"{self.corpus.image_key(images[damaged[0]])!r} was damaged while it was read: try again")
+            raise _Damaged({int(images[number]): self._problem(int(images[number])) for number in damaged})
 
         total = len(region_place)
         place = region_place + np.repeat(skip, regions)
@@ -224,6 +271,13 @@ class Packer:
         field["region_classes"][total:] = 0
         field["region_maskable"][:total] = classes != WHOLE_IMAGE
         field["region_maskable"][total:] = False
+
+    def _problem(self, image: int) -> str:
+        try:
+            self.corpus.regions(image)
+        except UsageError as error:
+            return str(error)
+        return f"record {self.corpus.image_key(image)!r} was damaged while it was read"
 
 
 def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,21 +7,23 @@ functions of the step.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import record_function
 
 from imagebert import distributed
+from imagebert.engine.checkpoints import Checkpoints
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import Meter
 from imagebert.feed.draws import Purpose, draw
 from imagebert.feed.feeder import Feeder
+from imagebert.training.health import Health
 from imagebert.training.objectives import Objective
 
 
@@ -45,55 +47,73 @@ def train(
     feeder: Feeder,
     objective: Objective,
     meter: Meter,
+    health: Health,
+    checkpoints: Checkpoints,
     steps: Steps,
     *,
     key: int,
     learning_rate: Callable[[int], float],
     log_every: int,
     save_every: int,
-    save: Callable[[int], None],
+    state: Callable[[], dict[str, Any]],
+    tick: Callable[[], None],
 ) -> Stopped:
-    """Runs steps.start to steps.stop - 1; `save(n)` is called with the number of steps done."""
+    """Runs steps.start to steps.stop - 1.
+
+    Args:
+        state: what a checkpoint keeps beside weights and moments
+        tick: called at every step boundary
+    """
+    save_due = False
     with _wish_to_stop() as wish:
         batches = iter(feeder)
         for step in range(steps.start, steps.stop):
+            tick()
             waited = time.perf_counter()
-            microbatches = next(batches)
+            with record_function("data"):
+                microbatches = next(batches)
             waited = time.perf_counter() - waited
 
             # Losses are means over the global batch: every rank must know its counts before the first backward. They
             # stay on the device; hosts tell each other what hosts know, and no GPU is waited for.
             counts = distributed.total_on_device(torch.stack([objective.counts(b) for b in microbatches]).sum(0))
             pairs, tokens = sum(b.real_pairs for b in microbatches), sum(b.real_tokens for b in microbatches)
-            pairs_fed, tokens_fed, stop = distributed.total([pairs, tokens, wish()])
+            known = [pairs, tokens, feeder.damaged_records, wish(), *checkpoints.progress()]
+            pairs_fed, tokens_fed, damaged, stop, *saved = distributed.total(known)
+            checkpoints.settle(*saved)
 
             engine.set_learning_rate(learning_rate(step))
             sums = torch.zeros_like(counts)
             for number, batch in enumerate(microbatches):
                 torch.manual_seed(int(draw(key, Purpose.DROPOUT, step, distributed.rank(), number) >> 1))
-                losses = objective.losses(engine(batch), batch)
+                with record_function("forward"):
+                    losses = objective.losses(engine(batch), batch)
                 engine.backward(objective.mean(losses, counts))
                 sums += torch.stack([loss.detach() for loss in losses])
 
             done = step + 1
+            health.note(step, engine.skipped(), engine.gradient_norm(), sums)
             meter.count(pairs_fed, tokens_fed, waited)
-            stopping = stop > 0 or done == steps.stop
-            logging, saving = done % log_every == 0 or done == steps.total, done % save_every == 0 or stopping
-            if logging or saving:
-                means = (distributed.total_on_device(sums) / counts.clamp(min=1)).tolist()
-                values = {f"loss/{name}": mean for name, mean in zip(objective.weights, means, strict=True)}
-                values["loss/total"] = sum(w * m for w, m in zip(objective.weights.values(), means, strict=True))
-                values |= {"learning_rate": learning_rate(step), "gradient_norm": engine.gradient_norm()}
-                values["skipped_updates"] = engine.skipped_updates()
-                if not all(map(math.isfinite, values.values())):
-                    raise FloatingPointError(f"loss or gradient is not finite at step {done}, not saved: {values}")
+            last, stopping = done == steps.stop, stop > 0 or done == steps.stop
+            logging = done % log_every == 0 or done == steps.total
+            save_due |= done % save_every == 0 or stopping
+            if logging or save_due:
+                skipped = health.look()
                 if logging:
+                    values = objective.values(distributed.total_on_device(sums), counts, skipped)
+                    values |= {"learning_rate": learning_rate(step), "skipped_updates": engine.skipped_updates()}
+                    values |= {"damaged_records": damaged, **checkpoints.figures()}
+                    if not skipped:
+                        values["gradient_norm"] = float(engine.gradient_norm())
                     engine.write_monitors(meter.write(done, values), done)
-            if saving:
-                with meter.paused():
-                    save(done)
-            if stopping:
-                return Stopped(done, finished=done == steps.total)
+                # Weights that give no finite loss are not worth keeping; the next good step is saved.
+                if save_due and (last or not skipped):
+                    save_due = False
+                    with meter.paused():
+                        checkpoints.save(engine, done, state())
+                    if stopping:
+                        checkpoints.finish()
+                        return Stopped(done, finished=done == steps.total)
     return Stopped(steps.start, finished=steps.start == steps.total)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,21 @@ class Objective:
         """
         parts = zip(self.weights.values(), sums, global_counts.clamp(min=1), strict=True)
         return sum((s * (weight / count) for weight, s, count in parts), sums[0].new_zeros(()))
+
+    def values(self, global_sums: Tensor, global_counts: Tensor, skipped: bool) -> dict[str, float]:
+        """The losses to log; none of a step that was skipped. Synchronises.
+
+        Raises:
+            FloatingPointError: a loss is not finite although the gradient was.
+        """
+        if skipped:
+            return {}
+        means = (global_sums / global_counts.clamp(min=1)).tolist()
+        values = {f"loss/{name}": mean for name, mean in zip(self.weights, means, strict=True)}
+        values["loss/total"] = sum(w * m for w, m in zip(self.weights.values(), means, strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(f"a loss is not finite although the gradient was: {values}")
+        return values
 
 
 def make_objective(config: RunConfig) -> Objective:

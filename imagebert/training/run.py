@@ -7,23 +7,29 @@ its own newest checkpoint, from model.initialize_from, or from nowhere.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import math
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, differences, to_plain, to_yaml
+from imagebert.config import RunConfig, UsageError, differences, load_recipe, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import publish
-from imagebert.engine.checkpoints import Checkpoints
+from imagebert.engine.checkpoints import Checkpoints, find_newest
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
+from imagebert.engine.shards import Shards
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
@@ -40,20 +46,29 @@ from imagebert.model import (
 )
 from imagebert.model.initialization import find_model, read_architecture
 from imagebert.training.hard_negatives import read_hard_negatives
+from imagebert.training.health import Health
 from imagebert.training.loop import Steps, Stopped, train
 from imagebert.training.objectives import make_objective
+from imagebert.training.profile import StepProfiler
 from imagebert_kernels import backend
 
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
+def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stopped:
     """Trains until the end of the recipe, or until `stop_at` steps are done, or until asked to stop by a signal.
+
+    Args:
+        profile: record so many steps (profile.py), into the run's folder profile/
 
     Raises:
         UsageError: the recipe, its data or its checkpoints do not fit.
+        FloatingPointError: loss or gradient is not finite, again and again.
+        OSError: another rank is gone, or the disk is full or cannot be written.
     """
-    distributed.start()
+    distributed.start(config.engine.timeout_minutes)
+    alive = _watchdog(config.engine.timeout_minutes)
+    config = fit_microbatches(config, distributed.world_size())
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -73,6 +88,8 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
             whole_image=config.data.whole_image,
             mark_whole_image=config.model.global_image_token,
         ),
+        candidates=config.candidates,
+        max_damaged=config.data.max_damaged_records,
     )
     plan = make_plan(config, corpus, packer)
     epochs, total = config.schedule.epochs, config.schedule.steps
@@ -88,7 +105,7 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
         raise UsageError(
             f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
         )
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
     identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
     if config.engine.step == "graphed":
@@ -100,6 +117,16 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
     steps = Steps(start, min(total, stop_at or total), total)
 
     meter = Meter(folder, start, total, seconds, enabled=main)
+    objective = make_objective(config)
+    limit = config.engine.max_skipped_steps
+    health = Health(folder, list(objective.weights), limit, lambda step: describe_step(config, plan, corpus, step))
+    profiler = StepProfiler(folder / "profile", profile) if profile and main else None
+
+    def tick() -> None:
+        alive()
+        if profiler is not None:
+            profiler.step()
+
     feeder = Feeder(
         plan,
         packer,
@@ -120,23 +147,53 @@ def run(config: RunConfig, stop_at: int | None = None) -> Stopped:
             stopped = train(
                 engine,
                 feeder,
-                make_objective(config),
+                objective,
                 meter,
+                health,
+                checkpoints,
                 steps,
                 key=plan.key,
                 learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer),
                 log_every=config.logging.every_steps,
                 save_every=config.checkpoint.every_steps,
-                save=lambda step: checkpoints.save(engine, step, {**identity, "step": step, "seconds": meter.seconds}),
+                state=lambda: {**identity, "seconds": meter.seconds, "model": model.config.to_dict()},
+                tick=tick,
             )
     finally:
         meter.close()
+        if profiler is not None:
+            profiler.close()
     # Rank 0 decides: the others may look after it has begun to write.
     (missing,) = distributed.total([main and not (folder / "model" / "config.json").is_file()])
     if stopped.finished and (steps.start < total or missing):
-        export(engine, model, corpus, folder / "model")
+        weights = engine.full_weights()
+        with distributed.together():
+            if weights is not None:
+                export(model, weights, corpus, folder / "model")
     engine.close()
+    faulthandler.cancel_dump_traceback_later()
     return stopped
+
+
+def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
+    """The recipe with as many microbatches a step as `ranks` need to hold no more than schedule.microbatch_size."""
+    schedule = config.schedule
+    if schedule.microbatch_size is None or schedule.batch_size is None:
+        return config
+    needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
+    return replace(config, schedule=replace(schedule, accumulation=max(schedule.accumulation, needed)))
+
+
+def describe_step(config: RunConfig, plan: Plan, corpus: Corpus, step: int) -> dict[str, Any]:
+    """A step's place in the plan, and its pairs, for people: the same for any number of ranks."""
+    samples = plan.global_batch(step)
+    rows = zip(samples.images.tolist(), samples.captions.tolist(), samples.labels.tolist(), strict=True)
+    return {
+        "stage": config.stage,
+        "seed": config.seed,
+        "again": "resume from a checkpoint before this step: batch, masks and dropout are functions of it",
+        "pairs": [[corpus.image_key(i), corpus.text(c), "matched" if m else "mismatched"] for i, c, m in rows],
+    }
 
 
 def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
@@ -236,18 +293,46 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     return model
 
 
-def export(engine: Engine, model: PreTrainedModel, corpus: Corpus, out: Path) -> None:
+def export(model: PreTrainedModel, weights: dict[str, Tensor], corpus: Corpus, out: Path) -> None:
     """Writes the model folder: weights in float32, its configuration and its vocabulary."""
-    weights = engine.full_weights()
-    with distributed.together():
-        if weights is not None:
-            whole = type(model)(model.config)
-            whole.load_state_dict(weights, strict=False)  # tied weights are listed once
-            whole.tie_weights()
-            disable_progress_bar()
-            with publish(out, replaces="config.json") as folder:
-                whole.save_pretrained(folder)
-                (folder / "vocab.txt").write_bytes(corpus.tokenizer.path.read_bytes())
+    whole = type(model)(model.config)
+    whole.load_state_dict(weights, strict=False)  # tied weights are listed once
+    whole.tie_weights()
+    disable_progress_bar()
+    with publish(out, replaces="config.json") as folder:
+        whole.save_pretrained(folder)
+        (folder / "vocab.txt").write_bytes(corpus.tokenizer.path.read_bytes())
+
+
+def export_run(run_folder: Path, out: Path) -> int:
+    """Writes the model of a run's newest good checkpoint, which may still be training, to `out`; returns its steps.
+
+    Raises:
+        UsageError: the folder holds no run or no checkpoint.
+    """
+    config = load_recipe(str(run_folder / "config.yaml"))
+    folder, manifest = find_newest(run_folder / "checkpoints")
+    shards = Shards(folder, manifest["shards"])
+    kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
+    model = kind(ImageBertConfig(**manifest["state"]["model"]))
+    weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, weight in weights.items():
+        shards.read(name, "weight", 0, weight.view(-1))
+    export(model, weights, Corpus(config.data.sources), out)
+    return int(manifest["step"])
+
+
+def _watchdog(timeout_minutes: float) -> Callable[[], None]:
+    """To be called at least that often: a process that does not shows where its threads stand, and ends.
+
+    Peers that wait for it in a collective end a little sooner, with a message.
+    """
+
+    def alive() -> None:
+        faulthandler.dump_traceback_later(1.5 * 60 * timeout_minutes, exit=True)
+
+    alive()
+    return alive
 
 
 def _write_recipe(folder: Path, config: RunConfig) -> None:
@@ -266,12 +351,13 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
     """Steps done and seconds spent by this run so far.
 
     Raises:
-        UsageError: the newest checkpoint belongs to another recipe, other data, or another layout of shards.
+        UsageError: the newest checkpoint belongs to another recipe, or other data.
     """
     newest = checkpoints.newest()
     if newest is None:
         return 0, 0.0
-    folder, state = newest
+    folder, manifest = newest
+    state = manifest["state"]
     changed = differences(state["config"], identity["config"]) + differences(
         state["data"], identity["data"], "data of "
     )
@@ -280,10 +366,8 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
             f"{folder} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
             "or give another output folder"
         )
-    if state["layout"] != identity["layout"]:
-        raise UsageError(
-            f"{folder} was saved with {state['layout']}, this run has {identity['layout']}: start it alike"
-        )
-    engine.load(folder)
-    log.info("resuming from %s", folder)
-    return int(state["step"]), float(state["seconds"])
+    engine.restore(Shards(folder, manifest["shards"]), manifest["counters"])
+    before, now = state["layout"], identity["layout"]
+    other = "".join(f", {key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
+    log.info("resuming from %s%s", folder, other)
+    return int(manifest["step"]), float(state["seconds"])

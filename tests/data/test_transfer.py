@@ -243,7 +243,7 @@ def test_another_format_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_several_processes_without_mpi_are_refused(tmp_path: Path) -> None:
     path = bottom_up(tmp_path)
-    env = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
+    env = {**os.environ, "PMI_RANK": "0", "PMI_SIZE": "4"}
     call = [*IMAGEBERT, "import", "bottom-up-attention", path, tmp_path / "out"]
     done = subprocess.run(call, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2

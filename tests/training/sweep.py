@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run ... tests/training/sweep.py FOLDER REGIONS PAIRS SETTING...
 
-A SETTING is `name:key=value,key=value`; the run goes to FOLDER/name.
+A SETTING is `name:key=value,key=value`; the run goes to FOLDER/name. `name@12:...` stops after 12 steps.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ def main() -> None:
     folder, regions, pairs, *settings = sys.argv[1:]
     data = [f"data.sources.0.regions={regions}", f"data.sources.0.pairs={pairs}"]
     for setting in settings:
-        name, _, overrides = setting.partition(":")
-        run(load_recipe("tests/recipe.yaml", [f"output={folder}/{name}", *data, *filter(None, overrides.split(","))]))
+        target, _, overrides = setting.partition(":")
+        name, _, stop = target.partition("@")
+        settings = [f"output={folder}/{name}", *data, *filter(None, overrides.split(","))]
+        run(load_recipe("tests/recipe.yaml", settings), stop_at=int(stop) if stop else None)
 
 
 if __name__ == "__main__":

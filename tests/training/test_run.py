@@ -14,6 +14,7 @@ from functools import partialmethod
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
@@ -24,8 +25,10 @@ from imagebert.engine.metrics import read_log
 from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.retrieval.evaluation import load_scorer, mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
-from imagebert.training.run import Limits, run
+from imagebert.training.run import Limits, export_run, fit_microbatches, run
+from tests.corpora import change_last_feature, write_corpus
 
+PYTHON = sys.executable
 RECIPE = "tests/recipe.yaml"
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}
@@ -44,6 +47,13 @@ def cli(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "imagebert", *map(str, arguments)]
 
 
+def train_all(ranks: int, folder: Path, source: SourceConfig, settings: list[str]) -> None:
+    """Several runs in one process group over gloo; see sweep.py."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *launcher, "tests/training/sweep.py", folder, source.regions, source.pairs]
+    subprocess.run([*map(str, command), *settings], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=540)
+
+
 @pytest.fixture(scope="session")
 def sweep(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of runs by name: ZeRO 0 to 3, accumulation 1 and 4, on one and on two processes over gloo."""
@@ -59,9 +69,7 @@ def sweep(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
         ]
         settings.append(f"offload-r{ranks}:engine.deepspeed=zero3_offload")
         settings.append(f"sharded-r{ranks}:engine.deepspeed={sharded},model.gradient_checkpointing=true")
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [sys.executable, *launcher, "tests/training/sweep.py", folder, source.regions, source.pairs]
-        subprocess.run([*map(str, command), *settings], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=540)
+        train_all(ranks, folder, source, settings)
         made.update({name: folder / name for name in (s.partition(":")[0] for s in settings)})
     return made
 
@@ -152,9 +160,74 @@ def test_weights_that_are_not_finite_are_never_saved(recipe: list[str], tmp_path
     for file in (tmp_path / "run/checkpoints/step-00000002").glob("manifest.json"):
         file.write_text(file.read_text().replace('"learning_rate": 0.001', '"learning_rate": 1e+30'))
     wild = [*settings, "optimizer.learning_rate=1e30", "logging.every_steps=50"]
-    with pytest.raises(FloatingPointError, match="not saved"):
+    with pytest.raises(FloatingPointError, match="not finite in 10 steps in a row, up to step 13: nothing was saved"):
         run(load_recipe(RECIPE, wild))
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_bad_batch_is_left_out_on_all_ranks_and_written_down(source: SourceConfig, tmp_path: Path) -> None:
+    """One image has a feature that is not a number: the steps that it is in move nothing, whatever the ranks."""
+    spoilt = write_corpus(tmp_path / "spoilt", images=8, captions=2, feature_type="float32")
+    change_last_feature(Path(spoilt.regions), "image003.jpg", np.float32("nan").tobytes(), checksum=True)
+    names = [f"z{zero}-r{ranks}" for zero in (0, 1, 3) for ranks in (1, 2)]
+    for ranks in (1, 2):
+        few = "schedule.batch_size=4,pretraining.negatives=0"
+        train_all(
+            ranks, tmp_path, spoilt, [f"z{zero}-r{ranks}:engine.deepspeed=zero{zero},{few}" for zero in (0, 1, 3)]
+        )
+    reference = read_log(tmp_path / "z0-r1/log.jsonl")
+    bad = [int(line["step"]) for line in reference if "loss/total" not in line]
+    assert 2 <= len(bad) == reference[-1]["skipped_updates"] <= 12
+    for name in names:
+        lines = read_log(tmp_path / name / "log.jsonl")
+        assert [int(line["step"]) for line in lines if "loss/total" not in line] == bad, name
+        good = [[line["loss/total"] for line in log if "loss/total" in line] for log in (lines, reference)]
+        assert good[0] == pytest.approx(good[1], rel=1e-4), name
+        dumps = [json.loads(p.read_text()) for p in sorted((tmp_path / name / "skipped").iterdir())]
+        assert [dump["step"] for dump in dumps] == bad
+        assert all(any(key == "image003.jpg" for key, *_ in dump["pairs"]) for dump in dumps)
+
+
+def test_pairs_of_a_damaged_record_are_left_out_on_any_ranks(source: SourceConfig, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(Path(source.regions).parent, damaged)
+    change_last_feature(damaged / "regions", "image005.jpg", b"\x7f", checksum=False)
+    broken = SourceConfig(regions=str(damaged / "regions"), pairs=source.pairs)
+    for ranks in (1, 2):
+        train_all(ranks, tmp_path, broken, [f"r{ranks}:", f"finetune-r{ranks}:task=finetune,schedule.batch_size=8"])
+    for name in ("", "finetune-"):
+        one, two = (read_log(tmp_path / f"{name}r{ranks}/log.jsonl") for ranks in (1, 2))
+        assert [line["loss/total"] for line in two] == pytest.approx([line["loss/total"] for line in one], rel=1e-4)
+        assert one[-1]["damaged_records"] == 1
+    with pytest.raises(UsageError, match=r"record 'image005.jpg' of .* is damaged"):
+        run(
+            load_recipe(
+                RECIPE,
+                [
+                    f"output={tmp_path}/strict",
+                    f"data.sources.0.regions={broken.regions}",
+                    f"data.sources.0.pairs={broken.pairs}",
+                    "data.max_damaged_records=0",
+                ],
+            )
+        )
+
+
+def test_a_running_runs_newest_checkpoint_becomes_a_model(recipe: list[str], tmp_path: Path) -> None:
+    settings = [*recipe, "checkpoint.every_steps=5", "schedule.steps=10"]
+    run(load_recipe(RECIPE, settings))
+    assert export_run(tmp_path / "run", tmp_path / "exported") == 10
+    ours, theirs = (
+        ImageBertForPreTraining.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "exported", tmp_path / "run/model")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    (shard,) = (tmp_path / "run/checkpoints/step-00000010").glob("*.safetensors")
+    shard.write_bytes(b"damaged")
+    assert export_run(tmp_path / "run", tmp_path / "before") == 5
+    with pytest.raises(UsageError, match="no complete checkpoint"):
+        shutil.rmtree(tmp_path / "run/checkpoints")
+        export_run(tmp_path / "run", tmp_path / "none")
 
 
 @pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
@@ -165,10 +238,39 @@ def test_bf16_exports_its_float32_masters(recipe: list[str], tmp_path: Path, zer
     assert not any(rounded)
 
 
-def test_another_layout_of_shards_is_named(recipe: list[str]) -> None:
-    run(load_recipe(RECIPE, recipe), stop_at=2)
-    with pytest.raises(UsageError, match=r"'zero_stage': 0.*'zero_stage': 2.*start it alike"):
-        run(load_recipe(RECIPE, [*recipe, "engine.deepspeed=zero2"]))
+def test_saved_by_any_ranks_and_stage_and_resumed_by_any_other(
+    source: SourceConfig, sweep: dict[str, Path], tmp_path: Path
+) -> None:
+    """All 16 crossings of ZeRO stages, each between other numbers of ranks; IMAGEBERT_ELASTIC=all: all 144."""
+    ranks, stages = (1, 2, 4), (0, 1, 2, 3)
+    crossings = [(n, s, m, t) for n in ranks for s in stages for m in ranks for t in stages]
+    if os.environ.get("IMAGEBERT_ELASTIC") != "all":
+        # Each pair of stages once, each pair of rank counts at least once.
+        crossings = [(n, s, m, t) for n, s, m, t in crossings if (4 * s + t) % 9 == 3 * ranks.index(n) + ranks.index(m)]
+    assert {(s, t) for _, s, _, t in crossings} == {(s, t) for s in stages for t in stages}
+    for n in ranks:
+        saved = sorted({s for by, s, _, _ in crossings if by == n})
+        train_all(n, tmp_path, source, [f"z{s}-r{n}@6:engine.deepspeed=zero{s}" for s in saved])
+    names = {crossing: "from-z{1}-r{0}-to-z{3}-r{2}".format(*crossing) for crossing in crossings}
+    for (n, s, _, _), name in names.items():
+        shutil.copytree(tmp_path / f"z{s}-r{n}", tmp_path / name)
+    for m in ranks:
+        resumed = [(name, t) for (_, _, by, t), name in names.items() if by == m]
+        train_all(m, tmp_path, source, [f"{name}@12:engine.deepspeed=zero{t}" for name, t in resumed])
+    reference = losses(sweep["z0-a1-r1"])[:12]
+    for crossing, name in names.items():
+        curve = losses(tmp_path / name)
+        assert curve == pytest.approx(reference, rel=1e-4), name
+        if crossing[:2] == crossing[2:] == (1, 0):
+            assert curve == reference
+
+
+def test_fewer_ranks_accumulate_more(recipe: list[str], sweep: dict[str, Path], tmp_path: Path) -> None:
+    config = load_recipe(RECIPE, [*recipe, "schedule.microbatch_size=5"])
+    assert [fit_microbatches(config, ranks).schedule.accumulation for ranks in (1, 2, 4)] == [4, 2, 1]
+    run(load_recipe(RECIPE, recipe), stop_at=5)
+    run(load_recipe(RECIPE, [*recipe, "schedule.microbatch_size=5"]))
+    assert losses(tmp_path / "run") == pytest.approx(losses(sweep["z0-a1-r1"]), rel=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_alike(recipe: list[str], tmp_path: Path) -> None:
@@ -176,27 +278,32 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_alike(recipe: list
     run(load_recipe(RECIPE, [*settings, f"output={tmp_path / 'whole'}"]))
     run(load_recipe(RECIPE, settings), stop_at=10)
     newest = tmp_path / "run/checkpoints/step-00000010"
-    file = max(newest.rglob("*.pt"), key=lambda p: p.stat().st_size)
+    (file,) = newest.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     run(load_recipe(RECIPE, settings))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imagebert"],
-        ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port={port}", "--module", "imagebert"],
+        [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imagebert"],
+        [PYTHON, "-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port={port}", "--module", "imagebert"],
+        [*MPIRUN, PYTHON, "-m", "imagebert"],
     ],
-    ids=["torchrun", "deepspeed"],
+    ids=["torchrun", "deepspeed", "mpirun"],
 )
 def test_launchers(recipe: list[str], sweep: dict[str, Path], tmp_path: Path, launcher: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [word.format(port=port) for word in launcher]
-    command = [sys.executable, *launcher, "pretrain", RECIPE, *recipe, "engine.deepspeed=zero1"]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240)
+    command = [*launcher, "pretrain", RECIPE, *recipe, "engine.deepspeed=zero1"]
+    path = f"{Path(PYTHON).parent}:{os.environ['PATH']}"
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"PATH": path}, check=True, timeout=240)
     assert losses(tmp_path / "run") == pytest.approx(losses(sweep["z0-a1-r1"]), rel=1e-4)
 
 

@@ -1,0 +1,75 @@
+"""Who this process is among those that a launcher started: the one place that reads launchers' variables.
+
+torchrun, the deepspeed launcher, mpirun (Open MPI, MPICH, Intel MPI, MVAPICH), srun, or none. Training (distributed.py)
+and data jobs (workers.py) both ask here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from imagebert.config import UsageError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    launcher: str
+    master: tuple[str, int] | None  # address and port of rank 0; None when alone, or where MPI has to tell
+
+
+# Rank, size and local rank, by launcher. Open MPI's own come before Slurm's, which its daemons inherit from their srun.
+_LAYOUTS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed's launcher sets the same names
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mvapich": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # and Intel MPI's
+    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+
+
+def discover(env: Mapping[str, str]) -> Launch:
+    """Reads rank, size and rendezvous from the environment.
+
+    Raises:
+        UsageError: a launcher left its variables half set.
+    """
+    for launcher, names in _LAYOUTS.items():
+        if names[0] not in env or names[1] not in env:
+            continue
+        if launcher == "mpich" and env.get("SLURM_STEP_NUM_TASKS") == env["PMI_SIZE"]:
+            continue  # srun --mpi=pmi2 sets these beside its own, and its own tell the nodes
+        try:
+            rank, size, local = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], "0"))
+        except ValueError:
+            given = {name: env.get(name) for name in names}
+            raise UsageError(f"{launcher} set {given}: expected whole numbers") from None
+        if not 0 <= rank < size:
+            raise UsageError(f"{launcher} says rank {rank} of {size}: start the job again with matching counts")
+        if size == 1:  # what another launcher says counts more: these are left behind by any training in a process
+            continue
+        return Launch(rank, size, local, launcher, _master(env, launcher))
+    return Launch(0, 1, 0, "alone", None)
+
+
+def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int] | None:
+    address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
+    if address is None and launcher == "slurm":
+        # The first name of a list such as "node[03-07,9],gpu1".
+        first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env.get("SLURM_STEP_NODELIST", ""))
+        address = first and first[1] + (first[2] or "")
+    if port is None and "SLURM_JOB_ID" in env:
+        # A requeued job keeps its number: what is left of the attempt before must not be met again.
+        attempt = 101 * int(env.get("SLURM_RESTART_COUNT", "0")) + 17 * int(env.get("SLURM_STEP_ID", "0"))
+        port = str(20000 + (int(env["SLURM_JOB_ID"]) + attempt) % 20000)
+    if address is not None and port is not None:
+        return address, int(port)
+    if launcher in ("openmpi", "mvapich", "mpich"):
+        return None  # its ranks can ask each other
+    raise UsageError(f"started by {launcher} without MASTER_ADDR and MASTER_PORT: export both before the launch")
