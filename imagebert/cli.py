@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("out", type=Path, metavar="OUT", help="region store to write")
     extract.add_argument("--extractor", type=Path, required=True, help="YAML description of detector and backbone")
     extract.add_argument("--features", choices=["int8", "float16", "float32"], default="int8")
+    extract.add_argument("--part", type=_part, default=(0, 1), metavar="K/N", help="every Nth picture from the Kth on")
     extract.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
     pairs = add("pairs", _pairs, "Captions to a pair store")
@@ -130,8 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     stage.add_argument("path", type=Path, metavar="STORE")
     stage.add_argument("folder", type=Path, metavar="FOLDER")
-    stage.add_argument("--part", default="0/1", metavar="K/N", help="every Nth shard from the Kth on (%(default)s)")
-    stage.add_argument("--room", type=_positive, metavar="GIB", help="stop before more than this")
+    stage.add_argument("--part", type=_part, default=(0, 1), metavar="K/N", help="every Nth shard from the Kth on")
+    room = stage.add_mutually_exclusive_group()
+    room.add_argument("--room", type=_positive, metavar="GIB", help="stop before more than this")
+    room.add_argument("--as-fits", action="store_true", help="leave a tenth of the disk free")
 
     for name, summary in (
         ("pretrain", "Pre-train by a recipe: alone, under torchrun, deepspeed, srun or mpirun"),
@@ -143,7 +146,22 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(
             "--stop-at", type=_positive, metavar="STEP", help="stop with a checkpoint after so many steps"
         )
+        train.add_argument(
+            "--profile", type=_positive, metavar="N", help="record N steps: where their time goes, and a Chrome trace"
+        )
         train.set_defaults(task=name)
+
+    export = add("export", _export, "The newest complete checkpoint of a run, finished or not, as a model folder")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write (RUN/model)")
+
+    doctor = add(
+        "doctor", _doctor, "Is this machine, or under srun this job, fit to train? Names what is not, and cures"
+    )
+    doctor.add_argument("recipe", nargs="?", metavar="RECIPE", help="check this recipe's data, disk and batch too")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value")
+    doctor.add_argument("--quick", action="store_true", help="without measuring the all-reduce at length")
+    doctor.add_argument("--json", type=Path, help="also write the figures here")
 
     evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption")
     evaluate.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
@@ -191,6 +209,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _part(text: str) -> tuple[int, int]:
+    """K/N with K from 0 to N-1."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is not K/N with K from 0 to N-1, such as 0/4")
+    return int(part), int(parts)
+
+
 def _add_data(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--regions", metavar="STORE", help="region store")
     parser.add_argument("--pairs", metavar="STORE", help="pair store")
@@ -226,7 +252,8 @@ def _extract(parsed: argparse.Namespace) -> int:
     from imagebert.regions.extract import extract
     from imagebert.regions.extractor import DetectorExtractor
 
-    done = extract(parsed.images, parsed.out, DetectorExtractor(parsed.extractor), parsed.features, parsed.overwrite)
+    extractor = DetectorExtractor(parsed.extractor)
+    done = extract(parsed.images, parsed.out, extractor, parsed.features, parsed.overwrite, *parsed.part)
     print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused")
     return 0
 
@@ -385,14 +412,14 @@ def _stage(parsed: argparse.Namespace) -> int:
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     from imagebert.data.regions import RegionStore
-    from imagebert.data.staging import shards_to_stage, stage
+    from imagebert.data.staging import room_for_stage, shards_to_stage, stage
 
-    part, slash, parts = parsed.part.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-        raise UsageError(f"--part {parsed.part}: give K/N with K from 0 to N-1, such as 0/4")
     store = RegionStore(parsed.path)
     room = parsed.room << 30 if parsed.room else None
-    shards = shards_to_stage(store, int(part), int(parts), room)
+    if parsed.as_fits:
+        room = room_for_stage(parsed.folder)
+    part, parts = parsed.part
+    shards = shards_to_stage(store, part, parts, room)
     with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as bar:
         task = bar.add_task(f"Staging {parsed.path.name}", total=sum(shard["file_bytes"] for shard in shards))
         for done in stage(store, parsed.folder, shards):
@@ -421,11 +448,44 @@ def _train(parsed: argparse.Namespace) -> int:
     from imagebert import distributed
     from imagebert.training.run import run
 
-    stopped = run(config, parsed.stop_at)
+    stopped = run(config, parsed.stop_at, parsed.profile or 0)
     if distributed.rank() == 0:
+        profile = Path(config.output) / "profile/profile.json"
+        if parsed.profile and profile.is_file():
+            seconds = json.loads(profile.read_text(encoding="utf-8"))
+            shares = {name: f"{1e3 * s:.2f} ms, {s / seconds['step']:.0%}" for name, s in seconds.items()}
+            _report("A step of rank 0", shares, None)
+            print(f"trace in {profile.parent}/trace.json: open it in chrome://tracing or ui.perfetto.dev")
         end = f"model in {config.output}/model" if stopped.finished else "the same command goes on from here"
         print(f"{stopped.step} steps done; {end}")
     return 0 if stopped.finished else STOPPED
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from imagebert.training.run import export_run
+
+    out = parsed.out or parsed.run / "model"
+    steps = export_run(parsed.run, out)
+    print(f"the model after {steps} steps is in {out}")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from imagebert import distributed
+    from imagebert.config import load_recipe
+    from imagebert.training.doctor import examine
+
+    config = load_recipe(parsed.recipe, parsed.overrides) if parsed.recipe else None
+    found = examine(config, parsed.quick)
+    if distributed.rank() == 0:
+        _table(f"{found.ranks} processes on {len(found.hosts)} hosts", found.hosts)
+        for line in found.notes:
+            print(f"note: {line}")
+        for line in found.problems:
+            print(f"problem: {line}")
+        print("not fit to train" if found.problems else "fit to train")
+        _write_json(parsed.json, found._asdict())
+    return 2 if found.problems else 0
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
@@ -513,6 +573,16 @@ def _report(title: str, figures: dict[str, Any], path: Path | None) -> None:
         table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     _write_json(path, figures)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
 
 
 def _check_writable(path: Path | None) -> None:

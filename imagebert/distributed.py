@@ -96,6 +96,20 @@ def total(values: Sequence[float]) -> list[float]:
     return summed
 
 
+def gather(text: str) -> list[str]:
+    """What each rank says, by rank. Hosts talk to hosts."""
+    if _launch.world_size == 1:
+        return [text]
+    data = text.encode()
+    longest = torch.tensor([len(data)])
+    dist.all_reduce(longest, dist.ReduceOp.MAX, group=_hosts)
+    mine = torch.zeros(int(longest), dtype=torch.uint8)
+    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in range(_launch.world_size)]
+    dist.all_gather(parts, mine, group=_hosts)
+    return [bytes(part.tolist()).rstrip(b"\0").decode() for part in parts]
+
+
 def total_on_device(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all ranks, in place, on this rank's device: nothing waits but what reads it."""
     if _launch.world_size > 1:

@@ -23,8 +23,11 @@ RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
         # Without a rendezvous MPI's ranks ask each other; in a Slurm job Open MPI's daemons inherit their srun's names.
         (
             {
-                "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-                "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
+                "OMPI_COMM_WORLD_RANK": "3",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "SLURM_PROCID": "1",
+                "SLURM_STEP_NUM_TASKS": "2",
             },
             Launch(3, 4, 1, "openmpi", None),
         ),
@@ -49,15 +52,24 @@ RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
         # srun --mpi=pmi2 sets MPICH's names too; a requeued job takes another port, an exported one is kept.
         (
             {
-                "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "12",
-                "SLURM_STEP_NODELIST": "a,b", "SLURM_RESTART_COUNT": "1", "PMI_RANK": "1", "PMI_SIZE": "2",
+                "SLURM_PROCID": "1",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_LOCALID": "0",
+                "SLURM_JOB_ID": "12",
+                "SLURM_STEP_NODELIST": "a,b",
+                "SLURM_RESTART_COUNT": "1",
+                "PMI_RANK": "1",
+                "PMI_SIZE": "2",
             },
             Launch(1, 2, 0, "slurm", ("a", 20113)),
         ),
         (
             {
-                "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "12",
-                "SLURM_STEP_NODELIST": "gpu[1-2]", **RENDEZVOUS,
+                "SLURM_PROCID": "1",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_JOB_ID": "12",
+                "SLURM_STEP_NODELIST": "gpu[1-2]",
+                **RENDEZVOUS,
             },
             Launch(1, 2, 0, "slurm", ("host", 29500)),
         ),

@@ -26,6 +26,14 @@ _BLOCK = 8 << 20
 _CHECKED_AT_ONCE = 256  # records
 
 
+def room_for_stage(folder: Path) -> int:
+    """Bytes that may be copied into `folder`, what is in it included, so that a tenth of its disk stays free."""
+    make_folder(folder)
+    disk = shutil.disk_usage(folder)
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return max(0, disk.free + there - disk.total // 10)
+
+
 def shards_to_stage(store: RegionStore, part: int, parts: int, room: int | None) -> list[dict[str, Any]]:
     """Every `parts`-th shard from the `part`-th on, as many as fit into `room` bytes."""
     chosen, total = [], 0

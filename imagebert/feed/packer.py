@@ -78,13 +78,13 @@ class Packer:
         max_damaged: images with a damaged record after which it is an error; 0: none is tolerated
 
     Attributes:
-        damaged: the images met so far that have one
+        damaged: the images met so far that have one, and what is wrong with it
     """
 
     def __init__(self, corpus: Corpus, limits: Limits, candidates: int = 1, max_damaged: int = 0) -> None:
         self.corpus = corpus
         self.candidates, self.max_damaged = candidates, max_damaged
-        self.damaged: set[int] = set()
+        self.damaged: dict[int, str] = {}
         self.limits = limits
         self.lengths = limits.lengths(corpus)
         self._max_seqlen = int(self.lengths.regions.max() + self.lengths.words.max()) + SPECIAL_TOKENS
@@ -126,17 +126,19 @@ class Packer:
                 return self._lay_out(samples, arena, sizes)
             except _Damaged as found:
                 for image, problem in found.problems.items():
+                    if image in self.damaged:
+                        continue  # another thread met it too
                     if len(self.damaged) >= self.max_damaged:
                         many = f"; {len(self.damaged)} more are damaged" * bool(self.damaged)
                         raise UsageError(problem + many) from None
-                    if image not in self.damaged:
-                        log.warning("left out with all pairs that it is part of: %s", problem)
-                    self.damaged.add(image)
+                    log.warning("left out with all pairs that it is part of: %s", problem)
+                    self.damaged[image] = problem
 
     def _without_damaged(self, samples: Samples) -> Samples:
         spoilt = np.isin(samples.images, list(self.damaged)).reshape(-1, self.candidates).any(axis=1)
         if spoilt.all():
-            raise UsageError("all records of a microbatch are damaged: restore the store")
+            problem = next(self.damaged[image] for image in samples.images.tolist() if image in self.damaged)
+            raise UsageError(f"all pairs of a microbatch have damaged records, one is: {problem}")
         return samples.take(np.flatnonzero(~np.repeat(spoilt, self.candidates))) if spoilt.any() else samples
 
     def _lay_out(self, samples: Samples, arena: Arena, sizes: Sizes | None) -> Packed:

@@ -27,11 +27,20 @@ class Extracted(NamedTuple):
 
 
 def extract(
-    images: Path, out: Path, extractor: Extractor, feature_type: FeatureType = "int8", overwrite: bool = False
+    images: Path,
+    out: Path,
+    extractor: Extractor,
+    feature_type: FeatureType = "int8",
+    overwrite: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> Extracted:
     """Extracts every picture below `images`; an image's key is its path below that folder.
 
     A call that was killed is made again and goes on.
+
+    Args:
+        part, parts: of all pictures only every `parts`th, from the `part`th on
 
     Raises:
         UsageError: no folder, no picture in it, or none that can be read.
@@ -41,8 +50,11 @@ def extract(
     files = find_images(images)
     if not files:
         raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF and TIFF are read")
+    files = files[part::parts]
+    if not files:
+        raise UsageError(f"part {part} of {parts} has no picture of {images}: take fewer parts")
     refused = 0
-    job = {"extract": str(images.resolve()), "extractor": extractor.description}
+    job = {"extract": str(images.resolve()), "extractor": extractor.description, "part": [part, parts]}
     with write_regions(
         out, extractor.classes, extractor.description, feature_type, overwrite=overwrite, job=job
     ) as writer:

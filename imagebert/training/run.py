@@ -259,26 +259,7 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
         "feature_size": corpus.feature_size,
         "num_region_classes": len(corpus.classes),
     }
-    options = {
-        "hidden_dropout_prob": config.model.hidden_dropout,
-        "attention_probs_dropout_prob": config.model.attention_dropout,
-        "use_pooler": config.model.pooler,
-        "use_global_image_token": config.model.global_image_token,
-        "gradient_checkpointing": config.model.gradient_checkpointing,
-    }
-    origin = find_model(Path(config.model.initialize_from)) if config.model.initialize_from else None
-    if origin is None:
-        assert config.model.preset is not None
-        shape = ImageBertConfig.preset(config.model.preset, **wanted, **options)
-    else:
-        found = read_architecture(origin)
-        for name, size in wanted.items():
-            if found.get(name, size) != size:
-                raise UsageError(
-                    f"model.initialize_from {origin} has {name} {found[name]}, the data has {size}: "
-                    "use data and weights of one kind"
-                )
-        shape = ImageBertConfig(**{**found, **wanted, **options})
+    shape, origin = model_shape(config, wanted)
     longest = config.data.max_words + 4  # positions: [CLS], the regions' one, two [SEP], the words
     if longest > shape.max_position_embeddings:
         raise UsageError(f"data.max_words {config.data.max_words} needs {longest} positions: lower it")
@@ -291,6 +272,33 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
         for layer in model.imagebert.layers:
             layer.compile(fullgraph=True, dynamic=False)
     return model
+
+
+def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertConfig, Path | None]:
+    """The model's configuration for data of the `wanted` sizes, and the folder that its weights come from.
+
+    Raises:
+        UsageError: no such folder, or it is for other data.
+    """
+    options = {
+        "hidden_dropout_prob": config.model.hidden_dropout,
+        "attention_probs_dropout_prob": config.model.attention_dropout,
+        "use_pooler": config.model.pooler,
+        "use_global_image_token": config.model.global_image_token,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+    }
+    if config.model.initialize_from is None:
+        assert config.model.preset is not None
+        return ImageBertConfig.preset(config.model.preset, **wanted, **options), None
+    origin = find_model(Path(config.model.initialize_from))
+    found = read_architecture(origin)
+    for name, size in wanted.items():
+        if found.get(name, size) != size:
+            raise UsageError(
+                f"model.initialize_from {origin} has {name} {found[name]}, the data has {size}: "
+                "use data and weights of one kind"
+            )
+    return ImageBertConfig(**{**found, **wanted, **options}), origin
 
 
 def export(model: PreTrainedModel, weights: dict[str, Tensor], corpus: Corpus, out: Path) -> None:
@@ -329,7 +337,7 @@ def _watchdog(timeout_minutes: float) -> Callable[[], None]:
     """
 
     def alive() -> None:
-        faulthandler.dump_traceback_later(1.5 * 60 * timeout_minutes, exit=True)
+        faulthandler.dump_traceback_later(1.5 * 60 * timeout_minutes, exit=True, file=2)
 
     alive()
     return alive

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Exact R@K of a fine-tuned run (or any model folder) on a test split, on one GPU; key=value is not taken.
+#
+#     sbatch slurm/evaluate.sh --dataset coco --data /data --from runs/finetune_coco
+#
+# Options, and what each reads from the environment, are at the head of common.sh.
+#SBATCH --nodes=1 --gpus-per-node=1 --ntasks-per-node=1 --cpus-per-task=8
+#SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
+SCRIPT=$0 TITLE=imagebert-evaluate RECIPE=
+for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do
+    [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
+done
+IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)
+# shellcheck source=slurm/common.sh
+source "$IMAGEBERT_HOME/slurm/common.sh" || {
+    echo "imagebert: submit from the repository, or export IMAGEBERT_HOME" >&2
+    exit 2
+}
+
+DATASET=flickr30k SPLIT=test STEP_TASKS=1
+option() { # --dataset NAME, --split NAME
+    case $1 in
+    --dataset) DATASET=$2 ;;
+    --split) SPLIT=$2 ;;
+    *) wrong "unknown option $1; --help lists them" ;;
+    esac
+}
+prepare() {
+    NODES=1
+    ((GPUS < 1)) || GPUS=1
+    : "${FROM:=$RUNS/finetune_$DATASET}"
+    RUN=$FROM
+    REGIONS=("$DATA/$DATASET/regions") PAIRS=("$DATA/$DATASET/pairs")
+    ((${#OVERRIDES[@]} == 0)) || wrong "evaluate.sh takes no ${OVERRIDES[0]}: a model says itself what it is"
+}
+work() {
+    launch --once imagebert evaluate "$FROM" --regions "${REGIONS[0]}" --pairs "${PAIRS[0]}" --split "$SPLIT" \
+        --json "$FROM/recall-$DATASET-$SPLIT.json"
+}
+main "$@"

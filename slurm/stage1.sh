@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Stage 1 of pre-training: LAIT, from a BERT folder (the paper, section 3.2).
+#
+#     sbatch --nodes=4 slurm/stage1.sh --data /data --from /data/bert-base-uncased        or
+#     slurm/stage1.sh --nodes 2-4 --partition gpu --data /data schedule.batch_size=2048
+#
+# Options, and what each reads from the environment, are at the head of common.sh.
+#SBATCH --nodes=1 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=8
+#SBATCH --time=24:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
+SCRIPT=$0 TITLE=imagebert-stage1 RECIPE=stage1_lait
+for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do
+    [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
+done
+IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)
+# shellcheck source=slurm/common.sh
+source "$IMAGEBERT_HOME/slurm/common.sh" || {
+    echo "imagebert: submit from the repository, or export IMAGEBERT_HOME" >&2
+    exit 2
+}
+
+prepare() {
+    REGIONS=("$DATA/lait/regions") PAIRS=("$DATA/lait/pairs")
+}
+work() { train pretrain; }
+main "$@"
