@@ -155,6 +155,24 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write (RUN/model)")
 
+    plan = add("plan", _plan, "What a pre-training run takes on a cluster: hours, memory, storage, network, failures")
+    plan.add_argument("--pairs", type=_amount, default=10_000_000, metavar="N", help="such as 10M (%(default)s)")
+    plan.add_argument("--regions", type=_positive, default=100, help="of a pair (%(default)s)")
+    plan.add_argument("--words", type=_positive, default=41, help="of a pair (%(default)s)")
+    plan.add_argument("--model", choices=["tiny", "small", "base", "large", "xl"], default="base")
+    plan.add_argument("--nodes", type=_positive, default=1)
+    plan.add_argument("--gpus-per-node", type=_positive, default=8)
+    plan.add_argument("--gpu", choices=["a100", "h100", "h200", "b200", "cpu"], default="h200")
+    plan.add_argument("--epochs", type=float, default=17, help="(%(default)s, the paper's)")
+    plan.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
+    plan.add_argument("--accumulation", type=_positive, default=1)
+    plan.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=1)
+    plan.add_argument("--features", choices=["int8", "float16", "float32"], default="int8")
+    plan.add_argument("--recompute", action="store_true", help="with model.gradient_checkpointing")
+    plan.add_argument("--calibrate", type=Path, metavar="JSON", help="measured constants, from benchmarks.calibrate")
+    plan.add_argument("--simulate", type=_positive, metavar="STEPS", help="also play so many steps event by event")
+    plan.add_argument("--json", type=Path, help="also write the figures here")
+
     doctor = add(
         "doctor", _doctor, "Is this machine, or under srun this job, fit to train? Names what is not, and cures"
     )
@@ -207,6 +225,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
+
+
+def _amount(text: str) -> int:
+    """A whole number, or one with k, M or G behind it."""
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 0)
+    return _positive(str(round(float(text[:-1]) * scale))) if scale else _positive(text)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -467,6 +491,52 @@ def _export(parsed: argparse.Namespace) -> int:
     out = parsed.out or parsed.run / "model"
     steps = export_run(parsed.run, out)
     print(f"the model after {steps} steps is in {out}")
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from imagebert.model import ImageBertConfig
+    from imagebert.training.capacity import GPUS, Job, calibrated, plan, step_time
+    from imagebert.training.simulation import simulate
+
+    constants = GPUS[parsed.gpu]
+    if parsed.calibrate:
+        constants = calibrated(constants, parsed.calibrate)
+    gpus = parsed.nodes * parsed.gpus_per_node
+    job = Job(
+        pairs=parsed.pairs,
+        nodes=parsed.nodes,
+        gpus_per_node=parsed.gpus_per_node,
+        shape=ImageBertConfig.preset(parsed.model),
+        constants=constants,
+        regions=parsed.regions,
+        words=parsed.words,
+        epochs=parsed.epochs,
+        batch_size=parsed.batch_size or 256 * gpus * parsed.accumulation,
+        accumulation=parsed.accumulation,
+        stage=parsed.zero,
+        feature_bytes=np.dtype(parsed.features).itemsize,
+        recompute=parsed.recompute,
+    )
+    figures = plan(job)
+    if parsed.simulate:
+        whole, calm = (simulate(job, parsed.simulate, with_failures=f) / parsed.simulate for f in (True, False))
+        figures["simulated, ms a step"] = {"without failures": 1e3 * calm, "with": 1e3 * whole}
+        figures["simulated, ms a step"]["by formula, without"] = 1e3 * step_time(job).total
+    title = f"{parsed.model}, batch {job.batch_size}, ZeRO {job.stage}, {gpus} x {parsed.gpu}"
+    table = Table("", "", "", title=title)
+    for group, rows in figures.items():
+        for number, (name, value) in enumerate(rows.items()):
+            table.add_row(group * (number == 0), name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        table.add_section()
+    Console().print(table)
+    if not parsed.calibrate:
+        print("from data sheets and the project's aim of half the matmul rate; --calibrate brings measured constants")
+    _write_json(parsed.json, figures)
     return 0
 
 

@@ -254,6 +254,10 @@ finish() {
             exit "$code"
         fi
     fi
+    if [[ $(scontrol -o show job "$SLURM_JOB_ID" 2>/dev/null) != *" JobState=RUNNING "* ]]; then
+        say "ended with $code: Slurm has ended the job (cancelled, say); submit again, it goes on from the newest checkpoint"
+        exit "$code"
+    fi
     say "ended with $code: requeued, to go on from the newest checkpoint"
     scontrol requeue "$SLURM_JOB_ID" || say "and Slurm refused that: submit again, it goes on"
     exit "$code"

@@ -6,7 +6,6 @@
 # Options are those of common.sh, for all jobs alike (--from: what stage 1 starts from). `stage1:key=value`, likewise
 # stage2 and finetune, is an override for that job, `stage1:--nodes=16` an option. Prints a line for each job: name, id.
 
-cd "$(dirname "$0")/.." || exit 2
 unset SLURM_JOB_ID # it may be called in an interactive job
 JOBS=(stage1 stage2 finetune evaluate)
 declare -A ONLY=()
@@ -45,7 +44,7 @@ for job in "${JOBS[@]}"; do
     esac
     [[ -z $before ]] || options+=(--after "$before")
     mapfile -t -O "${#options[@]}" options < <(printf '%s' "${ONLY[$job]-}")
-    id=$("slurm/$job.sh" "${options[@]}") || {
+    id=$("$(dirname "$0")/$job.sh" "${options[@]}") || {
         ((${#submitted[@]} == 0)) || scancel "${submitted[@]}"
         echo "imagebert: $job could not be submitted; nothing of the chain is left" >&2
         exit 2

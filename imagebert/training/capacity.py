@@ -1,13 +1,119 @@
-"""What training needs of a cluster."""
+"""What training needs of a cluster, before there is one: a small model of a step's time, its memory and its failures.
+
+A step of N GPUs takes
+    compute     FLOPs of its tokens / (GPUs x matmul rate x share that is reached), slowest of N by jitter
+    exposed     what of the gradients' all-reduce the backward pass does not hide, and the weights' all-gather behind it
+    overhead    what does not shrink with more GPUs: launches, the host's sums
+and a run takes its steps, its pauses for checkpoints, and for each failure half an interval and a restart. Formulas
+stand beside the lines that compute them; docs/operations.md says how they were checked, and simulation.py does it again
+event by event. Constants are the vendors' or published ones until `--calibrate` brings measured ones.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from imagebert.config import UsageError
+from imagebert.data.records import Sections
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 
+_SPECIALS = 3  # tokens of a pair that are neither region nor word
+_MASKED, _MATCHED = 0.15, 0.5
 
-def parameter_count(shape: ImageBertConfig, task: str) -> int:
+
+@dataclass(frozen=True)
+class Constants:
+    """What is measured. Rates in bytes or operations a second; times in seconds."""
+
+    matmul: float  # of one GPU, bf16, dense products
+    memory: float  # of one GPU
+    share: float = 0.5  # of `matmul` that a training step reaches: the project's aim, not yet measured on a GPU
+    inside: float = 300e9  # an all-reduce's bandwidth within a node, by GPU (NVLink: 450e9 each way)
+    between: float = 40e9  # and between nodes, by GPU (one 400 Gb/s card each: 50e9)
+    latency: float = 20e-6  # of one collective and doubling of the ranks
+    jitter: float = 0.02  # standard deviation of a rank's compute time, as a share of it
+    overhead: float = 2e-3
+    host_copy: float = 20e9  # GPU to pinned memory: what a checkpoint pauses for
+    disk: float = 2e9  # written by one node
+    restart: float = 180.0  # requeue, start, restore
+    detect: float = 60.0  # until the others know
+    node_mtbf_hours: float = 6300.0  # between failures of a node of 8 (Llama 3, table 5: 419 of 2,048 nodes in 54 days)
+    kept_bytes: float = 30.8  # kept for backward, a token, layer and hidden unit (python -m benchmarks.memory)
+    word_bytes: int = 2  # of a weight, gradient and activation
+
+
+# Dense bf16 rates that matmuls reach, somewhat under the data sheets'; none measured by this project's commands yet.
+GPUS = {
+    "a100": Constants(matmul=280e12, memory=80e9, inside=200e9, between=20e9),
+    "h100": Constants(matmul=750e12, memory=80e9),
+    "h200": Constants(matmul=790e12, memory=141e9),
+    "b200": Constants(matmul=1600e12, memory=180e9, inside=600e9),
+    # One core; --calibrate brings this machine's.
+    "cpu": Constants(
+        matmul=50e9,
+        memory=16e9,
+        share=0.3,
+        inside=1e9,
+        between=1e9,
+        latency=1e-4,
+        host_copy=2e9,
+        disk=0.5e9,
+        word_bytes=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, and on what."""
+
+    pairs: int
+    nodes: int
+    gpus_per_node: int
+    shape: ImageBertConfig
+    constants: Constants
+    regions: int = 100
+    words: int = 41
+    epochs: float = 17.0
+    batch_size: int = 1024
+    accumulation: int = 1
+    stage: int = 1
+    feature_bytes: int = 1
+    recompute: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def tokens(self) -> int:
+        """Of a pair."""
+        return self.regions + self.words + _SPECIALS
+
+
+def calibrated(constants: Constants, path: Path) -> Constants:
+    """`constants` with those in a JSON's `constants`, as `python -m benchmarks.calibrate` writes it.
+
+    Raises:
+        UsageError: no such file, or a name that is none of Constants'.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        measured = found.get("figures", found)["constants"]
+        values: dict[str, Any] = {name: float(value) for name, value in measured.items()}
+        return dataclasses.replace(constants, **values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--calibrate {path}: {error}; make it with `python -m benchmarks.calibrate`") from None
+
+
+def parameter_count(shape: ImageBertConfig, task: str = "pretrain") -> int:
     """Of the model as it is built, tied weights once; nothing is allocated."""
     with torch.device("meta"):
         model = (ImageBertForPreTraining if task == "pretrain" else ImageBertForImageTextRetrieval)(shape)
@@ -17,3 +123,205 @@ def parameter_count(shape: ImageBertConfig, task: str) -> int:
 def checkpoint_bytes(parameters: int) -> int:
     """Weights and two moments in float32."""
     return 12 * parameters
+
+
+def pair_flops(job: Job) -> float:
+    """Of one pair, forward and backward, as benchmarks/step.py counts them: heads and the last layer for read rows."""
+    s, t = job.shape, job.tokens
+    h, i = s.hidden_size, s.intermediate_size
+    masked_words, masked_regions = (n * _MASKED * _MATCHED for n in (job.words, job.regions))
+    reads = 1 + masked_words + masked_regions
+    full = s.num_hidden_layers - 1
+    # A product's forward is 2 operations a weight and row, its backward 4.
+    layers = 6 * (full * t * (4 * h * h + 2 * h * i) + 2 * t * h * h + reads * (2 * h * h + 2 * h * i))
+    attention = 14 * h * t * t * (full + reads / t)
+    heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
+    forward = layers + attention + heads + 4 * job.regions * s.feature_size * h
+    return forward * (4 / 3 if job.recompute else 1)
+
+
+def state_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, bucket: float = 1e8) -> float:
+    """Between steps, on one rank: weights as they are computed with, float32 masters, two moments.
+
+    Without ZeRO in float32 the weights are their own masters; ZeRO keeps both. Stage 3 also keeps its bucket.
+
+    Args:
+        bucket: elements, reduce_bucket_size of ds_configs/
+    """
+    masters = 8 + (4 if word_bytes == 2 or stage > 0 else 0)
+    if stage == 0:
+        return parameters * (word_bytes + masters)
+    if stage < 3:
+        return parameters * (word_bytes + masters / ranks)
+    return parameters * (word_bytes + masters) / ranks + word_bytes * bucket
+
+
+def gradient_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, bucket: float = 1e8) -> float:
+    """In a step, on one rank, at most: gradients, what of them is being reduced, and the optimizer's float32 copy."""
+    held = word_bytes * parameters * (1 if stage < 2 else 1 / ranks)
+    buckets = 0.0 if ranks == 1 or stage in (0, 3) else 2 * word_bytes * bucket
+    return held + buckets + (4 * parameters / ranks if stage > 0 else 0)
+
+
+def activation_bytes(job: Job) -> float:
+    """Kept for backward by a microbatch."""
+    tokens = job.tokens * job.batch_size / (job.ranks * job.accumulation)
+    s, c = job.shape, job.constants
+    layers = 2.3 if job.recompute else s.num_hidden_layers  # its input of each, and one at work
+    return tokens * layers * s.hidden_size * c.kept_bytes * c.word_bytes / 2
+
+
+def record_bytes(job: Job) -> int:
+    return int(Sections.of(job.regions, job.shape.feature_size * job.feature_bytes).end)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step, by what they go to."""
+
+    compute: float
+    straggling: float
+    exposed: float
+    hidden: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.straggling + self.exposed + self.overhead
+
+
+def reduce_seconds(job: Job, size: float) -> float:
+    """An all-reduce of `size` bytes in a ring through all ranks: within nodes and between them at the same time."""
+    c, n = job.constants, job.ranks
+    if n == 1:
+        return 0.0
+    slowest = c.between if job.nodes > 1 else c.inside
+    return 2 * (n - 1) / n * size / slowest + c.latency * math.log2(n)
+
+
+def gather_seconds(job: Job, parameters: int) -> float:
+    """ZeRO: updated weights come back from the ranks that hold them, by half of an all-reduce."""
+    if job.stage == 0:
+        return 0.0
+    return reduce_seconds(job, job.constants.word_bytes * parameters) / 2
+
+
+def buckets_of(job: Job, parameters: int, bucket: float = 1e8) -> list[float]:
+    """Bytes of each bucket of gradients, in the order in which backward fills them."""
+    count = max(1, math.ceil(parameters / bucket))
+    return [job.constants.word_bytes * parameters / count] * count
+
+
+def step_time(job: Job) -> StepTime:
+    c, n = job.constants, job.ranks
+    parameters = parameter_count(job.shape)
+    compute = pair_flops(job) * job.batch_size / n / (c.matmul * c.share)
+    # The slowest of n normal draws, a microbatch at a time: sigma sqrt(2 ln n) for large n.
+    straggling = compute * c.jitter / math.sqrt(job.accumulation) * _largest_of(n)
+    buckets = buckets_of(job, parameters)
+    each = [reduce_seconds(job, size) for size in buckets]
+    backward = compute / job.accumulation * 2 / 3  # of the last microbatch: only then gradients are reduced
+    # A bucket is full at equal parts of backward; the last one cannot hide, those before may queue.
+    end = 0.0
+    for number, seconds in enumerate(each, 1):
+        end = max(end, backward * number / len(each)) + seconds
+    reduction = max(0.0, end - backward) if n > 1 else 0.0
+    gather = gather_seconds(job, parameters)
+    hidden = sum(each) - reduction
+    if job.stage == 3:  # in forward and in backward of each microbatch, while the layers before are computed
+        under = compute * 0.9
+        late = max(0.0, 2 * gather * job.accumulation - under)
+        hidden, gather = hidden + 2 * gather * job.accumulation - late, late
+    return StepTime(compute, straggling, reduction + gather, max(0.0, hidden), c.overhead)
+
+
+def _largest_of(n: int) -> float:
+    """The expected largest of n standard normal draws (Blom 1958)."""
+    if n == 1:
+        return 0.0
+    return math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * (n - 0.375) / (n + 0.25) - 1, dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Seconds; a cluster fails as often as its nodes do together."""
+
+    mtbf: float
+    interval: float  # between checkpoints: sqrt(2 x pause x mtbf) (Young 1974)
+    pause: float  # of training, for one
+    writing: float  # of it, beside training
+    cost: float  # of one failure: noticed, restarted, half an interval done again
+    share: float  # of the whole time that failures and checkpoints cost
+
+
+def failures(job: Job) -> Failures:
+    c = job.constants
+    size = checkpoint_bytes(parameter_count(job.shape))
+    pause = size / job.ranks / c.host_copy
+    writing = size / job.nodes / c.disk
+    mtbf = c.node_mtbf_hours * 3600 / job.nodes
+    interval = max(math.sqrt(2 * pause * mtbf), writing, 60.0)  # one is written before the next begins
+    cost = c.detect + c.restart + interval / 2 + writing
+    return Failures(mtbf, interval, pause, writing, cost, cost / mtbf + pause / interval)
+
+
+def plan(job: Job) -> dict[str, dict[str, Any]]:
+    """The whole answer: named figures in groups.
+
+    Raises:
+        UsageError: a batch that cannot be cut into that many microbatches.
+    """
+    c = job.constants
+    parts = job.ranks * job.accumulation
+    if job.batch_size < parts:
+        raise UsageError(f"--batch-size {job.batch_size} cannot be cut into {parts} microbatches: raise it")
+    parameters = parameter_count(job.shape)
+    step, trouble = step_time(job), failures(job)
+    steps = max(1, round(job.epochs * job.pairs / job.batch_size))
+    seconds = steps * step.total * (1 + trouble.share)
+    record, rate = record_bytes(job), job.batch_size / step.total
+    memory = {
+        f"ZeRO {stage}": state_bytes(parameters, stage, job.ranks, c.word_bytes)
+        + gradient_bytes(parameters, stage, job.ranks, c.word_bytes)
+        + activation_bytes(job)
+        for stage in range(4)
+    }
+    return {
+        "run": {
+            "parameters": parameters,
+            "steps": steps,
+            "hours": seconds / 3600,
+            "GPU hours": seconds / 3600 * job.ranks,
+            "pairs a second": rate,
+            "pairs a second and GPU": rate / job.ranks,
+        },
+        "step, ms": {name: 1e3 * value for name, value in dataclasses.asdict(step).items()}
+        | {"total": 1e3 * step.total},
+        "scaling": {"pace of a GPU, of what it has on one node": rate / job.ranks * _one_node(job)},
+        "data": {
+            "record, bytes": record,
+            "store, TB": record * job.pairs / 1e12,
+            "read by a node, GB/s": rate / job.nodes * record / 1e9,
+        },
+        "memory of a GPU, GB": {
+            **{name: size / 1e9 for name, size in memory.items()},
+            "of them kept for backward": activation_bytes(job) / 1e9,
+            "there are": c.memory / 1e9,
+        },
+        "checkpoints": {
+            "size, GB": checkpoint_bytes(parameters) / 1e9,
+            "every, steps": max(1, round(trouble.interval / step.total)),
+            "pause, ms": 1e3 * trouble.pause,
+        },
+        "failures": {
+            "hours between two": trouble.mtbf / 3600,
+            "minutes that one costs": trouble.cost / 60,
+            "share of the run": trouble.share,
+        },
+    }
+
+
+def _one_node(job: Job) -> float:
+    """GPU seconds a pair on one node, with the same microbatches."""
+    alone = dataclasses.replace(job, nodes=1, batch_size=max(1, job.batch_size // job.nodes))
+    return step_time(alone).total / alone.batch_size * alone.ranks

@@ -44,8 +44,8 @@ SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# cred_expire is also how long a requeued job waits.
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+# cred_expire is also how long a requeued job waits; less than 5 is taken for the default, 120.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -109,6 +109,7 @@ class Cluster:
             socket = self.folder / "munge.socket"
             self._daemon("munged", ["munged", "--foreground", "--force", f"--socket={socket}", *files])
             wait_for(lambda: self._run(["munge", "-n", "-S", socket]).returncode == 0, 10, "munged")
+            self._run(["ip", "link", "del", _BRIDGE])  # of a test run that was killed
             self._call("ip", "link", "add", _BRIDGE, "type", "bridge")
             self._call("ip", "addr", "add", f"{_NETWORK}.1/24", "dev", _BRIDGE)
             self._call("ip", "link", "set", _BRIDGE, "up")
@@ -159,7 +160,7 @@ class Cluster:
     def _daemon(self, name: str, command: Sequence[object]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.out").open("ab") as out:
             process = subprocess.Popen(
-                list(map(str, command)),
+                ["setpriv", "--pdeathsig", "KILL", *map(str, command)],  # nothing outlives a killed test run
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -188,7 +189,9 @@ class Cluster:
         process = self._daemon(name, [*spaces, "bash", "-c", _NODE, "node", name, self.folder])
         init = wait_for(lambda: self._children(process.pid), 10, name)[0]
         self._run(["ip", "link", "del", f"ib{number}"])
-        self._call("ip", "link", "add", f"ib{number}", "type", "veth", "peer", "name", "eth0", "netns", str(init))
+        card = ["address", f"02:00:00:00:00:{number:02x}"]  # a machine that boots again has the card that it had
+        link = ["link", "add", f"ib{number}", "type", "veth", "peer", "name", "eth0", *card, "netns", str(init)]
+        self._call("ip", *link)
         self._call("ip", "link", "set", f"ib{number}", "master", _BRIDGE, "up")
         inside = ["nsenter", "-t", str(init), "-n", "ip"]
         self._call(*inside, "link", "set", "lo", "up")
@@ -275,6 +278,7 @@ def wait_for(ask: Callable[[], T], seconds: float, what: str) -> T:
 def main() -> None:
     with Cluster(Path(sys.argv[1])) as cluster:
         print(f"up; export SLURM_CONF={cluster.env['SLURM_CONF']}; Ctrl-C ends it", flush=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         signal.sigwait([signal.SIGINT, signal.SIGTERM])
 
 

@@ -1,0 +1,75 @@
+"""Worker of test_capacity.py: what the engine really holds between steps and at the end of a backward pass.
+
+    python -m torch.distributed.run ... tests/training/allocated.py OUT REGIONS PAIRS SETTING...
+
+A SETTING is `name:key=value,key=value`. Rank 0 writes OUT: of each, bytes of all tensors alive after two steps, the
+batch's left out, and the most that were alive at a backward's end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagebert import distributed
+from imagebert.config import load_recipe
+from imagebert.data.corpus import Corpus
+from imagebert.engine.engine import Engine
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
+from imagebert.training.objectives import make_objective
+from imagebert.training.run import make_masking, make_model, make_plan
+
+
+def alive(without: set[int]) -> int:
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta":
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None and tensor.untyped_storage().data_ptr() not in without:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def measure(settings: list[str]) -> dict[str, float]:
+    config = load_recipe("tests/recipe.yaml", settings)
+    before = alive(set())
+    corpus = Corpus(config.data.sources)
+    packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
+    plan, masking = make_plan(config, corpus, packer), make_masking(config, corpus)
+    samples = plan.step(0, distributed.rank(), distributed.world_size())[0]
+    batch = packer.pack(samples, Arena(), 0, masking)
+    model: Any = make_model(config, corpus)
+    parameters = sum(p.numel() for p in model.parameters())
+    engine, objective = Engine(model, config), make_objective(config)
+    ours = {t.untyped_storage().data_ptr() for t in batch if isinstance(t, torch.Tensor)}
+    for _ in range(2):
+        counts = distributed.total_on_device(objective.counts(batch))
+        losses = objective.losses(engine(batch), batch)
+        engine.backward(objective.mean(losses, counts))
+        del losses
+    found = {"parameters": parameters, "between_steps": alive(ours) - before}
+    engine.close()
+    return found
+
+
+def main() -> None:
+    out, regions, pairs, *settings = sys.argv[1:]
+    distributed.start()
+    data = [f"data.sources.0.regions={regions}", f"data.sources.0.pairs={pairs}", "output=unset"]
+    found = {}
+    for setting in settings:
+        name, _, overrides = setting.partition(":")
+        found[name] = measure([*data, *overrides.split(",")])
+    if distributed.rank() == 0:
+        Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

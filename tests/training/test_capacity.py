@@ -1,0 +1,101 @@
+"""The plan beside what it plans: the engine's memory, the model that is built, and the same run event by event."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagebert.config import SourceConfig, UsageError
+from imagebert.model import ImageBertConfig, ImageBertForPreTraining
+from imagebert.training.capacity import (
+    GPUS,
+    Job,
+    calibrated,
+    failures,
+    pair_flops,
+    parameter_count,
+    plan,
+    state_bytes,
+    step_time,
+)
+from imagebert.training.simulation import simulate
+from tests.training.test_run import ENVIRONMENT, ROOT
+
+BASE = ImageBertConfig.preset("base")
+
+
+def job(nodes: int, **changes: object) -> Job:
+    given = {"pairs": 10_000_000, "gpus_per_node": 8, "shape": BASE, "constants": GPUS["h200"]} | changes
+    return Job(nodes=nodes, **{"batch_size": 2048 * nodes, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path, ranks: int) -> None:
+    names = [f"{precision}-{stage}" for precision in ("fp32", "bf16") for stage in range(4)]
+    settings = [
+        f"{name}:engine.precision={name[:4]},engine.deepspeed=zero{name[-1]},model.preset=small" for name in names
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    worker = ["tests/training/allocated.py", tmp_path / "out.json", source.regions, source.pairs]
+    command = [sys.executable, *launcher, *worker, *settings]
+    subprocess.run(list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, check=True)
+    for name, found in json.loads((tmp_path / "out.json").read_text()).items():
+        planned = state_bytes(found["parameters"], int(name[-1]), ranks, 2 if name[:4] == "bf16" else 4)
+        assert found["between_steps"] == pytest.approx(planned, rel=0.1), name
+
+
+def test_parameters_are_the_models() -> None:
+    shape = ImageBertConfig.preset("tiny")
+    assert sum(p.numel() for p in ImageBertForPreTraining(shape).parameters()) == parameter_count(shape)
+
+
+def test_operations_agree_with_the_benchmarks_count() -> None:
+    from benchmarks.step import MODELS, Work, model_flops
+
+    here = job(1)
+    regions, words = 100.0, 41.0
+    masked = [n * 0.15 * 0.5 for n in (words, regions)]
+    work = Work(1, 100, 44, 144.0**2, *masked)
+    assert pair_flops(here) == pytest.approx(model_flops(MODELS["base"], work), rel=0.03)
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 32, 128])
+@pytest.mark.parametrize("jitter", [0.02, 0.1])
+def test_step_time_is_the_simulations(nodes: int, jitter: float) -> None:
+    """Up to 1,024 GPUs: stragglers and buckets, event by event."""
+    slow = dataclasses.replace(GPUS["h200"], jitter=jitter)
+    for accumulation, stage in ((1, 1), (4, 0)):
+        here = job(
+            nodes, constants=slow, accumulation=accumulation, stage=stage, batch_size=2048 * nodes * accumulation
+        )
+        assert simulate(here, 300, with_failures=False) / 300 == pytest.approx(step_time(here).total, rel=0.1)
+
+
+@pytest.mark.parametrize("nodes", [4, 128])
+def test_failures_cost_what_the_simulation_says(nodes: int) -> None:
+    """A cluster that fails often: days of it in seconds."""
+    frail = dataclasses.replace(GPUS["h200"], node_mtbf_hours=0.1 * nodes, jitter=0.0, detect=5.0, restart=10.0)
+    here, steps = job(nodes, gpus_per_node=1, batch_size=256 * nodes, constants=frail), 100_000
+    simulated = [simulate(here, steps, seed) / (step_time(here).total * steps) - 1 for seed in range(3)]
+    assert failures(here).share == pytest.approx(sum(simulated) / 3, rel=0.25)
+
+
+def test_the_whole_answer_and_its_mistakes(tmp_path: Path) -> None:
+    figures = plan(job(16))
+    assert figures["run"]["steps"] == round(17 * 10_000_000 / (2048 * 16))
+    assert figures["data"]["store, TB"] == pytest.approx(2.07, rel=0.01)
+    assert figures["memory of a GPU, GB"]["ZeRO 3"] < figures["memory of a GPU, GB"]["ZeRO 0"]
+    assert 0 < figures["scaling"]["pace of a GPU, of what it has on one node"] < 1
+    with pytest.raises(UsageError, match="--batch-size 8 cannot be cut into 128 microbatches"):
+        plan(job(16, batch_size=8))
+    (tmp_path / "measured.json").write_text(json.dumps({"constants": {"share": 0.25, "disk": 1e9}}))
+    slower = calibrated(GPUS["h200"], tmp_path / "measured.json")
+    assert step_time(job(1, constants=slower)).compute == pytest.approx(2 * step_time(job(1)).compute)
+    (tmp_path / "measured.json").write_text(json.dumps({"constants": {"speed": 1}}))
+    with pytest.raises(UsageError, match=r"benchmarks\.calibrate"):
+        calibrated(GPUS["h200"], tmp_path / "measured.json")
