@@ -1,7 +1,6 @@
 """The constants of `imagebert plan`, measured on this machine; and what a checkpoint costs training.
 
-    python -m benchmarks.calibrate [--json FILE]                                         one process
-    python -m torch.distributed.run --standalone --nproc-per-node N -m benchmarks.calibrate --json FILE      and the network
+    python -m benchmarks.calibrate [--json FILE]            one process; under torchrun or srun the network too
     imagebert plan --gpu cpu --calibrate FILE
 
 Measured, medians of several: a square product's rate; the share of it that training reaches, through the engine on

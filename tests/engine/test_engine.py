@@ -13,7 +13,7 @@ def recipe(*overrides: str) -> RunConfig:
     return load_recipe("tests/recipe.yaml", overrides)
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path("ds_configs").glob("*.json")))
 def test_shipped_configurations_merge(name: str) -> None:
     merged = merge_deepspeed_config(recipe(f"engine.deepspeed={name}", "schedule.accumulation=4"), "bf16", 3)
     assert merged["zero_optimization"]["stage"] == int(name[4])
@@ -50,7 +50,9 @@ def test_lamb_does_not_shard() -> None:
 
 
 def test_unknown_configuration() -> None:
-    with pytest.raises(UsageError, match="one of zero0, zero1, zero2, zero3, zero3_offload"):
+    with pytest.raises(
+        UsageError, match="one of zero0, zero1, zero1_reduce_fp32, zero2, zero3, zero3_hierarchical, zero3_offload"
+    ):
         find_deepspeed_config("zero9")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagebert.config import OptimizerConfig
+from imagebert.config import OptimizerConfig, UsageError
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 
 
@@ -57,9 +57,47 @@ def test_gradients_are_clipped_as_by_pytorch(name: str, largest: float) -> None:
     torch.testing.assert_close(steps(name, largest, gradients, False), steps(name, largest, gradients, True))
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_moves_nothing(bad: float) -> None:
+def test_a_gradient_that_is_not_finite_moves_nothing(name: str, bad: float) -> None:
     good = [torch.randn(4, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     spoilt = good[0].clone()
     spoilt[1, 2] = bad
-    assert torch.equal(steps("adamw", 1.0, [good[0], spoilt, good[1]], False), steps("adamw", 1.0, good, False))
+    assert torch.equal(steps(name, 1.0, [good[0], spoilt, good[1]], False), steps(name, 1.0, good, False))
+
+
+@pytest.mark.parametrize(("name", "other"), [("adamw", "deepspeed"), ("lamb", "deepspeed"), ("lamb", "apex")])
+def test_implementations_agree(name: str, other: str) -> None:
+    """On a GPU where they are installed: the same weights from the same gradients, a spoilt one among them."""
+    results = []
+    for implementation in ("torch", other):
+        config = OptimizerConfig(name=name, implementation=implementation, learning_rate=0.01)  # type: ignore[arg-type]
+        model = torch.nn.Sequential(torch.nn.Linear(33, 20), torch.nn.LayerNorm(20))
+        for number, p in enumerate(model.parameters()):
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+        if torch.cuda.is_available():
+            model.cuda()
+        try:
+            optimizer = make_optimizer(model, config)
+        except UsageError as error:
+            pytest.skip(str(error))
+        for step in range(6):
+            for number, p in enumerate(model.parameters()):
+                gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + number))
+                p.grad = gradient.to(p.device) * (float("nan") if step == 3 else 1)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+            scale_gradients(optimizer, norm, 0.5)
+            optimizer.step()
+        results.append([p.detach().clone() for p in model.parameters()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_an_implementation_that_is_not_there_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Linear(3, 4)
+    with caplog.at_level("INFO"):
+        make_optimizer(model, OptimizerConfig(name="lamb"))
+    if not torch.cuda.is_available():
+        assert "optimizer: Lamb of torch (apex: needs a GPU; deepspeed: needs a GPU)" in caplog.text
+        with pytest.raises(UsageError, match=r"apex is not there \(apex: needs a GPU\): take auto"):
+            make_optimizer(model, OptimizerConfig(name="lamb", implementation="apex"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ from imagebert.training.capacity import (
     step_time,
 )
 from imagebert.training.simulation import simulate
-from tests.training.test_run import ENVIRONMENT, ROOT
+from tests.training.test_run import probe
 
 BASE = ImageBertConfig.preset("base")
 
@@ -34,16 +32,13 @@ def job(nodes: int, **changes: object) -> Job:
     return Job(nodes=nodes, **{"batch_size": 2048 * nodes, **given})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path, ranks: int) -> None:
+def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path) -> None:
+    ranks = 2
     names = [f"{precision}-{stage}" for precision in ("fp32", "bf16") for stage in range(4)]
     settings = [
         f"{name}:engine.precision={name[:4]},engine.deepspeed=zero{name[-1]},model.preset=small" for name in names
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    worker = ["tests/training/allocated.py", tmp_path / "out.json", source.regions, source.pairs]
-    command = [sys.executable, *launcher, *worker, *settings]
-    subprocess.run(list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, check=True)
+    probe(ranks, source, tmp_path / "out.json", settings)
     for name, found in json.loads((tmp_path / "out.json").read_text()).items():
         planned = state_bytes(found["parameters"], int(name[-1]), ranks, 2 if name[:4] == "bf16" else 4)
         assert found["between_steps"] == pytest.approx(planned, rel=0.1), name

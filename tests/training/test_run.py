@@ -47,11 +47,18 @@ def cli(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "imagebert", *map(str, arguments)]
 
 
-def train_all(ranks: int, folder: Path, source: SourceConfig, settings: list[str]) -> None:
+def train_all(ranks: int, folder: Path, source: SourceConfig, settings: list[str], **env: str) -> None:
     """Several runs in one process group over gloo; see sweep.py."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, "tests/training/sweep.py", folder, source.regions, source.pairs]
-    subprocess.run([*map(str, command), *settings], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=540)
+    subprocess.run([*map(str, command), *settings], cwd=ROOT, env=ENVIRONMENT | env, check=True, timeout=540)
+
+
+def probe(ranks: int, source: SourceConfig, out: Path, settings: list[str]) -> None:
+    """What the engine holds and sends; see probe.py."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *launcher, "tests/training/probe.py", out, source.regions, source.pairs, *settings]
+    subprocess.run(list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, check=True, timeout=300)
 
 
 @pytest.fixture(scope="session")
@@ -263,6 +270,57 @@ def test_saved_by_any_ranks_and_stage_and_resumed_by_any_other(
         assert curve == pytest.approx(reference, rel=1e-4), name
         if crossing[:2] == crossing[2:] == (1, 0):
             assert curve == reference
+
+
+def test_gradients_are_exchanged_once_a_step(source: SourceConfig, tmp_path: Path) -> None:
+    """Accumulation sends no more without ZeRO and with ZeRO-1; ZeRO-2 keeps no whole gradient, so it sends each."""
+    names = [f"zero{stage}-a{accumulation}" for stage in (0, 1, 2) for accumulation in (1, 4)]
+    settings = [f"{n}:engine.deepspeed={n[:5]},schedule.accumulation={n[-1]}" for n in names]
+    probe(2, source, tmp_path / "out.json", settings)
+    sent = {name: found["exchanged"] for name, found in json.loads((tmp_path / "out.json").read_text()).items()}
+    assert sent["zero0-a4"] == sent["zero0-a1"]
+    assert sent["zero1-a4"] == sent["zero1-a1"]
+    assert sent["zero2-a4"] > 2 * sent["zero2-a1"]
+
+
+def test_ways_to_exchange_gradients_and_weights(source: SourceConfig, sweep: dict[str, Path], tmp_path: Path) -> None:
+    """ZeRO-3 with a copy of the weights in each node (ZeRO++), and gradients summed in another type."""
+    hierarchical = {"zero_optimization": {**SHARDED, "zero_hpz_partition_size": 2}}
+    sixteen = {"zero_optimization": {"stage": 1}, "communication_data_type": "bf16"}
+    for name, content in (("hierarchical", hierarchical), ("sixteen", sixteen)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = [f"{name}:engine.deepspeed={tmp_path / name}.json" for name in ("hierarchical", "sixteen")]
+    bf16 = "engine.precision=bf16,engine.deepspeed"
+    train_all(4, tmp_path, source, [*files, f"low:{bf16}=zero1", f"high:{bf16}=zero1_reduce_fp32"])
+    reference = losses(sweep["z0-a1-r1"])
+    assert losses(tmp_path / "hierarchical") == pytest.approx(reference, rel=1e-4)
+    for name in ("sixteen", "low", "high"):
+        assert losses(tmp_path / name) == pytest.approx(reference, rel=1e-2)
+    assert losses(tmp_path / "sixteen") != losses(tmp_path / "hierarchical")
+    assert losses(tmp_path / "low") != losses(tmp_path / "high")
+
+
+def test_clocks_that_disagree_change_nothing(source: SourceConfig, sweep: dict[str, Path], tmp_path: Path) -> None:
+    train_all(2, tmp_path, source, ["skewed:engine.deepspeed=zero1,checkpoint.every_steps=5"], SKEWED_RANK="1")
+    assert losses(tmp_path / "skewed") == losses(sweep["z1-a1-r2"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts small disks")
+def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> None:
+    """Checkpoints go to a disk of their own: too small, then read-only. Training goes on; its end says what is missing."""
+    disk = tmp_path / "run/checkpoints"
+    disk.mkdir(parents=True)
+    settings = [*recipe, "checkpoint.every_steps=5", "model.preset=small"]
+    for options in ("size=100k", "size=1g,ro"):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", disk], check=True)
+        try:
+            with pytest.raises(OSError, match="the last checkpoint in .* could not be written: free some space"):
+                run(load_recipe(RECIPE, settings))
+            assert len(losses(tmp_path / "run")) == 20
+            assert list(disk.iterdir()) == []
+        finally:
+            subprocess.run(["umount", disk], check=True)
+    assert run(load_recipe(RECIPE, settings)).finished
 
 
 def test_fewer_ranks_accumulate_more(recipe: list[str], sweep: dict[str, Path], tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Worker of test_capacity.py: what the engine really holds between steps and at the end of a backward pass.
+"""Worker of test_capacity.py and test_run.py: what the engine really holds, and what it sends.
 
-    python -m torch.distributed.run ... tests/training/allocated.py OUT REGIONS PAIRS SETTING...
+    python -m torch.distributed.run ... tests/training/probe.py OUT REGIONS PAIRS SETTING...
 
-A SETTING is `name:key=value,key=value`. Rank 0 writes OUT: of each, bytes of all tensors alive after two steps, the
-batch's left out, and the most that were alive at a backward's end.
+A SETTING is `name:key=value,key=value`. Rank 0 writes OUT: of each, the parameters, bytes of all tensors alive between
+steps (the batch's left out), and elements that ranks exchanged in a step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from imagebert import distributed
 from imagebert.config import load_recipe
@@ -37,6 +40,29 @@ def alive(without: set[int]) -> int:
     return sum(storages.values())
 
 
+@contextmanager
+def counted_exchange() -> Iterator[list[int]]:
+    """Elements of each collective in the block, as PyTorch is asked for it."""
+    counts: list[int] = []
+    names = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
+    real = {name: getattr(dist, name) for name in names}
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            counts.append(sum(t.numel() for t in tensor) if isinstance(tensor, list) else tensor.numel())
+            return function(tensor, *args, **kwargs)
+
+        return call
+
+    for name, function in real.items():
+        setattr(dist, name, counting(function))
+    try:
+        yield counts
+    finally:
+        for name, function in real.items():
+            setattr(dist, name, function)
+
+
 def measure(settings: list[str]) -> dict[str, float]:
     config = load_recipe("tests/recipe.yaml", settings)
     before = alive(set())
@@ -49,12 +75,12 @@ def measure(settings: list[str]) -> dict[str, float]:
     parameters = sum(p.numel() for p in model.parameters())
     engine, objective = Engine(model, config), make_objective(config)
     ours = {t.untyped_storage().data_ptr() for t in batch if isinstance(t, torch.Tensor)}
-    for _ in range(2):
-        counts = distributed.total_on_device(objective.counts(batch))
-        losses = objective.losses(engine(batch), batch)
-        engine.backward(objective.mean(losses, counts))
-        del losses
-    found = {"parameters": parameters, "between_steps": alive(ours) - before}
+    with counted_exchange() as exchanged:
+        for _ in range(2 * config.schedule.accumulation):
+            losses = objective.losses(engine(batch), batch)
+            engine.backward(objective.mean(losses, objective.counts(batch)))
+            del losses
+    found = {"parameters": parameters, "between_steps": alive(ours) - before, "exchanged": sum(exchanged) / 2}
     engine.close()
     return found
 
