@@ -5,16 +5,19 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test test-slurm check format bench clean help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tuning, R@K, runs/demo/report.html
 	$(BIN)/imagebert demo
 
 test: check  ## all checks and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/slurm
+
+test-slurm: $(VENV)/.dev  ## slurm/ on a real cluster of two nodes on this machine: root, Debian's Slurm is installed
+	$(BIN)/python -m pytest tests/slurm
 
 check: $(VENV)/.dev  ## lint, types, floors
 	$(BIN)/ruff format --check .

@@ -5,7 +5,8 @@
 # and calls `main "$@"`, which calls its `work`.
 #
 # Option                Environment            Meaning
-# --nodes N | N-M       IMAGEBERT_NODES        nodes; with a range the job starts with as many as there are (1)
+# --nodes N | N-M       IMAGEBERT_NODES        nodes; with a range the job starts, and starts again, with as many as there are
+#                                              (1)
 # --gpus N              IMAGEBERT_GPUS         GPUs a node, one process each; 0: none (8)
 # --tasks N             IMAGEBERT_TASKS        processes a node, where it has no GPUs
 # --cpus N              IMAGEBERT_CPUS         cores a process (8)
@@ -24,6 +25,9 @@
 # --no-check                                   do not run `imagebert doctor` first
 # --dry-run                                    print what would be submitted and run
 # key=value                                    recipe overrides
+#
+# Given to sbatch itself: --nodes, --gpus-per-node, and --cpus-per-task for all processes of a node together. Not
+# --ntasks-per-node: a requeued job would have to have as many nodes as at first.
 #
 # Exit codes of a job: 0 done; 2 the call is wrong, never requeued; 75 stopped with a checkpoint, requeued; anything
 # else is requeued too, unless the run has failed three times at the same checkpoint.
@@ -63,7 +67,9 @@ parse() {
             ;;
         --*=*) value=${option#*=} option=${option%%=*} ;;
         --*)
-            (($#)) || wrong "$option needs a value; --help lists the options"
+            if (($# == 0)) || [[ $1 == --* && $option != --sbatch ]]; then
+                wrong "$option needs a value; --help lists the options"
+            fi
             value=$1
             shift
             ;;
@@ -123,8 +129,8 @@ main() {
 # ------------------------------------------------------------------------------------------------------- submitting
 
 submit() {
-    local command=(sbatch --parsable "--job-name=$TITLE" "--nodes=$NODES" "--ntasks-per-node=${STEP_TASKS:-$TASKS}"
-        "--cpus-per-task=$CPUS" "--time=$TIME" "--gpus-per-node=$GPUS")
+    local command=(sbatch --parsable "--job-name=$TITLE" "--nodes=$NODES" "--gpus-per-node=$GPUS"
+        "--cpus-per-task=$((CPUS * ${STEP_TASKS:-$TASKS}))" "--time=$TIME")
     [[ -z $PARTITION ]] || command+=("--partition=$PARTITION")
     [[ -z $ACCOUNT ]] || command+=("--account=$ACCOUNT")
     [[ -z $QOS ]] || command+=("--qos=$QOS")
@@ -164,22 +170,27 @@ environment() {
         # shellcheck disable=SC1091
         source "$VENV/bin/activate"
     fi
+    # One process a GPU; without GPUs as many as were asked for.
+    local gpus=${SLURM_GPUS_ON_NODE:-0}
+    ((gpus > 0 || GPUS == 0)) || wrong "this job has no GPUs: submit with --gpus-per-node=N, or give --gpus 0 --tasks N"
+    [[ -n ${STEP_TASKS:-} ]] || ((gpus == 0)) || TASKS=$gpus
+    NODES=${SLURM_JOB_NUM_NODES:-1}
     # Ranks meet on the first node; a requeued job keeps its number, so the port follows its attempts.
     MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     MASTER_PORT=${MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 101 * ${SLURM_RESTART_COUNT:-0}) % 20000))}
     export MASTER_ADDR MASTER_PORT
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
-    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun has stopped to inherit it
+    CPUS=$((${SLURM_CPUS_ON_NODE:-1} / ${STEP_TASKS:-$TASKS}))
+    ((CPUS > 0)) || CPUS=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
     # A rank that loses another one ends instead of waiting for ever; NCCL says what it minds.
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 }
 
 check() {
-    local gpus=${SLURM_GPUS_ON_NODE:-0} tasks=${SLURM_NTASKS_PER_NODE:-} number folder
+    local tasks=${SLURM_NTASKS_PER_NODE:-$TASKS} number folder
     tasks=${tasks%%[!0-9]*}
-    : "${tasks:=$((${SLURM_NTASKS:-1} / ${SLURM_JOB_NUM_NODES:-1}))}"
-    [[ -n ${STEP_TASKS:-} ]] || ((gpus == 0 || gpus == tasks)) ||
-        wrong "a node has $gpus GPUs and $tasks tasks: submit with --ntasks-per-node=$gpus, or --gpus-per-node=$tasks"
+    [[ -n ${STEP_TASKS:-} ]] || ((tasks == TASKS)) ||
+        wrong "a node has $TASKS GPUs and $tasks tasks: leave --ntasks-per-node out, each GPU gets one process"
     for number in ${REGIONS[@]+"${!REGIONS[@]}"}; do
         for folder in "${REGIONS[number]}" "${PAIRS[number]}"; do
             [[ -f $folder/meta.json ]] ||
@@ -188,20 +199,19 @@ check() {
     done
     [[ -n $CONTAINER ]] || command -v imagebert >/dev/null ||
         wrong "no imagebert on $(hostname): give --env DIR (a virtual environment), --setup FILE or --container IMAGE"
-    say "job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)): ${SLURM_JOB_NUM_NODES:-1} nodes" \
-        "($SLURM_JOB_NODELIST), $tasks processes each"
+    say "job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)): $NODES nodes ($SLURM_JOB_NODELIST)," \
+        "${STEP_TASKS:-$TASKS} processes each"
 }
 
 # Runs a command as the job's processes; `--once` on one of them, `--each-node` once a node.
 launch() {
-    local nodes=${SLURM_JOB_NUM_NODES:-${NODES##*-}} tasks=${SLURM_NTASKS_PER_NODE:-${STEP_TASKS:-$TASKS}}
-    tasks=${tasks%%[!0-9]*}
+    local nodes=${NODES##*-} tasks=${STEP_TASKS:-$TASKS}
     local how=("--nodes=$nodes" "--ntasks=$((nodes * tasks))" "--ntasks-per-node=$tasks")
     case $1 in
     --once) how=(--nodes=1 --ntasks=1 --ntasks-per-node=1) && shift ;;
     --each-node) how=("--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1) && shift ;;
     esac
-    local command=(srun --kill-on-bad-exit=1 "${how[@]}") inside=()
+    local command=(srun --kill-on-bad-exit=1 "${how[@]}" "--cpus-per-task=$CPUS") inside=()
     if [[ -n $CONTAINER ]]; then
         local mounts="$IMAGEBERT_HOME:$IMAGEBERT_HOME,$PWD:$PWD,$DATA:$DATA${LOCAL:+,$LOCAL:$LOCAL}"
         if srun --help 2>/dev/null | grep -q -- --container-image; then

@@ -4,7 +4,7 @@
 #     sbatch slurm/evaluate.sh --dataset coco --data /data --from runs/finetune_coco
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
-#SBATCH --nodes=1 --gpus-per-node=1 --ntasks-per-node=1 --cpus-per-task=8
+#SBATCH --nodes=1 --gpus-per-node=1 --cpus-per-task=8
 #SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-evaluate RECIPE=
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do

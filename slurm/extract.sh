@@ -4,7 +4,7 @@
 #     slurm/extract.sh --images /data/coco/images --out /data/coco/regions --extractor extractor.yaml --parts 16
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
-#SBATCH --nodes=1 --gpus-per-node=1 --ntasks-per-node=1 --cpus-per-task=8
+#SBATCH --nodes=1 --gpus-per-node=1 --cpus-per-task=8
 #SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-extract RECIPE=
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do

@@ -5,7 +5,7 @@
 #     slurm/stage1.sh --nodes 2-4 --partition gpu --data /data schedule.batch_size=2048
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
-#SBATCH --nodes=1 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=8
+#SBATCH --nodes=1 --gpus-per-node=8 --cpus-per-task=64
 #SBATCH --time=24:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-stage1 RECIPE=stage1_lait
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do

@@ -4,7 +4,7 @@
 #     sbatch --nodes=4 slurm/stage2.sh --data /data --from runs/stage1_lait
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
-#SBATCH --nodes=1 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=8
+#SBATCH --nodes=1 --gpus-per-node=8 --cpus-per-task=64
 #SBATCH --time=24:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-stage2 RECIPE=stage2_cc_sbu
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do

@@ -307,14 +307,14 @@ def test_clocks_that_disagree_change_nothing(source: SourceConfig, sweep: dict[s
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small disks")
 def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> None:
-    """Checkpoints go to a disk of their own: too small, then read-only. Training goes on; its end says what is missing."""
+    """Checkpoints go to a disk of their own: too small, then read-only. Training goes on; its end names it."""
     disk = tmp_path / "run/checkpoints"
     disk.mkdir(parents=True)
     settings = [*recipe, "checkpoint.every_steps=5", "model.preset=small"]
     for options in ("size=100k", "size=1g,ro"):
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", disk], check=True)
         try:
-            with pytest.raises(OSError, match="the last checkpoint in .* could not be written: free some space"):
+            with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
                 run(load_recipe(RECIPE, settings))
             assert len(losses(tmp_path / "run")) == 20
             assert list(disk.iterdir()) == []
