@@ -8,9 +8,10 @@
 #     ops     every kernel beside what else there is                              -> ops_gpu.json
 #     base    whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu_base.json
 #     large   the same of the large model                                         -> train_gpu_large.json
-#     feed    the feeder's tests on the GPU, then its rate beside peers'          -> feed_gpu.json
+#     feed    tests of feeder and optimizers on the GPU, then the feeder's rate beside peers'  -> feed_gpu.json
+#     plan    constants of `imagebert plan`, and what a checkpoint costs          -> calibrate_gpu.json
 #
-# The last three need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
+# The last four need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
 #     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w WHEELS deepspeed
 #     pip download --only-binary :all: --python-version 3.12 --no-deps -d WHEELS lmdb hjson pydantic pydantic-core \
 #         annotated-types typing-inspection liger-kernel isal msgpack
@@ -35,7 +36,7 @@ logged() {
     }
 }
 
-for part in ${*:-tests ops base large feed}; do
+for part in ${*:-tests ops base large feed plan}; do
     echo "== $part"
     case $part in
     tests)
@@ -60,15 +61,19 @@ for part in ${*:-tests ops base large feed}; do
     feed)
         export CUBLAS_WORKSPACE_CONFIG=:4096:8
         TRITON_INTERPRET=0 logged 200 feed-tests "$PYTHON" -m pytest tests/feed/test_feeder.py \
-            -o addopts="--import-mode=importlib" -q -x
+            tests/engine/test_optimizers.py -o addopts="--import-mode=importlib" -q -x
         unset CUBLAS_WORKSPACE_CONFIG
         tail -1 "$OUT/feed-tests.log"
         logged 320 feed "$PYTHON" -m benchmarks.feed --device cuda --seconds 2 --turns 2 --folder "$OUT/../feed" \
             --json "$OUT/feed_gpu.json"
         cat "$OUT/feed.log"
         ;;
+    plan)
+        logged 520 plan "$PYTHON" -m benchmarks.calibrate --json "$OUT/calibrate_gpu.json"
+        cat "$OUT/plan.log"
+        ;;
     *)
-        echo "$part is no part: give some of tests, ops, base, large, feed" >&2
+        echo "$part is no part: give some of tests, ops, base, large, feed, plan" >&2
         exit 2
         ;;
     esac

@@ -166,7 +166,8 @@ environment() {
     cd "${SLURM_SUBMIT_DIR:-.}" || wrong "cannot enter $SLURM_SUBMIT_DIR"
     # shellcheck disable=SC1090
     [[ -z $SETUP ]] || source "$SETUP" || wrong "--setup $SETUP failed"
-    if [[ -z $CONTAINER && -f $VENV/bin/activate ]]; then
+    if [[ -z $CONTAINER && ($VENV != "$IMAGEBERT_HOME/.venv" || -d $VENV) ]]; then
+        [[ -f $VENV/bin/activate ]] || wrong "--env $VENV is no virtual environment on $(hostname)"
         # shellcheck disable=SC1091
         source "$VENV/bin/activate"
     fi
@@ -211,7 +212,9 @@ launch() {
     --once) how=(--nodes=1 --ntasks=1 --ntasks-per-node=1) && shift ;;
     --each-node) how=("--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1) && shift ;;
     esac
-    local command=(srun --kill-on-bad-exit=1 "${how[@]}" "--cpus-per-task=$CPUS") inside=()
+    # Ranks end by themselves when one is gone; what has not after 10 s is killed. Not at once: a rank that is killed
+    # while it ends with 75 or 2, as all do then, would hide that.
+    local command=(srun --kill-on-bad-exit=0 --wait=10 "${how[@]}" "--cpus-per-task=$CPUS") inside=()
     if [[ -n $CONTAINER ]]; then
         local mounts="$IMAGEBERT_HOME:$IMAGEBERT_HOME,$PWD:$PWD,$DATA:$DATA${LOCAL:+,$LOCAL:$LOCAL}"
         if srun --help 2>/dev/null | grep -q -- --container-image; then

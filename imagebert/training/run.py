@@ -11,7 +11,8 @@ import faulthandler
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,12 @@ def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stop
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
     distributed.start(config.engine.timeout_minutes)
-    alive = _watchdog(config.engine.timeout_minutes)
-    config = fit_microbatches(config, distributed.world_size())
+    with _watchdog(config.engine.timeout_minutes) as alive:
+        return _run(config, stop_at, profile, alive)
+
+
+def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[], None]) -> Stopped:
+    config = fit_microbatches(given, distributed.world_size())
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -106,14 +111,14 @@ def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stop
             f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
         )
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
-    identity = {"config": to_plain(config), "data": corpus.digest(), "layout": engine.layout()}
+    identity = {"config": to_plain(given), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
     if config.engine.step == "graphed":
         # Step 0's, whose shape is the one that was chosen for all; another step's may be an exception.
         samples = plan.step(0, distributed.rank(), distributed.world_size())[0]
         first = packer.pack(samples, Arena(), 0, masking, sizes, distributed.device())
         engine.capture(first)
-    _write_recipe(folder, config)
+    _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
 
     meter = Meter(folder, start, total, seconds, enabled=main)
@@ -171,7 +176,6 @@ def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stop
             if weights is not None:
                 export(model, weights, corpus, folder / "model")
     engine.close()
-    faulthandler.cancel_dump_traceback_later()
     return stopped
 
 
@@ -330,17 +334,24 @@ def export_run(run_folder: Path, out: Path) -> int:
     return int(manifest["step"])
 
 
-def _watchdog(timeout_minutes: float) -> Callable[[], None]:
-    """To be called at least that often: a process that does not shows where its threads stand, and ends.
+@contextmanager
+def _watchdog(timeout_minutes: float) -> Iterator[Callable[[], None]]:
+    """What it yields is to be called that often: a process that does not shows where its threads stand, and ends.
 
-    Peers that wait for it in a collective end a little sooner, with a message.
+    Peers that wait for it in a collective of ours end a little sooner, with a message.
     """
 
     def alive() -> None:
         faulthandler.dump_traceback_later(1.5 * 60 * timeout_minutes, exit=True, file=2)
 
     alive()
-    return alive
+    try:
+        yield alive
+    except BaseException:
+        if distributed.world_size() == 1:  # with others, the way out may hang too
+            faulthandler.cancel_dump_traceback_later()
+        raise
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _write_recipe(folder: Path, config: RunConfig) -> None:

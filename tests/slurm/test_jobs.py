@@ -149,6 +149,19 @@ def test_stage_2_starts_from_a_stage_1_that_has_not_ended(cluster: Cluster, home
     assert "steps is in runs/unfinished/model" in output.read_text()
 
 
+def test_sbatch_itself(cluster: Cluster, home: Path) -> None:
+    """Without the script's own way to submit; away from the repository it has to be told where that is."""
+    command = ["sbatch", "--parsable", "--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", ROOT / "slurm/stage1.sh"]
+    options = ["--from", "bert", "--run", "runs/direct", "--no-check", *SMALL, "schedule.steps=3"]
+    lost, found = (
+        cluster.call([*command, *options], home, **env).stdout.strip() for env in ({}, {"IMAGEBERT_HOME": str(ROOT)})
+    )
+    assert cluster.wait_for_end(lost, 60) == "FAILED"
+    assert "export IMAGEBERT_HOME" in (home / f"slurm-stage1.sh-{lost}.out").read_text()
+    assert cluster.wait_for_end(found, 60) == "COMPLETED", (home / f"slurm-stage1.sh-{found}.out").read_text()
+    assert len(losses(home / "runs/direct")) == 3
+
+
 def test_photographs_to_a_store(cluster: Cluster, home: Path, extractor: Path) -> None:  # noqa: F811
     """A job array extracts two parts, a job behind it merges them."""
     (home / "photographs").mkdir()
@@ -253,7 +266,7 @@ def test_a_node_does_not_come_back(cluster: Cluster, home: Path, undisturbed: li
     [
         (["--sbatch=--ntasks-per-node=2"], "a node has 1 GPUs and 2 tasks: leave --ntasks-per-node out"),
         (["--data", "nowhere"], "there is no store at nowhere/lait/regions"),
-        (["--env", "nowhere"], "no imagebert on node"),
+        (["--env", "nowhere"], "--env nowhere is no virtual environment on node"),
         (["schedule.batch_size=1", "pretraining.negatives=0"], "batch_size 1 cannot be cut into 2 microbatches"),
         (["checkpoint.keep=1000000000"], "GiB are needed for checkpoints"),
     ],
