@@ -60,6 +60,7 @@ class Training:
     """An engine and one batch of it."""
 
     def __init__(self, folder: Path, preset: str, pairs: int) -> None:
+        (folder / preset).mkdir()
         source = write_random_corpus(folder / preset, "full", 64, 1, 2048, 1600)
         tree = {
             "task": "pretrain",
@@ -137,7 +138,7 @@ def main() -> None:
         share = training.flops() / step / matmul
         training.engine.close()
         saved = Training(folder, parsed.checkpoint, 4 if not GPU else parsed.pairs)
-        cost = checkpoint_cost(saved, folder, parsed.saves)
+        cost = checkpoint_cost(saved, Path(distributed.gather(name)[0]), parsed.saves)
         saved.engine.close()
     constants = {"matmul": matmul, "share": share, "host_copy": cost["host_copy"], "disk": cost["disk"]}
     ranks = distributed.world_size()
