@@ -16,6 +16,7 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,14 +45,15 @@ class Checkpoints:
     Args:
         keep: how many of the newest stay
         keep_every: those at multiples of so many steps stay too; 0: none
+        alive: called while a save is waited for
 
     Attributes:
         failed: saves that failed since the last one that did not
         paused, took: seconds that training stood still for the last save, and that it took in all; 0: under way
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, alive: Callable[[], None] = lambda: None) -> None:
+        self.folder, self._alive = folder, alive
         self.keep, self.keep_every = keep, keep_every
         self.failed = 0
         self.paused = self.took = 0.0
@@ -95,14 +97,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the save under way is on disk, or has failed."""
-        if self._writing is not None:
-            self._writing[1].exception()
+        while self._writing is not None:  # asked again and again: a rank must not lose the others to a slow disk
             self.settle(*distributed.total(self.progress()))
+            self._alive()
+            time.sleep(0.01)
         if self._publishing is not None:
             error, self._publishing = self._publishing.exception(), None
             if error is not None:
                 self.failed += 1
                 log.warning("a checkpoint in %s could not be published: %s", self.folder, error)
+                for left in self.folder.glob(".step-*.incomplete"):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def figures(self) -> dict[str, float]:
         """Of the last save that ended, for the log: seconds that training stood still for it, and that it took."""
@@ -152,19 +157,28 @@ class Checkpoints:
         """The newest checkpoint whose files are what its manifest says, and that manifest.
 
         A damaged one is named and put aside, and what a killed run left unfinished is removed. Ranks share the reading.
+
+        Raises:
+            UsageError: all are damaged, or another version of this program made them.
+            OSError: the disk does not let them be read.
         """
         main = distributed.rank() == 0
         if main:
             for left in self.folder.glob(".step-*.incomplete"):
                 shutil.rmtree(left, ignore_errors=True)
         while True:
-            (step,) = distributed.total([max((int(p.name[5:]) for p in _complete(self.folder)), default=0) * main])
+            newest = max((int(p.name[5:]) for p in _complete(self.folder)), default=0)
+            damaged = any(self.folder.glob(".damaged-*"))
+            step, all_damaged = distributed.total([newest * main, (newest == 0 and damaged) * main])
+            if all_damaged:
+                raise UsageError(
+                    f"no good checkpoint is left in {self.folder}: restore one; or, to begin again, remove the folder"
+                )
             if step == 0:
-                if main and any(self.folder.glob(".damaged-*")):
-                    log.warning("no good checkpoint is left in %s: starting from step 0", self.folder)
                 return None
             folder = self._final(int(step))
-            manifest, problem = _check(folder, distributed.rank(), distributed.world_size())
+            with distributed.together():
+                manifest, problem = _check(folder, distributed.rank(), distributed.world_size())
             if problem is not None:
                 log.warning("checkpoint %s is passed over: %s", folder, problem)
             if distributed.total([problem is not None]) == [0]:
@@ -199,15 +213,19 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _check(folder: Path, part: int, parts: int) -> tuple[dict[str, Any] | None, str | None]:
-    """A checkpoint's manifest, and what is wrong with every `parts`th shard from `part` on."""
+    """A checkpoint's manifest, and what is wrong with every `parts`th shard from `part` on.
+
+    Raises:
+        UsageError: another version of this program made it.
+        OSError: it is there and cannot be read.
+    """
     try:
         manifest = _read_json(folder / "manifest.json")
-        version, shards = manifest["version"], manifest["shards"]
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError):
         return None, "its manifest.json is missing or damaged"
-    if version != _VERSION:
-        return None, f"it is of version {version}, this program reads {_VERSION}"
-    for shard in shards[part::parts]:
+    if manifest.get("version") != _VERSION:
+        raise UsageError(f"{folder} was made by another version of this program: go on with that, or move it away")
+    for shard in manifest["shards"][part::parts]:
         file = folder / shard["file"]
         if not file.is_file():
             return None, f"{file.name} is missing"

@@ -27,7 +27,15 @@ from imagebert.config import RunConfig, UsageError
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 from imagebert.engine.shards import Piece, Shards, Snapshot
-from imagebert.engine.states import MOMENTS, basic_optimizer, fragments, refresh, set_updates, updates
+from imagebert.engine.states import (
+    MOMENTS,
+    basic_optimizer,
+    forget_steps,
+    fragments,
+    refresh,
+    set_updates,
+    updates,
+)
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -177,6 +185,12 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=merged, dist_init_required=False
         )
+        if hasattr(self._engine.optimizer, "fp32_groups_flat"):
+            raise UsageError(
+                "optimizer.implementation deepspeed in bf16 without ZeRO keeps its weights where no checkpoint finds "
+                "them: take torch, or engine.deepspeed=zero1"
+            )
+        forget_steps(self._engine)
         if self.stage == 0 and distributed.world_size() == 1:
             # It would flatten all gradients, "reduce" them, and copy them back.
             self._engine.enable_backward_allreduce = False

@@ -102,6 +102,9 @@ def scale_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, largest: flo
     if bad:
         for p in parameters:  # they step over those without
             p.grad = None
+        for group in optimizer.param_groups:
+            if "step" in group:  # apex counts all the same
+                group["step"] -= 1
     elif largest:
         torch._foreach_mul_([p.grad for p in parameters], 1 / scale)
     return bad
@@ -143,8 +146,8 @@ class Lamb(torch.optim.Optimizer):
                     1.0 - (self.found_inf if self.found_inf is not None else torch.zeros_like(state["step"])).double()
                 )
                 gradient = parameter.grad if self.grad_scale is None else parameter.grad / self.grad_scale
-                if self.found_inf is not None:
-                    gradient = gradient.nan_to_num(0, 0, 0)
+                if self.found_inf is not None:  # a product with 0 is not enough: the square of a large one is infinite
+                    gradient = gradient.masked_fill(self.found_inf.bool(), 0)
                 state["step"] += moves
                 step = state["step"].double().clamp(min=1)
                 mean, square = state["exp_avg"], state["exp_avg_sq"]

@@ -51,6 +51,7 @@ def refresh(engine: Any, stage: int) -> None:
         wrapper._partition_all_parameters()
         for group in range(len(wrapper.fp16_groups)):
             wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        wrapper.invalidate_secondary_tensor()  # ZeRO++'s copy within the node
         # Small parameters, which it keeps whole, are gathered at the next forward: done here, DeepSpeed 0.19's first
         # backward finds them empty.
     elif stage > 0:
@@ -61,11 +62,24 @@ def refresh(engine: Any, stage: int) -> None:
                 p.data.copy_(master.data)
 
 
+def forget_steps(engine: Any) -> None:
+    """Undoes what DeepSpeed does in bf16 without ZeRO when it starts: a step with gradients of zero, which decays."""
+    wrapper = engine.optimizer
+    if hasattr(wrapper, "fp32_groups"):
+        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for p, master in zip(low, high, strict=True):
+                master.data.copy_(p.data)
+        for state in wrapper.optimizer.state.values():
+            for key in MOMENTS:
+                state[key].zero_()
+        set_updates(wrapper.optimizer, 0)
+
+
 def updates(optimizer: torch.optim.Optimizer) -> int:
     """How often the weights were moved: what the moments' bias correction counts. Synchronises."""
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     counts += [group["step"] for group in optimizer.param_groups if "step" in group]  # apex
-    return int(counts[0]) if counts else 0
+    return int(max(counts, default=0))  # DeepSpeed's FusedAdam counts in one of its tensors only
 
 
 def set_updates(optimizer: torch.optim.Optimizer, count: int) -> None:
@@ -75,8 +89,13 @@ def set_updates(optimizer: torch.optim.Optimizer, count: int) -> None:
         elif "step" in state:
             state["step"] = count
     for group in optimizer.param_groups:
-        if "step" in group:
+        if "step" in group or _counts_in_groups(optimizer):
             group["step"] = count
+
+
+def _counts_in_groups(optimizer: torch.optim.Optimizer) -> bool:
+    """apex's do, from their first step on."""
+    return type(optimizer).__module__.startswith("apex")
 
 
 def _places(engine: Any, stage: int) -> Iterator[tuple[str, int, Tensor, int, int]]:
@@ -110,6 +129,6 @@ def _values(optimizer: torch.optim.Optimizer, whole: Tensor) -> dict[str, Tensor
     state = optimizer.state[whole]
     if not state:
         state.update({key: torch.zeros_like(whole.data) for key in MOMENTS})
-        if not any("step" in group for group in optimizer.param_groups):
+        if not _counts_in_groups(optimizer):
             state["step"] = torch.zeros((), device=whole.device)
     return {"weight": whole.data, **{key: state[key] for key in MOMENTS}}

@@ -110,9 +110,12 @@ def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[]
         raise UsageError(
             f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
         )
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_every)
+    keep = config.checkpoint
+    checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive)
+    alive()
     identity = {"config": to_plain(given), "data": corpus.digest(), "layout": engine.layout()}
     start, seconds = _resume(engine, checkpoints, identity)
+    alive()
     if config.engine.step == "graphed":
         # Step 0's, whose shape is the one that was chosen for all; another step's may be an exception.
         samples = plan.step(0, distributed.rank(), distributed.world_size())[0]
@@ -171,6 +174,7 @@ def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[]
     # Rank 0 decides: the others may look after it has begun to write.
     (missing,) = distributed.total([main and not (folder / "model" / "config.json").is_file()])
     if stopped.finished and (steps.start < total or missing):
+        alive()
         weights = engine.full_weights()
         with distributed.together():
             if weights is not None:

@@ -158,3 +158,21 @@ def test_shards_give_any_cut_of_a_parameter(tmp_path: Path) -> None:
             np.testing.assert_array_equal(into.numpy(), values[start:end] + 1)
     with pytest.raises(UsageError, match="lacks 1 of 2 elements of p: it is of another model"):
         reader.read("p", "weight", 10, torch.empty(2))
+
+
+def test_a_run_does_not_begin_again_by_itself(tmp_path: Path) -> None:
+    """All checkpoints damaged, or none that this version reads: a person has to decide."""
+    checkpoints, source = Checkpoints(tmp_path, keep=1), Source()
+    source.save(checkpoints, 1)
+    checkpoints.finish()
+    manifest = tmp_path / "step-00000001/manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"version": 1', '"version": 99'))
+    with pytest.raises(UsageError, match="made by another version of this program"):
+        checkpoints.newest()
+    manifest.write_text(whole)
+    assert newest_step(checkpoints) == 1
+    (tmp_path / "step-00000001/shard-00000.safetensors").unlink()
+    for _ in range(2):  # and again, when the job is started again
+        with pytest.raises(UsageError, match="no good checkpoint is left in"):
+            checkpoints.newest()

@@ -240,6 +240,8 @@ def test_a_running_runs_newest_checkpoint_becomes_a_model(recipe: list[str], tmp
 @pytest.mark.parametrize("zero", ["zero0", "zero1", "zero3"])
 def test_bf16_exports_its_float32_masters(recipe: list[str], tmp_path: Path, zero: str) -> None:
     run(load_recipe(RECIPE, [*recipe, "engine.precision=bf16", f"engine.deepspeed={zero}", "schedule.steps=3"]))
+    manifest = json.loads((tmp_path / "run/checkpoints/step-00000003/manifest.json").read_text())
+    assert manifest["counters"]["updates"] == 3  # DeepSpeed takes one of its own where it does not shard
     weights = ImageBertForPreTraining.from_pretrained(tmp_path / "run/model").state_dict()
     rounded = [torch.equal(w, w.bfloat16().float()) for w in weights.values() if w.dim() == 2]
     assert not any(rounded)
