@@ -553,9 +553,11 @@ def _doctor(parsed: argparse.Namespace) -> int:
             print(f"note: {line}")
         for line in found.problems:
             print(f"problem: {line}")
-        print("not fit to train" if found.problems else "fit to train")
+        for line in found.faults:
+            print(f"fault of a machine: {line}; --sbatch=--exclude=HOST leaves it out")
+        print("not fit to train" if found.problems or found.faults else "fit to train")
         _write_json(parsed.json, found._asdict())
-    return 2 if found.problems else 0
+    return 2 if found.problems else 1 if found.faults else 0
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:

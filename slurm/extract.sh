@@ -31,10 +31,10 @@ option() { # --images DIR, --out STORE, --extractor FILE, --parts N, and --merge
 prepare() {
     NODES=1
     ((GPUS < 1)) || GPUS=1
-    RUN=$(dirname "$OUT")
+    RUN=$(dirname "$OUT") MOUNTS=("$IMAGES" "$(dirname "$EXTRACTOR")")
     [[ -d $IMAGES && -f $EXTRACTOR && -n $OUT && $PARTS =~ ^[1-9][0-9]*$ ]] ||
         wrong "give --images FOLDER, --out STORE, --extractor FILE and --parts N"
-    if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    if ! in_job || ((DRY)); then
         ((MERGE)) || SBATCH+=("--array=0-$((PARTS - 1))")
     elif ((!MERGE)) && [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then
         wrong "this is a job array: call slurm/extract.sh itself, or sbatch --array=0-$((PARTS - 1)) slurm/extract.sh"
@@ -51,7 +51,7 @@ work() {
         launch --once imagebert extract "$IMAGES" "$OUT-$part" --extractor "$EXTRACTOR" --part "$part/$PARTS"
     fi
 }
-if [[ -n ${SLURM_JOB_ID:-} || " $* " == *" --merge"* ]]; then
+if in_job || [[ " $* " == *" --merge"* || " $* " == *" --help "* ]]; then
     main "$@"
 else
     first=$(main "$@") || exit

@@ -6,7 +6,6 @@
 # Options are those of common.sh, for all jobs alike (--from: what stage 1 starts from). `stage1:key=value`, likewise
 # stage2 and finetune, is an override for that job, `stage1:--nodes=16` an option. Prints a line for each job: name, id.
 
-unset SLURM_JOB_ID # it may be called in an interactive job
 JOBS=(stage1 stage2 finetune evaluate)
 declare -A ONLY=()
 OPTIONS=() KEYS=() FROM=() DATASET=(--dataset flickr30k) RUNS=${IMAGEBERT_RUNS:-runs} DRY=0
@@ -24,7 +23,8 @@ while (($#)); do
         ;;
     stage1:* | stage2:* | finetune:* | evaluate:*) ONLY[${1%%:*}]+="${1#*:}"$'\n' ;;
     --dry-run) OPTIONS+=("$1") DRY=1 ;;
-    --no-check | --help | --*=*) OPTIONS+=("$1") ;;
+    --help | -h) exec "$(dirname "$0")/stage1.sh" --help ;;
+    --no-check | --*=*) OPTIONS+=("$1") ;;
     --*) OPTIONS+=("$1" "${2-}") && shift ;;
     *) KEYS+=("$1") ;;
     esac

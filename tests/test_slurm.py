@@ -50,11 +50,11 @@ def test_options_the_environment_and_defaults() -> None:
 
 def test_a_job_checks_the_machines_then_trains() -> None:
     _, doctor, train = planned("stage1.sh", "--nodes", "2", "--gpus", "4", "schedule.steps=3")
-    assert doctor[:4] == ["srun", "--kill-on-bad-exit=0", "--wait=10", "--nodes=2"]
-    assert doctor[7:11] == ["imagebert", "doctor", "--quick", "stage1_lait"]
-    assert train[7:10] == ["imagebert", "pretrain", "stage1_lait"]
+    assert doctor[:4] == ["srun", "--export=ALL", "--kill-on-bad-exit=0", "--wait=10"]
+    assert doctor[8:12] == ["imagebert", "doctor", "--quick", "stage1_lait"]
+    assert train[8:11] == ["imagebert", "pretrain", "stage1_lait"]
     assert train[-1] == "schedule.steps=3"
-    assert doctor[11:] == train[10:]
+    assert doctor[12:] == train[11:]
 
 
 def test_paths_may_hold_anything() -> None:
@@ -66,8 +66,9 @@ def test_paths_may_hold_anything() -> None:
 
 def test_stores_are_copied_to_local_disks_first() -> None:
     *_, first, second, train = planned("stage2.sh", "--no-check", "--local", "/scratch", "--nodes", "3")
-    assert first[5:] == [
+    assert first[6:] == [
         "--ntasks-per-node=1",
+        "--wait=0",
         "--cpus-per-task=8",
         *["imagebert", "store", "stage", "data/cc/regions", "/scratch/cc-regions", "--as-fits"],
     ]
@@ -78,8 +79,11 @@ def test_stores_are_copied_to_local_disks_first() -> None:
 
 
 def test_a_container_is_entered() -> None:
-    *_, train = planned("finetune.sh", "--no-check", "--container", "img.sif", "--dataset", "coco")
-    assert train[7:10] == ["apptainer", "exec", "--nv"]
+    options = ["--no-check", "--container", "img.sif", "--dataset", "coco", "--from", "/models/bert"]
+    *_, train = planned("finetune.sh", *options)
+    assert train[8:11] == ["apptainer", "exec", "--nv"]
+    mounts = train[train.index("--bind") + 1].split(",")
+    assert {"/models/bert:/models/bert", f"{os.getcwd()}/data:{os.getcwd()}/data"} < set(mounts)
     assert train[train.index("imagebert") :][:3] == ["imagebert", "finetune", "finetune_coco"]
 
 

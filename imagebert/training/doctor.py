@@ -40,7 +40,8 @@ class Findings(NamedTuple):
     ranks: int
     hosts: list[dict[str, Any]]  # a row each
     notes: list[str]
-    problems: list[str]
+    problems: list[str]  # of the call: the same on any machines
+    faults: list[str]  # of machines: others may do
 
 
 def examine(config: RunConfig | None, quick: bool) -> Findings:
@@ -88,7 +89,7 @@ def look(config: RunConfig | None) -> dict[str, Any]:
 
 def compare(ranks: Sequence[dict[str, Any]], config: RunConfig | None = None) -> Findings:
     """What `look` found on all ranks, as a table of hosts, notes and problems."""
-    notes, problems = [], []
+    notes, problems, faults = [], [], []
     hosts: dict[str, list[dict[str, Any]]] = {}
     for facts in ranks:
         hosts.setdefault(facts["host"], []).append(facts)
@@ -100,17 +101,19 @@ def compare(ranks: Sequence[dict[str, Any]], config: RunConfig | None = None) ->
         for name, version in facts["versions"].items():
             if version != first["versions"].get(name):
                 other = f"{first['host']} has {first['versions'].get(name)}"
-                problems.append(f"{host} has {name} {version}, {other}: use one environment")
+                faults.append(f"{host} has {name} {version}, {other}: use one environment")
         for path, digest in facts["data"].items():
             if digest != first["data"].get(path):
-                problems.append(f"{host} sees another {path} than {first['host']}: is it on a shared disk?")
+                faults.append(f"{host} sees another {path} than {first['host']}: is it on a shared disk?")
         if facts["gpu"] != first["gpu"]:
-            problems.append(f"{host} has GPUs {facts['gpu']}, {first['host']} {first['gpu']}: take nodes of one kind")
+            faults.append(f"{host} has GPUs {facts['gpu']}, {first['host']} {first['gpu']}: take nodes of one kind")
         if facts["gpu"] == "none" and facts["given_gpus"] not in ("0", ""):
-            notes.append(
-                f"{host}: Slurm gave {facts['given_gpus']} GPUs and PyTorch finds none: training would run on the "
-                "CPU. Is PyTorch built for CUDA (torch.version.cuda), and is the driver new enough?"
-            )
+            found = f"{host}: Slurm gave {facts['given_gpus']} GPUs and PyTorch finds none"
+            if os.environ.get("IMAGEBERT_ALLOW_CPU"):
+                notes.append(f"{found}: training on CPUs, as IMAGEBERT_ALLOW_CPU says")
+            else:
+                cure = "is PyTorch built for CUDA, and the driver new enough? IMAGEBERT_ALLOW_CPU=1 trains on CPUs"
+                faults.append(f"{found}: {cure}")
         skew = facts["clock"] - first["clock"]
         if abs(skew) > _SKEW_SECONDS:
             notes.append(f"{host}'s clock is {skew:+.1f} s off {first['host']}'s: training does not mind, logs will")
@@ -132,7 +135,8 @@ def compare(ranks: Sequence[dict[str, Any]], config: RunConfig | None = None) ->
                 "all-reduce GB/s": min(f["all_reduce_gbs"] for f in here) if len(ranks) > 1 else "",
             }
         )
-    return Findings(len(ranks), rows, list(dict.fromkeys(notes)), list(dict.fromkeys(problems)))
+    notes, problems, faults = (list(dict.fromkeys(lines)) for lines in (notes, problems, faults))
+    return Findings(len(ranks), rows, notes, problems, faults)
 
 
 def _version(package: str) -> str:

@@ -90,6 +90,7 @@ class Cluster:
         self.folder, self.nodes, self.cpus, self.gpus = folder.absolute(), nodes, cpus, gpus
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         self.env |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "LC_ALL": "C"}
+        self.env["IMAGEBERT_ALLOW_CPU"] = "1"  # its GPUs are declared only
         self.env["PATH"] += ":/usr/sbin:/sbin"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 

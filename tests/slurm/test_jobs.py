@@ -282,6 +282,20 @@ def test_what_cannot_work_ends_in_seconds(cluster: Cluster, home: Path, argument
     assert message in " ".join(output.read_text().split())
 
 
+def test_three_failures_before_there_is_a_run_are_the_end_too(cluster: Cluster, home: Path) -> None:
+    """imagebert cannot even start: an environment that breaks it."""
+    broken = home / "broken env/bin"
+    broken.mkdir(parents=True)
+    (broken / "activate").write_text(f'PATH="{broken}:$PATH"\n')
+    (broken / "imagebert").write_text("#!/bin/sh\nexit 3\n")
+    (broken / "imagebert").chmod(0o755)
+    options = [*TWO_NODES, "--from", "bert", "--run", "runs/never", "--no-check", "--env", str(broken.parent), *SMALL]
+    job = submit(cluster, home, "stage1.sh", *options)
+    assert cluster.wait_for_end(job, 90) == "FAILED"
+    assert cluster.field(job, "Restarts") == "2"
+    assert cluster.field(job, "ExitCode") == "3:0"
+
+
 def test_three_failures_at_the_same_place_are_the_end(cluster: Cluster, home: Path) -> None:
     options = [*TWO_NODES, "--from", "bert", "--run", "runs/hopeless", "--no-check", *SMALL, "schedule.steps=50"]
     # The first steps are well, then the rate ruins the weights: again each time.
