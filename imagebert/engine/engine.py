@@ -32,6 +32,7 @@ from imagebert.engine.states import (
     basic_optimizer,
     forget_steps,
     fragments,
+    masters,
     refresh,
     set_updates,
     updates,
@@ -323,15 +324,10 @@ class Engine:
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """Every parameter in float32 on the CPU; None on ranks other than 0."""
-        # In bf16 without ZeRO, DeepSpeed keeps the float32 masters in lists beside those of the parameters.
-        masters: dict[int, Tensor] = {}
-        if self.stage == 0 and self.precision == "bf16":
-            optimizer = self._engine.optimizer
-            for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-                masters.update(zip(map(id, low), high, strict=True))
+        high = {id(p): master for p, master in masters(self._engine)}
         weights = {}
         for name, parameter in self._engine.module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter) if self.stage else masters.get(id(parameter), parameter)
+            whole = safe_get_full_fp32_param(parameter) if self.stage else high.get(id(parameter), parameter)
             if distributed.rank() == 0:
                 weights[name] = whole.detach().to("cpu", torch.float32).clone()
         return weights if distributed.rank() == 0 else None

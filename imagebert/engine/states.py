@@ -56,23 +56,29 @@ def refresh(engine: Any, stage: int) -> None:
         # backward finds them empty.
     elif stage > 0:
         wrapper.update_lp_params()
-    elif hasattr(wrapper, "fp32_groups"):
-        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for p, master in zip(low, high, strict=True):
-                p.data.copy_(master.data)
+    else:
+        for p, master in masters(engine):
+            p.data.copy_(master.data)
+
+
+def masters(engine: Any) -> list[tuple[Tensor, Tensor]]:
+    """In bf16 without ZeRO each parameter with its float32 master, which DeepSpeed keeps in lists beside; else none."""
+    wrapper = engine.optimizer
+    if not hasattr(wrapper, "fp32_groups"):
+        return []
+    groups = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+    return [pair for low, high in groups for pair in zip(low, high, strict=True)]
 
 
 def forget_steps(engine: Any) -> None:
     """Undoes what DeepSpeed does in bf16 without ZeRO when it starts: a step with gradients of zero, which decays."""
-    wrapper = engine.optimizer
-    if hasattr(wrapper, "fp32_groups"):
-        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for p, master in zip(low, high, strict=True):
-                master.data.copy_(p.data)
-        for state in wrapper.optimizer.state.values():
+    if found := masters(engine):
+        for p, master in found:
+            master.data.copy_(p.data)
+        for state in basic_optimizer(engine).state.values():
             for key in MOMENTS:
                 state[key].zero_()
-        set_updates(wrapper.optimizer, 0)
+        set_updates(basic_optimizer(engine), 0)
 
 
 def updates(optimizer: torch.optim.Optimizer) -> int:
@@ -115,10 +121,9 @@ def _places(engine: Any, stage: int) -> Iterator[tuple[str, int, Tensor, int, in
                 if (place := p._hp_mapping) is not None:
                     here, there = place.lp_fragment_address, place.hp_fragment_address
                     yield names[id(p)], here.start, flat, there.start, there.numel
-    elif hasattr(wrapper, "fp32_groups"):  # bf16: float32 masters beside the parameters
-        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for p, master in zip(low, high, strict=True):
-                yield names[id(p)], 0, master, 0, master.numel()
+    elif found := masters(engine):
+        for p, master in found:
+            yield names[id(p)], 0, master, 0, master.numel()
     else:
         for name, p in parameters.items():
             yield name, 0, p, 0, p.numel()
