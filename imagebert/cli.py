@@ -181,16 +181,27 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--quick", action="store_true", help="without measuring the all-reduce at length")
     doctor.add_argument("--json", type=Path, help="also write the figures here")
 
-    evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption")
+    evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption; ranks share the work")
     evaluate.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
     _add_data(evaluate, "test")
-    evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N images and their captions")
     evaluate.add_argument(
-        "--folds", type=_positive, default=1, help="average over equal folds of the images (COCO 1K: 5)"
+        "--dataset", metavar="NAME", help="flickr30k, coco, coco1k or flickr8k: stands for DATA/NAME/regions and pairs"
     )
-    evaluate.add_argument("--save", type=Path, metavar="DIR", help="keep the score matrix")
-    evaluate.add_argument("--scores", type=Path, metavar="DIR", help="count a kept matrix again instead of scoring")
+    evaluate.add_argument("--data", type=Path, default=Path("data"), help="where --dataset looks (%(default)s)")
+    evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N images and their captions")
+    evaluate.add_argument("--folds", type=_positive, help="average over equal folds of the images (COCO 1K: 5)")
+    evaluate.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="(bf16 on a GPU)")
+    evaluate.add_argument("--pictures", type=Path, metavar="DIR", help="photographs, for failures.html (beside STORE)")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (one in MODEL/evaluation)")
+    evaluate.add_argument(
+        "--scores", type=Path, metavar="DIR", help="count a kept evaluation again, instead of scoring"
+    )
     evaluate.add_argument("--json", type=Path, help="also write the figures here")
+
+    compare = add("compare", _compare, "Do two evaluations of the same queries differ by more than noise?")
+    compare.add_argument("a", type=Path, metavar="A", help="folder that `imagebert evaluate` made")
+    compare.add_argument("b", type=Path, metavar="B")
+    compare.add_argument("--json", type=Path, help="also write the figures here")
 
     mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches")
     mine.add_argument("model", type=Path, metavar="MODEL")
@@ -201,6 +212,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     mine.add_argument("--keep", type=_positive, default=8, help="of them, how many are kept (%(default)s)")
     mine.add_argument("--seed", type=int, default=0)
+
+    ladder = add("ladder", _ladder, "An ablation of the paper: trains and evaluates its rungs, prints them as a table")
+    ladder.add_argument("name", nargs="?", metavar="LADDER", help="YAML file, or one of the package; without: a list")
+    ladder.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    ladder.add_argument("--data", type=Path, default=Path("data"), help="{data} in the ladder (%(default)s)")
+    ladder.add_argument("--out", type=Path, help="folder of the runs (runs/LADDER)")
+    ladder.add_argument("--seeds", type=_positive, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
+    ladder.add_argument("--only", metavar="RUNG", help="this rung, and what it starts from")
+    ladder.add_argument("--json", type=Path, help="also write the figures here")
 
     recipes = add("recipes", _recipes, "The recipes that ship with the package; with a name, its text")
     recipes.add_argument("name", nargs="?", metavar="NAME")
@@ -301,7 +321,7 @@ def _pairs(parsed: argparse.Namespace) -> int:
         names=tuple(parsed.columns.split(",")) if parsed.columns else None,
     )
     captions = Captions(parsed.captions, parsed.format, columns, parsed.image_key, splits, parsed.strict)
-    write_pairs(parsed.out, captions, Tokenizer(parsed.vocab), parsed.overwrite)
+    write_pairs(parsed.out, captions, Tokenizer(parsed.vocab), parsed.overwrite, lambda: captions.dataset)
     store = PairStore(parsed.out)
     counts = captions.counts
     if counts.came != len(store) + counts.refused + counts.left_out:
@@ -561,53 +581,125 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
+    from imagebert.retrieval.matrix import load_scores
     from imagebert.retrieval.metrics import check_folds, evaluate
-    from imagebert.retrieval.scoring import load_scores, save_scores
 
     _check_writable(parsed.json)
-    keys = None
     if parsed.scores is not None:
-        if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.save)):
-            raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --save")
-        matrix = load_scores(parsed.scores)
-    else:
-        from imagebert.data.corpus import Corpus
-        from imagebert.model.initialization import find_model
-        from imagebert.retrieval.evaluation import score_corpus
+        if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.out)):
+            raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --out")
+        figures = evaluate(*load_scores(parsed.scores), parsed.folds or 1)
+        _recall_table(figures, None)
+        _write_json(parsed.json, figures)
+        return 0
+    if parsed.model is None:
+        raise UsageError("name a model folder, or kept scores with --scores")
 
-        if parsed.model is None:
-            raise UsageError("name a model folder, or kept scores with --scores")
-        if parsed.save and parsed.save.exists():
-            raise UsageError(f"{parsed.save} exists: remove it, or name another place to keep the scores")
-        model = find_model(parsed.model)
-        source, limits = _data(parsed)
-        corpus = Corpus([source])
-        images = corpus.images if parsed.images is None else min(parsed.images, corpus.images)
-        check_folds(images, parsed.folds)
-        matrix = score_corpus(model, corpus, limits, images)
-        keys = [corpus.image_key(i) for i in range(images)]
-    figures = evaluate(matrix.scores, matrix.caption_image, parsed.folds)
-    folds = f", mean of {parsed.folds} folds" if parsed.folds > 1 else ""
-    _recall_table(f"{figures['images']} images, {figures['captions']} captions{folds}", figures)
-    _write_json(parsed.json, figures)
-    if parsed.save and keys is not None:
-        save_scores(parsed.save, matrix, keys)
+    from imagebert import distributed
+    from imagebert.data.corpus import Corpus
+    from imagebert.model.initialization import find_model
+    from imagebert.retrieval.evaluation import Evaluation, report, score
+    from imagebert.retrieval.pictures import Pictures
+
+    dataset = _named_dataset(parsed)
+    model = find_model(parsed.model)
+    source, limits = _data(parsed)
+    pictures = Pictures.beside(Path(source.regions), parsed.pictures)
+    distributed.start(timeout_minutes=60)
+    corpus = Corpus([source])
+    images = corpus.images if parsed.images is None else min(parsed.images, corpus.images)
+    folds = parsed.folds or dataset or 1
+    check_folds(images, folds)
+    evaluation = Evaluation(model, parsed.model / "evaluation", corpus, limits, source.split, images, parsed.precision)
+    folder, result = score(evaluation, parsed.out)
+    if result is not None:
+        figures = report(evaluation, folder, result, folds, pictures)
+        _recall_table(figures, figures["paper"])
+        rate = figures["pairs"] / figures["seconds_scoring"]
+        print(f"{figures['pairs']:,} pairs, {rate:,.0f} a second and process; the rest is in {folder}")
+        _write_json(parsed.json, figures)
+    return 0
+
+
+# Where `evaluate --dataset` looks, and in how many folds it counts.
+_DATASETS = {"flickr30k": ("flickr30k", 1), "flickr8k": ("flickr8k", 1), "coco": ("coco", 1), "coco1k": ("coco", 5)}
+
+
+def _named_dataset(parsed: argparse.Namespace) -> int | None:
+    """Fills in what --dataset stands for; returns its folds."""
+    if parsed.dataset is None:
+        return None
+    if parsed.dataset not in _DATASETS:
+        raise UsageError(f"--dataset {parsed.dataset}: there are {', '.join(_DATASETS)}; or give --regions and --pairs")
+    if parsed.regions or parsed.pairs:
+        raise UsageError("--dataset stands for --regions and --pairs: give it, or those two")
+    name, folds = _DATASETS[parsed.dataset]
+    parsed.regions, parsed.pairs = (str(parsed.data / name / kind) for kind in ("regions", "pairs"))
+    return folds
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from imagebert.retrieval.queries import compare
+
+    rows = compare(parsed.a, parsed.b)
+    shown = [
+        {
+            "": row["figure"],
+            "A": f"{row['a']:.1f}",
+            "B": f"{row['b']:.1f}",
+            "B - A": f"{row['difference']:+.1f}",
+            "95 % interval": "{:+.1f} to {:+.1f}".format(*row["interval"]),
+            "larger than noise": "yes" if row["larger than noise"] else "no",
+        }
+        for row in rows
+    ]
+    _table(f"A {parsed.a}, B {parsed.b}", shown)
+    print("over other images of the same kind; training again with another seed may move more")
+    _write_json(parsed.json, {"figures": rows})
     return 0
 
 
 def _mine(parsed: argparse.Namespace) -> int:
+    from imagebert import distributed
     from imagebert.data.corpus import Corpus
     from imagebert.model.initialization import find_model
-    from imagebert.retrieval.evaluation import load_scorer, mine
+    from imagebert.retrieval.evaluation import make_scorer
+    from imagebert.retrieval.mining import mine
     from imagebert.training.hard_negatives import write_hard_negatives
 
     _check_writable(parsed.out)
     model = find_model(parsed.model)
     source, limits = _data(parsed)
     corpus = Corpus([source])
-    score, packer = load_scorer(model, corpus, limits)
-    write_hard_negatives(parsed.out, mine(score, packer, parsed.pool, parsed.keep, parsed.seed), corpus)
+    scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
+    write_hard_negatives(parsed.out, mine(scorer, corpus, parsed.pool, parsed.keep, parsed.seed), corpus)
     print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
+    return 0
+
+
+def _ladder(parsed: argparse.Namespace) -> int:
+    from imagebert.ladder import LADDERS, climb, load_ladder, tables
+
+    if parsed.name is None:
+        print("\n".join(sorted(path.stem for path in LADDERS.glob("*.yaml"))))
+        return 0
+
+    from rich.console import Console
+
+    from imagebert import distributed
+
+    ladder = load_ladder(parsed.name)
+    _check_writable(parsed.json)
+    out = parsed.out or Path("runs") / Path(parsed.name).stem
+    distributed.start(timeout_minutes=60)
+    figures = climb(ladder, out, parsed.data, range(parsed.seeds), parsed.overrides, parsed.only)
+    if figures is None:
+        print("stopped; the same command goes on from here")
+        return STOPPED
+    if distributed.rank() == 0:
+        for table in tables(figures):
+            Console().print(table)
+        _write_json(parsed.json, figures)
     return 0
 
 
@@ -624,15 +716,21 @@ def _recipes(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _recall_table(title: str, figures: dict[str, Any]) -> None:
+def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "R@1", "R@5", "R@10", "median rank", title=title)
-    for way, name in (("ir", "image retrieval"), ("tr", "text retrieval")):
+    cutoffs = ("r1", "r5", "r10")
+    folds = f", mean of {figures['folds']} folds" if figures["folds"] > 1 else ""
+    title = f"{figures['images']} images, {figures['captions']} captions{folds}; R-sum {figures['rsum']:.1f}"
+    table = Table("", "R@1", "R@5", "R@10", "median", "mean rank", title=title)
+    for way, name in (("ir", "text finds image"), ("tr", "image finds text")):
         row, luck = figures[way], figures["chance"][way]
-        table.add_row(name, *(f"{row[k]:.1f}" for k in ("r1", "r5", "r10")), f"{row['median_rank']:.0f}")
-        table.add_row("  by chance", *(f"{luck[k]:.1f}" for k in ("r1", "r5", "r10")), "")
+        table.add_row(name, *(f"{row[k]:.1f}" for k in cutoffs), f"{row['median_rank']:.0f}", f"{row['mean_rank']:.1f}")
+        table.add_row("  95 % interval", *("{:.1f}-{:.1f}".format(*row["interval"][k]) for k in cutoffs), "", "")
+        table.add_row("  by chance", *(f"{luck[k]:.1f}" for k in cutoffs), "", "")
+        if paper:
+            table.add_row("  the paper", *(f"{paper[way][k]:.1f}" for k in cutoffs), "", "")
     Console().print(table)
 
 

@@ -6,6 +6,7 @@ Data jobs have their own ranks, which need neither torch nor a rendezvous (worke
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +21,13 @@ from imagebert.config import UsageError
 from imagebert.launch import Launch, discover
 
 _launch = Launch(0, 1, 0, "alone", None)
+_store: Store | None = None
 _hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the default one is gloo's
 
 
 def start(timeout_minutes: float = 10) -> Launch:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and picks this rank's device. Idempotent."""
-    global _launch, _hosts
+    global _launch, _hosts, _store
     if dist.is_initialized():
         return _launch
     _launch = discover(os.environ)
@@ -51,6 +53,7 @@ def start(timeout_minutes: float = 10) -> Launch:
         store = TCPStore(address, port, _launch.world_size, owner, timedelta(minutes=timeout_minutes))
         if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
             store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _store = store
     # DeepSpeed reads these names itself.
     os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(local_device))
     dist.init_process_group(
@@ -108,6 +111,21 @@ def gather(text: str) -> list[str]:
     parts = [torch.empty_like(mine) for _ in range(_launch.world_size)]
     dist.all_gather(parts, mine, group=_hosts)
     return [bytes(part.tolist()).rstrip(b"\0").decode() for part in parts]
+
+
+def queue(name: str) -> Iterator[int]:
+    """0, 1, 2, ... without end, each number on one rank only: work that goes to whoever is free.
+
+    Args:
+        name: another one for each piece of work
+    """
+    if _launch.world_size == 1:
+        yield from itertools.count()
+    assert _store is not None
+    while True:
+        with _naming_lost_ranks():
+            number = _store.add(f"queue/{name}", 1) - 1
+        yield number
 
 
 def total_on_device(values: torch.Tensor) -> torch.Tensor:

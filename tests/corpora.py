@@ -47,6 +47,7 @@ def write_corpus(
     feature_size: int = FEATURE_SIZE,
     seed: int = 0,
 ) -> SourceConfig:
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     names = [f"class{i}" for i in range(CLASSES)]
     with write_regions(folder / "regions", names, {"name": "random", "digest": "0"}, feature_type) as writer:

@@ -77,6 +77,7 @@ class Captions:
     image_splits: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     counts: Counts = field(default_factory=Counts)
+    dataset: str = ""  # as Karpathy's file calls itself, once it was read
 
     def __iter__(self) -> Iterator[Caption]:
         for line in self._lines():
@@ -101,10 +102,17 @@ class Captions:
             if kind == "table":
                 yield from _table(self.path, self.columns)
             else:
-                read = {"coco": _coco, "karpathy": _karpathy, "flickr": _flickr, "cc": _conceptual, "sbu": _sbu}[kind]
+                read = {"coco": _coco, "karpathy": self._karpathy, "flickr": _flickr, "cc": _conceptual, "sbu": _sbu}[
+                    kind
+                ]
                 yield from read(self.path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"cannot read captions from {self.path}: {error}") from None
+
+    def _karpathy(self, path: Path) -> Iterator[Line]:
+        content = _load(path)
+        self.dataset = str(content.get("dataset") or "")
+        yield from _karpathy(_list(content, "images", path), path)
 
     def _caption(self, line: Line) -> Caption:
         fields = {"image": line.image, "stem": PurePosixPath(line.image).stem, "id": line.id, "row": line.row}
@@ -251,9 +259,9 @@ def _coco(path: Path) -> Iterator[Line]:
             yield Line(where, str(images[number] or ""), str(annotation.get("caption") or ""), row, number)
 
 
-def _karpathy(path: Path) -> Iterator[Line]:
+def _karpathy(images: list[Any], path: Path) -> Iterator[Line]:
     row = 0
-    for place, image in enumerate(_list(_load(path), "images", path)):
+    for place, image in enumerate(images):
         where = f"{path}, image {place}"
         if not isinstance(image, dict) or not isinstance(image.get("sentences"), list):
             yield Line(where, "", "", row, error="it has no sentences")

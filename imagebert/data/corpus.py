@@ -1,4 +1,4 @@
-"""A corpus: the (regions, pairs) sources of a run joined into one numbering of images and captions."""
+"""Images and captions in one numbering: a corpus of stores, or a few that lie in memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.pairs import PairStore
-from imagebert.data.records import RegionRecord
+from imagebert.data.records import FeatureType, RegionRecord, encode_record
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import Tokenizer
+
+
+class Items(Protocol):
+    """What the packer asks of images 0..I-1 and captions 0..N-1; see Corpus for each."""
+
+    caption_words: NDArray[np.int64]
+    image_regions: NDArray[np.int64]
+    image_whole: NDArray[np.bool_]
+    feature_size: int
+    feature_type: FeatureType
+    verify: bool
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def regions(self, image: int) -> RegionRecord: ...
+    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]: ...
+    def will_read(self, images: NDArray[np.int64]) -> None: ...
+    def image_key(self, image: int) -> str: ...
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]: ...
 
 
 class Corpus:
@@ -81,8 +101,9 @@ class Corpus:
         self._fit_memory = stored < _memory() / 2
         self._asked = np.zeros(len(self._images), bool)
         self.feature_size = first_store.feature_size
-        self.feature_type = first_store.feature_type
+        self.feature_type: FeatureType = first_store.feature_type
         self.classes = first_store.classes
+        self.dataset = first_pairs.dataset
 
     def __len__(self) -> int:
         return len(self._captions)
@@ -158,6 +179,52 @@ class Corpus:
             "caption_words": int((self.caption_words * (np.arange(len(self)) % 8191 + 1)).sum()),
             "image_regions": int((self.image_regions * (np.arange(self.images) % 8191 + 1)).sum()),
         }
+
+
+class LooseItems:
+    """Images and texts that lie in no store: the regions of a picture that was sent, a query that was typed.
+
+    Args:
+        records: one at least, all with features of one size
+        pieces: the word pieces of each text, one at least
+        whole_image: whether each record's first region is the whole image
+    """
+
+    verify = False
+
+    def __init__(
+        self,
+        records: Sequence[RegionRecord],
+        pieces: Sequence[Sequence[int]],
+        tokenizer: Tokenizer,
+        feature_type: FeatureType,
+        whole_image: bool,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.feature_type: FeatureType = feature_type
+        self.feature_size = records[0].features.shape[1]
+        self._records = records
+        self._encoded = [memoryview(encode_record(record, feature_type)) for record in records]
+        self._pieces = [np.array(one, np.uint16) for one in pieces]
+        self.image_regions = np.array([len(record.boxes) for record in records], np.int64)
+        self.image_whole = np.full(len(records), whole_image)
+        self.caption_words = np.array([len(one) for one in pieces], np.int64)
+
+    def regions(self, image: int) -> RegionRecord:
+        return self._records[image]
+
+    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]:
+        return (self._encoded[image] for image in images.tolist())
+
+    def will_read(self, images: NDArray[np.int64]) -> None:
+        """They are in memory."""
+
+    def image_key(self, image: int) -> str:
+        return f"picture {image}"
+
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+        parts = [self._pieces[c][:n] for c, n in zip(captions.tolist(), counts.tolist(), strict=True)]
+        return np.concatenate([np.empty(0, np.uint16), *parts])
 
 
 def _memory() -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +63,7 @@ class PairStore:
         meta = read_meta(self.path, _FORMAT, _VERSION, "imagebert pairs")
         self.splits: list[str] = meta["splits"]
         self.vocabulary_digest: str = meta["vocabulary_digest"]
+        self.dataset: str = meta.get("dataset", "")  # as Karpathy's file calls it
         self.images = self._load("images")
         self.pair_image: NDArray[np.int32] = self._load("pair_image")
         self.pieces: NDArray[np.uint16] = self._load("pieces")
@@ -91,8 +92,17 @@ class PairStore:
         return Tokenizer(self.path / "vocab.txt")
 
 
-def write_pairs(path: Path | str, captions: Iterable[Caption], tokenizer: Tokenizer, overwrite: bool = False) -> None:
+def write_pairs(
+    path: Path | str,
+    captions: Iterable[Caption],
+    tokenizer: Tokenizer,
+    overwrite: bool = False,
+    dataset: Callable[[], str] = str,
+) -> None:
     """Tokenises captions and writes them as a store.
+
+    Args:
+        dataset: the name of what they are, asked for when all have been read
 
     Raises:
         UsageError: no caption at all, or one without words or image.
@@ -137,6 +147,7 @@ def write_pairs(path: Path | str, captions: Iterable[Caption], tokenizer: Tokeni
         "images": len(images),
         "splits": list(splits),
         "vocabulary_digest": tokenizer.digest,
+        "dataset": dataset(),
     }
     with publish(Path(path), "meta.json" if overwrite else None) as folder:
         for name, values in arrays.items():

@@ -17,7 +17,7 @@ from imagebert import __version__
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
-from imagebert.retrieval.scoring import ScoreMatrix
+from imagebert.retrieval.matrix import ScoreMatrix
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from imagebert.batch import PackedBatch
 from imagebert.config import UsageError
-from imagebert.data.corpus import Corpus
+from imagebert.data.corpus import Items
 from imagebert.data.records import WHOLE_CHECKSUM, WHOLE_IMAGE, Sections, crc32, header_word
 from imagebert.feed.arena import Arena, Contents, Layout
 from imagebert.feed.masking import Masking, mask_batch
@@ -38,11 +38,11 @@ class Limits:
     whole_image: bool  # feed the whole-image region, where there is one
     mark_whole_image: bool = False  # and tell the model which one it is
 
-    def lengths(self, corpus: Corpus) -> Lengths:
+    def lengths(self, corpus: Items) -> Lengths:
         regions = corpus.image_regions - self.skipped(corpus)
         return Lengths(np.minimum(regions, self.max_regions), np.minimum(corpus.caption_words, self.max_words))
 
-    def skipped(self, corpus: Corpus) -> NDArray[np.int64]:
+    def skipped(self, corpus: Items) -> NDArray[np.int64]:
         """How many of each image's first regions are left out [I]."""
         return corpus.image_whole.astype(np.int64) * (not self.whole_image)
 
@@ -81,7 +81,7 @@ class Packer:
         damaged: the images met so far that have one, and what is wrong with it
     """
 
-    def __init__(self, corpus: Corpus, limits: Limits, candidates: int = 1, max_damaged: int = 0) -> None:
+    def __init__(self, corpus: Items, limits: Limits, candidates: int = 1, max_damaged: int = 0) -> None:
         self.corpus = corpus
         self.candidates, self.max_damaged = candidates, max_damaged
         self.damaged: dict[int, str] = {}

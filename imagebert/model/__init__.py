@@ -3,6 +3,7 @@
 from imagebert.model.configuration import PRESETS, ImageBertConfig
 from imagebert.model.initialization import InitializationReport, initialize_from
 from imagebert.model.modeling import (
+    Encoded,
     ImageBertForImageTextRetrieval,
     ImageBertForPreTraining,
     ImageBertModel,
@@ -11,6 +12,7 @@ from imagebert.model.modeling import (
 
 __all__ = [
     "PRESETS",
+    "Encoded",
     "ImageBertConfig",
     "ImageBertForImageTextRetrieval",
     "ImageBertForPreTraining",

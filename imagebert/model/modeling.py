@@ -11,7 +11,7 @@ gathers a parameter of another module when a forward first asks for it, and know
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,17 @@ class Reads(NamedTuple):
     cu_seqlens: Tensor  # [B+1]
 
 
+class Encoded(NamedTuple):
+    """Tokens of one side, image or text, of any number of pairs: they do not know the other side yet.
+
+    Embeddings and the first layer's projections are functions of a token and its place on its own side: all regions
+    share a position, and so the text's positions are the same behind any image (paper, figure 1).
+    """
+
+    hidden: Tensor  # [S, H] embedded
+    first: Tensor  # [S, 3H] the first layer's queries, keys and values
+
+
 class QueryKeyValue(nn.Linear):
     """The three projections as one weight [3H, H]: all rows in one product, or queries for the read rows only."""
 
@@ -133,14 +144,26 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "Q H"]:
         """The layer's output for all rows, or for the read rows only."""
         packed, queries, residual = self.query_key_value(hidden, None if reads is None else reads.rows)
-        head_size = hidden.shape[1] // self.heads
+        return self.attend(packed, queries, residual, cu_seqlens, max_seqlen, reads)
+
+    def attend(
+        self,
+        packed: Float[Tensor, "T parts"],
+        queries: Float[Tensor, "Q H"] | None,
+        residual: Float[Tensor, "Q H"],
+        cu_seqlens: Int[Tensor, " ends"],
+        max_seqlen: int,
+        reads: Reads | None,
+    ) -> Float[Tensor, "Q H"]:
+        """What follows the first product, whose results `query_key_value` gives."""
+        head_size = residual.shape[1] // self.heads
         context = packed_attention(
-            packed.unflatten(1, (-1, self.heads, head_size)),
+            packed.view(len(packed), -1, self.heads, head_size),
             cu_seqlens,
             max_seqlen,
             head_size**-0.5,
             self.attention_dropout if self.training else 0.0,
-            None if queries is None else queries.unflatten(1, (self.heads, head_size)),
+            None if queries is None else queries.view(len(queries), self.heads, head_size),
             None if reads is None else reads.cu_seqlens,
         )
         attended = self._add(self.attention_output, context.flatten(1), residual, self.attention_layer_norm)
@@ -279,4 +302,27 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         """The logit of each pair matching."""
         hidden = self.imagebert(batch, reads_only=True)
         scores: Tensor = self.itm(hidden[batch.cls_reads])
+        return scores
+
+    def encode(self, batch: PackedBatch) -> Encoded:
+        """What of each token does not depend on the other side of its pair."""
+        hidden = self.imagebert.embeddings(batch)
+        first: Any = self.imagebert.layers[0]
+        return Encoded(hidden, first.query_key_value(hidden, None)[0])
+
+    def score(self, tokens: Encoded, cu_seqlens: Int[Tensor, " ends"], max_seqlen: int) -> Float[Tensor, " B"]:
+        """`forward` from encoded tokens on: those of each pair in their order, pairs one behind the other."""
+        layers: list[Any] = list(self.imagebert.layers)
+        first, *rest = layers
+        ends = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
+        reads = Reads(cu_seqlens[:-1].long(), ends)
+        if rest:
+            hidden = first.attend(tokens.first, None, tokens.hidden, cu_seqlens, max_seqlen, None)
+            for layer in rest:
+                hidden = layer(hidden, cu_seqlens, max_seqlen, reads if layer is rest[-1] else None)
+        else:
+            size, cls = tokens.hidden.shape[1], reads.rows
+            queries, residual = tokens.first[cls, :size], tokens.hidden[cls]
+            hidden = first.attend(tokens.first[:, size:], queries, residual, cu_seqlens, max_seqlen, reads)
+        scores: Tensor = self.itm(hidden)
         return scores

@@ -1,94 +1,188 @@
-"""`imagebert evaluate` and `imagebert mine`: a model folder and a corpus to scores, R@K, or hard negatives."""
+"""`imagebert evaluate`: a model and a corpus to a folder with the score matrix and all that is counted in it.
+
+evaluation.json     what is evaluated; another model, data or limits get a folder of their own
+tiles/              while it is scored: the ledger (matrix.py)
+scores.npy, caption_image.npy, images.json     the matrix, the image of each caption, the images' keys
+recall.json         the figures
+queries.parquet     one row a query (queries.py)
+failures.html       the queries that went worst, as pictures (failures.py)
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.progress import track
 
+from imagebert import distributed
 from imagebert.config import UsageError
-from imagebert.data.corpus import Corpus
-from imagebert.data.folder import file_digest
-from imagebert.feed.draws import Purpose, below, stage_key
-from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import HardNegatives, Samples
+from imagebert.data.corpus import Corpus, Items
+from imagebert.data.folder import file_digest, make_folder
+from imagebert.feed.packer import Limits
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
-from imagebert.retrieval.scoring import ScoreFunction, ScoreMatrix, model_scores, score_all
+from imagebert.retrieval.failures import write_failures
+from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
+from imagebert.retrieval.metrics import rank_folds, summarize
+from imagebert.retrieval.paper import paper_row
+from imagebert.retrieval.pictures import Pictures
+from imagebert.retrieval.queries import write_queries
+from imagebert.retrieval.scoring import PairScorer, find_precision
 
-Numbers = NDArray[np.int64]
 
-
-def load_scorer(model_folder: Path, corpus: Corpus, limits: Limits) -> tuple[ScoreFunction, Packer]:
-    """The scoring function of a model folder: a fine-tuned model, or a pre-trained one (zero-shot: its ITM head).
+def load_model(folder: Path, items: Items) -> ImageBertForImageTextRetrieval:
+    """The scoring model of a folder: a fine-tuned one, or a pre-trained one (zero-shot: its ITM head).
 
     Raises:
         UsageError: no ImageBERT there, or one made for other features or another vocabulary.
     """
-    shape = read_architecture(model_folder)
+    shape = read_architecture(folder)
     if "feature_size" not in shape:
-        raise UsageError(f"{model_folder} is a text-only BERT: it scores no images, train it first")
-    needed = {"feature_size": corpus.feature_size, "vocab_size": len(corpus.tokenizer)}
+        raise UsageError(f"{folder} is a text-only BERT: it scores no images, train it first")
+    needed = {"feature_size": items.feature_size, "vocab_size": len(items.tokenizer)}
     for name, size in needed.items():
         if shape[name] != size:
-            raise UsageError(f"{model_folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
-    vocabulary = model_folder / "vocab.txt"
-    if vocabulary.is_file() and file_digest(vocabulary) != corpus.tokenizer.digest:
+            raise UsageError(f"{folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
+    vocabulary = folder / "vocab.txt"
+    if vocabulary.is_file() and file_digest(vocabulary) != items.tokenizer.digest:
         raise UsageError(
             f"{vocabulary} is not the vocabulary that the pairs were tokenised with: use pairs of its kind"
         )
-    model = ImageBertForImageTextRetrieval(ImageBertConfig.from_pretrained(model_folder))
-    report = initialize_from(model, model_folder)
+    model = ImageBertForImageTextRetrieval(ImageBertConfig.from_pretrained(folder))
+    report = initialize_from(model, folder)
     if report.new:
-        raise UsageError(f"{model_folder} lacks weights: {', '.join(report.new[:4])}")
-    packer = Packer(corpus, replace(limits, mark_whole_image=model.config.use_global_image_token))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model_scores(model, packer, device), packer
+        raise UsageError(f"{folder} lacks weights: {', '.join(report.new[:4])}")
+    return model
 
 
-def score_corpus(model_folder: Path, corpus: Corpus, limits: Limits, images: int) -> ScoreMatrix:
-    """The first `images` images of a corpus with every caption of those."""
-    score, packer = load_scorer(model_folder, corpus, limits)
-    captions = np.flatnonzero(corpus.caption_image < images)
-    scores = score_all(score, packer.lengths, np.arange(images), captions)
-    return ScoreMatrix(scores, corpus.caption_image[captions])
+def kind_of(folder: Path) -> str:
+    """zero-shot or fine-tuned: whether the model was trained for retrieval alone."""
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    return "fine-tuned" if architectures[0] == ImageBertForImageTextRetrieval.__name__ else "zero-shot"
 
 
-def mine(score: ScoreFunction, packer: Packer, pool: int, keep: int, seed: int) -> HardNegatives:
-    """For each image the `keep` best-scoring captions of `pool` random ones of other images, and the reverse.
+def make_scorer(
+    folder: Path, images: Items, texts: Items, limits: Limits, device: torch.device, precision: str = "auto"
+) -> PairScorer:
+    """A model folder as a scoring function."""
+    model = load_model(folder, texts).to(find_precision(precision, device))
+    return PairScorer(model, images, texts, limits, device)
+
+
+class Evaluation(NamedTuple):
+    """What is to be scored."""
+
+    model: Path
+    home: Path  # where evaluations of this model lie, each in a folder named after what is evaluated
+    corpus: Corpus
+    limits: Limits
+    split: str | None
+    images: int  # the first of the corpus, with every caption of those
+    precision: str = "auto"
+
+    @property
+    def captions(self) -> Any:
+        return np.flatnonzero(self.corpus.caption_image < self.images)
+
+    def identity(self) -> dict[str, Any]:
+        weights = self.model / "model.safetensors"
+        return {
+            "model": file_digest(weights) if weights.is_file() else None,
+            "data": self.corpus.digest(),
+            "limits": dataclasses.asdict(self.limits),
+            "split": self.split,
+            "images": self.images,
+            "precision": str(find_precision(self.precision, distributed.device())).removeprefix("torch."),
+        }
+
+
+class Result(NamedTuple):
+    matrix: ScoreMatrix
+    seconds: float  # of scoring, summed over ranks and calls; not a number where a kill lost it
+
+
+def score(evaluation: Evaluation, out: Path | None) -> tuple[Path, Result | None]:
+    """Scores every image with every caption into a folder, or goes on there; all ranks share the work.
+
+    Args:
+        out: the folder; None: one in the evaluation's home
+
+    Returns:
+        The folder, and on rank 0 what is in it.
 
     Raises:
-        UsageError: `keep` is not between 1 and `pool`, or the corpus has too few others.
+        UsageError: the folder holds another evaluation, or cannot be written.
+        OSError: the disk is full, or another rank failed; what is scored is kept.
     """
-    corpus = packer.corpus
-    if not 0 < keep <= pool:
-        raise UsageError(f"keep {keep} of a pool of {pool}: keep at least 1 and at most the pool")
-    key = stage_key(seed, "mine")
-    own = corpus.caption_image
+    identity = evaluation.identity()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    folder = out or evaluation.home / f"{evaluation.split or 'all'}-{digest}"
+    corpus, captions = evaluation.corpus, evaluation.captions
+    main = distributed.rank() == 0
+    with distributed.together():
+        if main:
+            _claim(folder, identity)
+            np.save(folder / "caption_image.npy", corpus.caption_image[captions], allow_pickle=False)
+            keys = [corpus.image_key(i) for i in range(evaluation.images)]
+            (folder / "images.json").write_text(json.dumps(keys), encoding="utf-8")
+    (there,) = distributed.total([main and (folder / "scores.npy").is_file()])
+    if not there:
+        scorer = make_scorer(
+            evaluation.model, corpus, corpus, evaluation.limits, distributed.device(), evaluation.precision
+        )
+        begun = time.perf_counter()
+        spent = score_to_disk(scorer, np.arange(evaluation.images), captions, folder)
+        took = {"seconds_scoring": spent, "seconds_this_call": time.perf_counter() - begun}
+        if main:
+            (folder / "seconds.json").write_text(json.dumps({**took, "ranks": distributed.world_size()}))
+            shutil.rmtree(folder / "tiles")
+    if not main:
+        return folder, None
+    record = folder / "seconds.json"
+    seconds = json.loads(record.read_text())["seconds_scoring"] if record.is_file() else float("nan")
+    return folder, Result(load_scores(folder), seconds)
 
-    def draw_pool(numbers: int, query: int, side: int, own_numbers: Numbers) -> Numbers:
-        """Distinct numbers that are not the query's own, at most `pool`, in the order drawn."""
-        drawn = below(numbers, key, Purpose.HARD, query, np.arange(4 * pool), side)
-        drawn = drawn[~np.isin(drawn, own_numbers)]
-        _, first = np.unique(drawn, return_index=True)
-        return drawn[np.sort(first)][:pool]
 
-    def best(images: Numbers, captions: Numbers, found: Numbers) -> Numbers:
-        if len(found) < keep:
-            raise UsageError(f"only {len(found)} negatives were found where {keep} are to be kept: lower --keep")
-        scores = score(Samples(images, captions, np.zeros(len(found), np.int64), np.arange(len(found))))
-        return found[np.argsort(-scores, kind="stable")[:keep]]
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    record = folder / "evaluation.json"
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [key for key in identity if before.get(key) != identity[key]]
+        if changed:
+            raise UsageError(f"{folder} is an evaluation with another {', '.join(changed)}: give another --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} exists and is no evaluation: give another --out")
+    make_folder(folder)
+    try:
+        record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; name a folder with --out") from None
 
-    hard_captions = np.empty((corpus.images, keep), np.int64)
-    for image in track(range(corpus.images), "Mining captions"):
-        found = draw_pool(len(corpus), image, 0, np.flatnonzero(own == image))
-        hard_captions[image] = best(np.full(len(found), image), found, found)
-    hard_images = np.empty((len(corpus), keep), np.int64)
-    for caption in track(range(len(corpus)), "Mining images"):
-        found = draw_pool(corpus.images, caption, 1, own[caption : caption + 1])
-        hard_images[caption] = best(found, np.full(len(found), caption), found)
-    return HardNegatives(hard_captions, hard_images)
+
+def report(evaluation: Evaluation, folder: Path, result: Result, folds: int, pictures: Pictures) -> dict[str, Any]:
+    """Counts a whole matrix and writes all that a person may ask about it into its folder; returns the figures."""
+    matrix = result.matrix
+    corpus = evaluation.corpus
+    ranked = rank_folds(matrix.scores, matrix.caption_image, folds)
+    kind = kind_of(evaluation.model)
+    figures = {
+        **summarize(ranked),
+        "kind": kind,
+        "paper": paper_row(corpus.dataset, evaluation.split, evaluation.images, folds, kind),
+        "pairs": matrix.scores.size,
+        "seconds_scoring": result.seconds,
+    }
+    keys = [corpus.image_key(i) for i in range(evaluation.images)]
+    texts = [corpus.text(c) for c in evaluation.captions]
+    write_queries(folder, matrix, ranked, keys, texts)
+    write_failures(folder, figures, matrix, ranked, keys, texts, pictures)
+    (folder / "recall.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures

@@ -1,98 +1,161 @@
-"""The score matrix: every image with every caption through the network, packed, in tiles of like length."""
+"""Pairs of images and captions to scores: the scoring function that everything in this room is given.
+
+Three ideas, none of them an approximation. What depends on one side of a pair only (region projection, embeddings, the
+first layer's queries, keys and values) is computed once an image and once a caption, and kept while there is memory.
+Pairs are sorted by length and packed without padding. The last layer computes [CLS] only.
+"""
 
 from __future__ import annotations
 
-import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
+from torch import Tensor
 
 from imagebert.config import UsageError
-from imagebert.data.folder import publish
+from imagebert.data.corpus import Items
 from imagebert.feed.arena import Arena
-from imagebert.feed.packer import Packer
+from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Lengths, Samples
-from imagebert.model import ImageBertForImageTextRetrieval
+from imagebert.model import Encoded, ImageBertForImageTextRetrieval
 
-# Scores some pairs of image and caption numbers: float32 [B].
-ScoreFunction = Callable[[Samples], NDArray[np.float32]]
+Numbers = NDArray[np.int64]
+# Scores pairs of image and caption numbers [B], [B]: float32 [B].
+ScoreFunction = Callable[[Numbers, Numbers], NDArray[np.float32]]
 
-_IMAGES_PER_TILE = 64
+# Tokens that go through the layers together. On a CPU what one operation leaves is still in the cache for the next, and
+# the allocator hands the same pages out again (python -m benchmarks.score --tokens); a GPU wants to be filled.
+TOKENS = {"cpu": 2048, "cuda": 65536}
+_BESIDE = 3  # tokens of a pair that are neither region nor word: [CLS] with the image, both [SEP] with the text
 
 
-class ScoreMatrix(NamedTuple):
-    scores: NDArray[np.float32]  # [images, captions]
-    caption_image: NDArray[np.int64]  # [captions]
+class PairScorer:
+    """An ImageBERT as a scoring function of image numbers in `images` and caption numbers in `texts`.
 
+    Args:
+        images, texts: the two sides, each with numbers of its own: one corpus, or what a person typed or sent
+        tokens: of a batch through the layers
+        memory: bytes that encoded sides may take
+    """
 
-def model_scores(model: ImageBertForImageTextRetrieval, packer: Packer, device: torch.device) -> ScoreFunction:
-    """A model as a scoring function: the ITM head's logit."""
-    model = model.eval().to(device)
-    buffer = Arena()
+    def __init__(
+        self,
+        model: ImageBertForImageTextRetrieval,
+        images: Items,
+        texts: Items,
+        limits: Limits,
+        device: torch.device,
+        tokens: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.model = model.eval().to(device)
+        self.device = device
+        limits = replace(limits, mark_whole_image=model.config.use_global_image_token)
+        self.lengths = Lengths(limits.lengths(images).regions, limits.lengths(texts).words)
+        self._tokens = tokens or TOKENS[device.type]
+        memory = memory or _free_memory(device) // 3
+        # Of an image [CLS] and its regions stay, of a text both [SEP] and its words: what a pair of the two is made of.
+        self._images = _Side(self, Packer(images, replace(limits, max_words=0)), slice(0, -2), memory)
+        self._texts = _Side(self, Packer(texts, replace(limits, max_regions=0)), slice(1, None), memory)
 
-    def score(samples: Samples) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            scores: NDArray[np.float32] = model(packer.pack(samples, buffer).to(device)).float().cpu().numpy()
+    def __call__(self, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
+        """The ITM head's logit of each pair, float32 [B]."""
+        scores: NDArray[np.float32] = self.launch(images, captions).cpu().numpy()
         return scores
 
-    return score
+    @torch.inference_mode()
+    def launch(self, images: Numbers, captions: Numbers) -> Tensor:
+        """The same on the device [B]: a GPU is not waited for."""
+        image_numbers, image_of = np.unique(images, return_inverse=True)
+        text_numbers, text_of = np.unique(captions, return_inverse=True)
+        parts = self._images.get(image_numbers) + self._texts.get(text_numbers)
+        sides = Encoded(torch.cat([p.hidden for p in parts]), torch.cat([p.first for p in parts]))
+        sizes = np.array([len(p.hidden) for p in parts])
+        starts = np.cumsum(sizes) - sizes
+        counts = np.stack([sizes[image_of], sizes[len(image_numbers) + text_of]], axis=1)  # [B, 2] tokens of each side
+        begins = np.stack([starts[image_of], starts[len(image_numbers) + text_of]], axis=1)  # and where they lie
+
+        # Longest first: programs of a GPU start in that order (feed/plan.py, balance).
+        order = np.argsort(-counts.sum(axis=1), kind="stable")
+        scores = torch.empty(len(order), dtype=torch.float32, device=self.device)
+        for rows in self._batches(order, counts.sum(axis=1)):
+            scores[torch.from_numpy(rows).to(self.device)] = self._score(sides, begins[rows], counts[rows]).float()
+        return scores
+
+    def _batches(self, order: Numbers, lengths: Numbers) -> Iterator[Numbers]:
+        before = np.cumsum(lengths[order]) - lengths[order]
+        cuts = np.flatnonzero(np.diff(before // self._tokens)) + 1
+        yield from np.split(order, cuts)
+
+    def _score(self, sides: Encoded, begins: Numbers, counts: Numbers) -> Tensor:
+        ends = np.cumsum(counts)  # of each pair's image tokens, then of its text's, alternately
+        offsets = torch.from_numpy(begins.ravel() - (ends - counts.ravel())).to(self.device)
+        repeats = torch.from_numpy(counts.ravel()).to(self.device)
+        total = int(ends[-1])
+        rows = torch.arange(total, device=self.device)
+        rows += torch.repeat_interleave(offsets, repeats, output_size=total)
+        cu_seqlens = torch.from_numpy(np.concatenate([[0], ends[1::2]]).astype(np.int32)).to(self.device)
+        pairs = Encoded(sides.hidden[rows], sides.first[rows])
+        return self.model.score(pairs, cu_seqlens, int(counts.sum(axis=1).max()))
 
 
-def score_all(
-    score: ScoreFunction,
-    lengths: Lengths,
-    images: NDArray[np.int64],
-    captions: NDArray[np.int64],
-    tokens: int = 8192,
-    progress: bool = True,
-) -> NDArray[np.float32]:
-    """The matrix [len(images), len(captions)], scored in batches of at most `tokens` tokens."""
-    scores = np.full((len(images), len(captions)), np.nan, np.float32)
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task(f"Scoring {len(images)} x {len(captions)} pairs", total=scores.size)
-        for rows, columns in tiles(lengths.regions[images], lengths.words[captions], tokens):
-            samples = Samples(images[rows], captions[columns], np.ones(len(rows), np.int64), np.arange(len(rows)))
-            scores[rows, columns] = score(samples)
-            bar.advance(task, len(rows))
-    return scores
+class _Side:
+    """Images or texts as encoded tokens, each computed when it is first asked for; the longest unused make room."""
+
+    def __init__(self, scorer: PairScorer, packer: Packer, kept: slice, memory: int) -> None:
+        self._scorer, self._packer, self._kept = scorer, packer, kept
+        self._room = memory
+        self._arena = Arena()
+        self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+
+    def get(self, numbers: Numbers) -> list[Encoded]:
+        """Of each number its tokens, in order."""
+        missing = np.array([n for n in numbers.tolist() if n not in self._encoded], np.int64)
+        if len(missing):
+            self._encode(missing)
+        found = []
+        for number in numbers.tolist():
+            self._encoded.move_to_end(number)
+            found.append(self._encoded[number])
+        # Only now: what was asked for together is there together, whatever it takes.
+        while self._room < 0 and len(self._encoded) > len(found):
+            _, oldest = self._encoded.popitem(last=False)
+            self._room += _bytes(oldest)
+        return found
+
+    def _encode(self, numbers: Numbers) -> None:
+        nothing = np.zeros_like(numbers)
+        images, texts = (numbers, nothing) if self._kept.stop else (nothing, numbers)
+        lengths = self._packer.lengths.regions[images] + self._packer.lengths.words[texts] + _BESIDE
+        for rows in self._scorer._batches(np.arange(len(numbers)), lengths):
+            samples = Samples(images[rows], texts[rows], nothing[rows], np.arange(len(rows)))
+            batch = self._packer.pack(samples, self._arena, device=self._scorer.device)
+            encoded = self._scorer.model.encode(batch)
+            sizes = lengths[rows].tolist()
+            parts = zip(encoded.hidden.split(sizes), encoded.first.split(sizes), strict=True)
+            for number, tensors in zip(numbers[rows].tolist(), parts, strict=True):
+                self._encoded[number] = Encoded(*(tensor[self._kept] for tensor in tensors))
+                self._room -= _bytes(self._encoded[number])
 
 
-def tiles(
-    regions: NDArray[np.int64], words: NDArray[np.int64], tokens: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Cuts all (image, caption) places into batches of like length: row and column numbers of each."""
-    by_length = np.argsort(regions, kind="stable")
-    for start in range(0, len(by_length), _IMAGES_PER_TILE):
-        some = by_length[start : start + _IMAGES_PER_TILE]
-        rows, columns = np.repeat(some, len(words)), np.tile(np.arange(len(words)), len(some))
-        lengths = regions[rows] + words[columns] + 3
-        order = np.argsort(lengths, kind="stable")
-        used = np.cumsum(lengths[order])
-        cuts = np.flatnonzero(np.diff(used // tokens)) + 1
-        for part in np.split(order, cuts):
-            yield rows[part], columns[part]
+def _bytes(encoded: Encoded) -> int:
+    return sum(tensor.nbytes for tensor in encoded)
 
 
-def save_scores(path: Path, matrix: ScoreMatrix, keys: list[str]) -> None:
-    """Writes a matrix as a folder: scores.npy, caption_image.npy and the images' keys."""
-    with publish(path) as folder:
-        np.save(folder / "scores.npy", matrix.scores, allow_pickle=False)
-        np.save(folder / "caption_image.npy", matrix.caption_image, allow_pickle=False)
-        (folder / "images.json").write_text(json.dumps(keys), encoding="utf-8")
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return 6 << 30  # of which each side takes a third
 
 
-def load_scores(path: Path) -> ScoreMatrix:
-    try:
-        return ScoreMatrix(
-            np.load(path / "scores.npy", mmap_mode="r", allow_pickle=False),
-            np.load(path / "caption_image.npy", allow_pickle=False),
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} holds no saved scores ({error}): make them with `imagebert evaluate --save`"
-        ) from None
+def find_precision(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 on a GPU, as in training; float32 elsewhere. Scores are kept in float32 whatever it is."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"--precision {precision}: give auto, fp32 or bf16")
+    return torch.bfloat16 if precision == "bf16" else torch.float32

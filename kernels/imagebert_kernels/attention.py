@@ -621,11 +621,25 @@ def packed_attention_reference(
 ) -> Tensor:
     """The operation in plain PyTorch, on any device and in any floating type. Reads the lengths on the host.
 
-    Sequences of like length are padded to each other, here and nowhere else.
+    Sequences of like length are padded to each other, here and nowhere else. Where those of one length lie one behind
+    the other, as in sorted batches, nothing is padded or gathered.
     """
     query_cu_seqlens = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
     queries, keys, values = _parts(packed, queries)
-    groups = _groups(tuple(query_cu_seqlens.tolist()), tuple(cu_seqlens.tolist()), queries.device)
+    query_ends, key_ends = query_cu_seqlens.tolist(), cu_seqlens.tolist()
+    if runs := _runs(query_ends, key_ends):
+        parts = []
+        for sequences, query_rows, key_rows in runs:
+            q, k, v = (
+                t[rows].view(sequences, -1, *t.shape[1:]).transpose(1, 2)  # [b, N, q or k, D]
+                for t, rows in ((queries, query_rows), (keys, key_rows), (values, key_rows))
+            )
+            out = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+            parts.append(out.transpose(1, 2).flatten(0, 1))
+        if (behind := len(queries) - query_ends[-1]) > 0:
+            parts.append(queries.new_zeros(behind, *queries.shape[1:]))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    groups = _groups(tuple(query_ends), tuple(key_ends), queries.device)
     outs = []
     for group in groups:
         out = scaled_dot_product_attention(
@@ -641,6 +655,31 @@ def packed_attention_reference(
         return torch.zeros_like(queries)
     covered = torch.cat(outs)[_order(groups)]
     return torch.nn.functional.pad(covered, (0, 0, 0, 0, 0, len(queries) - len(covered)))
+
+
+# Sequences of one length that make a run of their own worth a call.
+_RUN = 4
+
+
+def _runs(query_ends: list[int], key_ends: list[int]) -> list[tuple[int, slice, slice]]:
+    """Runs of sequences of one length: how many, rows of their queries, rows of their keys. None where they are short
+    or have no query or key."""
+    runs: list[tuple[int, slice, slice]] = []
+    start, lengths = 0, (0, 0)
+    for b in range(1, len(key_ends)):
+        following = (query_ends[b] - query_ends[b - 1], key_ends[b] - key_ends[b - 1])
+        if following == lengths:
+            continue
+        if 0 in following or _RUN * (len(runs) + 1) > len(key_ends) + _RUN:
+            return []
+        if b > 1:
+            runs.append(_run(start, b - 1, query_ends, key_ends))
+        start, lengths = b - 1, following
+    return [*runs, _run(start, len(key_ends) - 1, query_ends, key_ends)] if len(key_ends) > 1 else []
+
+
+def _run(start: int, end: int, query_ends: list[int], key_ends: list[int]) -> tuple[int, slice, slice]:
+    return end - start, slice(query_ends[start], query_ends[end]), slice(key_ends[start], key_ends[end])
 
 
 class _Group(NamedTuple):

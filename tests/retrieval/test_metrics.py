@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagebert.config import UsageError
-from imagebert.retrieval.metrics import chance, evaluate, rank
+from imagebert.retrieval.metrics import NAMES, blocks, bootstrap, chance, evaluate, rank, rank_folds
 
 
 def brute_force(scores: np.ndarray, caption_image: list[int]) -> tuple[list[int], list[int]]:
@@ -43,6 +43,62 @@ def test_equals_brute_force_with_ties(images: int, most: int, levels: int, seed:
         for k in (1, 5, 10):
             assert figures[way][f"r{k}"] == pytest.approx(100 * sum(r <= k for r in ranks) / len(ranks))
         assert figures[way]["median_rank"] == np.median(ranks)
+        assert figures[way]["mean_rank"] == pytest.approx(np.mean(ranks))
+    assert figures["rsum"] == pytest.approx(sum(figures[w][f"r{k}"] for w in ("ir", "tr") for k in (1, 5, 10)))
+
+
+def test_a_matrix_is_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scores, caption_image = rng.integers(0, 9, (31, 93)).astype(np.float32), np.arange(93) // 3
+    whole = rank(scores, caption_image)
+    monkeypatch.setattr("imagebert.retrieval.metrics.blocks", lambda s: blocks(s, 4 * s.shape[1]))
+    parts = rank(scores, caption_image)
+    np.testing.assert_array_equal(parts.image_retrieval, whole.image_retrieval)
+    np.testing.assert_array_equal(parts.text_retrieval, whole.text_retrieval)
+
+
+def test_intervals_cover_what_other_images_give() -> None:
+    """Images of one kind again and again: the 95 % intervals hold the true R@1 about so often, for both directions."""
+    rng = np.random.default_rng(0)
+    caption_image = np.arange(120) // 3
+
+    def draw() -> np.ndarray:
+        scores = rng.normal(size=(40, 120))
+        # A hard image is hard for all its captions: queries are not independent.
+        scores[caption_image, np.arange(120)] += np.repeat(rng.normal(2.0, 1.0, 40), 3)
+        return scores
+
+    truth = np.mean([[100 * (r == 1).mean() for r in rank(draw(), caption_image)] for _ in range(500)], axis=0)
+    inside = np.zeros(2)
+    for _ in range(100):
+        figures = evaluate(draw(), caption_image)
+        for way, name in enumerate(("ir", "tr")):
+            low, high = figures[name]["interval"]["r1"]
+            inside[way] += low <= truth[way] <= high
+    assert (inside >= 85).all(), inside
+    assert (inside <= 100).all()
+
+
+def test_bootstrap_equals_counting_again() -> None:
+    """One draw, counted query by query."""
+    rng = np.random.default_rng(0)
+    caption_image = np.repeat(np.arange(10), rng.integers(1, 5, 10))
+    folds = rank_folds(rng.normal(size=(10, len(caption_image))), caption_image, folds=2)
+    found = bootstrap(folds, samples=3, seed=7)
+    generator = np.random.default_rng(7)
+    expected = np.zeros((3, 6))
+    for fold in folds:
+        drawn = generator.multinomial(5, np.full(5, 0.2), 3)
+        for sample in range(3):
+            texts = [
+                r for c, r in enumerate(fold.ranks.image_retrieval) for _ in range(drawn[sample][fold.caption_image[c]])
+            ]
+            images = [r for i, r in enumerate(fold.ranks.text_retrieval) for _ in range(drawn[sample][i])]
+            for column, (ranks, k) in enumerate((r, k) for r in (texts, images) for k in (1, 5, 10)):
+                expected[sample, column] += 50 * np.mean(np.array(ranks) <= k)
+    np.testing.assert_allclose(found[:, :6], expected)
+    np.testing.assert_allclose(found[:, 6], expected.sum(axis=1))
+    assert len(NAMES) == 7
 
 
 def test_equal_scores_earn_nothing() -> None:

@@ -23,7 +23,8 @@ from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
 from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
-from imagebert.retrieval.evaluation import load_scorer, mine
+from imagebert.retrieval.evaluation import make_scorer
+from imagebert.retrieval.mining import mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
 from imagebert.training.run import Limits, export_run, fit_microbatches, run
 from tests.corpora import change_last_feature, write_corpus
@@ -378,7 +379,8 @@ def test_stages_then_finetuning_with_mined_negatives(
 
     corpus = Corpus([source])
     limits = Limits(max_regions=100, max_words=41, whole_image=True)
-    write_hard_negatives(tmp_path / "hard", mine(*load_scorer(second / "model", corpus, limits), 8, 2, 0), corpus)
+    scorer = make_scorer(second / "model", corpus, corpus, limits, torch.device("cpu"))
+    write_hard_negatives(tmp_path / "hard", mine(scorer, corpus, 8, 2, 0), corpus)
     assert read_hard_negatives(tmp_path / "hard", corpus).captions.shape == (24, 2)
     finetune = [
         *recipe,

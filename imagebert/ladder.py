@@ -1,0 +1,251 @@
+"""Ladders: the paper's ablations, each a file of runs, rungs to compare, and what the paper found.
+
+A run is a recipe with some keys set, perhaps started from another run; a rung is a run that is evaluated exactly on one
+split. `imagebert ladder` trains what is not there yet, for each seed, evaluates it, and prints the table as the paper
+does, with each relation that the file names: found where the better rung is better by more than two standard errors of
+the seeds' differences, against where it is worse by as much. Stopped anywhere, the same call goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from imagebert import distributed
+from imagebert.config import SourceConfig, UsageError, build, load_recipe, read_yaml, to_plain
+from imagebert.data.corpus import Corpus
+from imagebert.feed.packer import Limits
+from imagebert.retrieval.evaluation import Evaluation, report, score
+from imagebert.retrieval.pictures import Pictures
+from imagebert.training.run import run
+
+LADDERS = Path(__file__).parent / "ladders"
+WAYS = ("ir", "tr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRun:
+    """{data} in a path stands for the folder that the caller names."""
+
+    recipe: str
+    start: str | None = None  # the run whose weights it starts from
+    sources: tuple[SourceConfig, ...] = ()  # none: the recipe's
+    set: tuple[str, ...] = ()  # key=value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    name: str
+    run: str
+    paper: tuple[float, float] | None = None  # R@1, text finds image and image finds text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """What the paper found: one rung above another."""
+
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    title: str
+    evaluate: SourceConfig
+    images: int | None = None  # the first of the split; None: all
+    runs: dict[str, Any]
+    rungs: tuple[Rung, ...]
+    relations: tuple[Relation, ...] = ()
+
+
+def load_ladder(name_or_path: str) -> Ladder:
+    """A ladder's file, or one of the package's by its name.
+
+    Raises:
+        UsageError: no such ladder, or one whose parts do not fit together.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        shipped = sorted(p.stem for p in LADDERS.glob("*.yaml"))
+        if name_or_path not in shipped:
+            raise UsageError(f"no ladder {name_or_path!r}: give a YAML file or one of {', '.join(shipped)}")
+        path = LADDERS / f"{name_or_path}.yaml"
+    ladder = build(Ladder, read_yaml(path), str(path))
+    runs = {name: build(LadderRun, tree, f"{path}: runs.{name}") for name, tree in ladder.runs.items()}
+    names = [rung.name for rung in ladder.rungs]
+    for name, one in runs.items():
+        if one.start is not None and one.start not in list(runs)[: list(runs).index(name)]:
+            raise UsageError(f"{path}: runs.{name}.start is {one.start!r}: name a run above it")
+    for rung in ladder.rungs:
+        if rung.run not in runs:
+            raise UsageError(f"{path}: rung {rung.name!r} is of run {rung.run!r}: there are {', '.join(runs)}")
+    for relation in ladder.relations:
+        if relation.better not in names or relation.worse not in names:
+            raise UsageError(f"{path}: relation of {relation.better!r} and {relation.worse!r}: there are {names}")
+    return replace(ladder, runs=runs)
+
+
+def run_folder(out: Path, seeds: Sequence[int], seed: int, name: str) -> Path:
+    return out / name if len(seeds) == 1 else out / f"seed-{seed}" / name
+
+
+def climb(
+    ladder: Ladder, out: Path, data: Path, seeds: Sequence[int], overrides: Sequence[str] = (), only: str | None = None
+) -> dict[str, Any] | None:
+    """Trains and evaluates all rungs for all seeds; returns the figures, or None if it was asked to stop.
+
+    Args:
+        data: what {data} stands for in the ladder's file
+        overrides: key=value for every run
+        only: this rung, and what it starts from
+    """
+    console = Console(stderr=True)
+    source = _located(ladder.evaluate, data)
+    rungs: list[dict[str, Any]] = []
+    chance: dict[str, Any] = {}
+    for rung in ladder.rungs:
+        if only is not None and rung.name != only:
+            continue
+        found = []
+        for seed in seeds:
+            if distributed.rank() == 0:
+                console.rule(f"{rung.name}, seed {seed}")
+            if not _train(ladder, rung.run, out, data, seeds, seed, overrides):
+                return None
+            figures = _evaluate(ladder, rung, run_folder(out, seeds, seed, rung.run), source)
+            if figures is not None:
+                chance = figures["chance"]
+                found.append(figures)
+        rungs.append({"name": rung.name, "run": rung.run, "paper": rung.paper, "seeds": found})
+    if distributed.rank() != 0:
+        return {}
+    figures = {
+        "title": ladder.title,
+        "seeds": list(seeds),
+        "chance": chance,
+        "rungs": rungs,
+        "relations": _relations(ladder, rungs),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _located(source: SourceConfig, data: Path) -> SourceConfig:
+    regions, pairs = (text.replace("{data}", str(data)) for text in (source.regions, source.pairs))
+    return SourceConfig(regions=regions, pairs=pairs, split=source.split)
+
+
+def _train(
+    ladder: Ladder, name: str, out: Path, data: Path, seeds: Sequence[int], seed: int, overrides: Sequence[str]
+) -> bool:
+    this: LadderRun = ladder.runs[name]
+    if this.start is not None and not _train(ladder, this.start, out, data, seeds, seed, overrides):
+        return False
+    folder = run_folder(out, seeds, seed, name)
+    if (folder / "model" / "config.json").is_file():
+        return True
+    settings = [f"output={folder}", f"seed={seed}", *this.set]
+    if this.sources:
+        sources = [to_plain(_located(source, data)) for source in this.sources]
+        settings.append(f"data.sources={json.dumps(sources)}")
+    if this.start is not None:
+        settings.append(f"model.initialize_from={run_folder(out, seeds, seed, this.start)}")
+        settings.append("model.preset=null")
+    return run(load_recipe(this.recipe, [*settings, *overrides])).finished
+
+
+def _evaluate(ladder: Ladder, rung: Rung, folder: Path, source: SourceConfig) -> dict[str, Any] | None:
+    """The rung's figures on rank 0; images and words are cut as the run cut them."""
+    config = load_recipe(str(folder / "config.yaml"))
+    corpus = Corpus([source])
+    limits = Limits(
+        max_regions=config.data.max_regions, max_words=config.data.max_words, whole_image=config.data.whole_image
+    )
+    images = corpus.images if ladder.images is None else min(ladder.images, corpus.images)
+    evaluation = Evaluation(folder / "model", folder / "evaluation", corpus, limits, source.split, images)
+    kept, result = score(evaluation, None)
+    if result is None:
+        return None
+    figures = report(evaluation, kept, result, 1, Pictures.beside(Path(source.regions), None))
+    return {**figures, "steps": config.schedule.steps, "folder": str(kept)}
+
+
+def last_matrix(figures: dict[str, Any]) -> Path:
+    """The evaluation folder of the last rung and seed."""
+    return Path(figures["rungs"][-1]["seeds"][-1]["folder"])
+
+
+def _relations(ladder: Ladder, rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each relation by R@1 both ways and by R-sum: the mean over seeds of the differences, and its standard error."""
+    by_name = {rung["name"]: rung["seeds"] for rung in rungs}
+    found = []
+    for relation in ladder.relations:
+        if relation.better not in by_name or relation.worse not in by_name:
+            continue
+        row: dict[str, Any] = {"better": relation.better, "worse": relation.worse}
+        pairs = list(zip(by_name[relation.better], by_name[relation.worse], strict=True))
+        for key in ("ir r1", "tr r1", "rsum"):
+            differences = [_figure(a, key) - _figure(b, key) for a, b in pairs]
+            error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+            mean = statistics.mean(differences)
+            verdict = "one seed" if len(differences) == 1 else "undecided"
+            if abs(mean) > 2 * error:
+                verdict = "found" if mean > 0 else "against"
+            row[key] = {"difference": mean, "standard_error": error, "verdict": verdict}
+        found.append(row)
+    return found
+
+
+def _figure(figures: dict[str, Any], key: str) -> float:
+    way, _, k = key.partition(" ")
+    return float(figures[way][k] if k else figures[way])
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """What the paper's table shows, means over the seeds with their standard deviation, and the relations."""
+    many = len(figures["seeds"]) > 1
+    with_paper = any(rung["paper"] for rung in figures["rungs"])
+    first = figures["rungs"][0]["seeds"][0]
+    over = f", mean over {len(figures['seeds'])} seeds (standard deviation)" if many else ""
+    table = Table(
+        title=f"{figures['title']}; {first['images']} images, {first['captions']} captions{over}", title_justify="left"
+    )
+    for column in ("", "text finds image, R@1 / 5 / 10", "image finds text", "R-sum"):
+        table.add_column(column, justify="left" if not column else "right")
+    if with_paper:
+        table.add_column("paper, R@1", justify="right")
+    for rung in [{"name": "chance", "seeds": [figures["chance"]], "paper": None}, *figures["rungs"]]:
+        cells = [" / ".join(_mean(rung["seeds"], way, k) for k in ("r1", "r5", "r10")) for way in WAYS]
+        rsum = _spread([f["rsum"] for f in rung["seeds"]]) if "rsum" in rung["seeds"][0] else ""
+        paper = [" / ".join(f"{v:.1f}" for v in rung["paper"] or ())] if with_paper else []
+        table.add_row(rung["name"], *cells, rsum, *paper)
+    if not figures["relations"]:
+        return [table]
+    relations = Table(title="The paper's relations, by R@1 and R-sum", title_justify="left")
+    for column in ("", "text finds image", "image finds text", "R-sum"):
+        relations.add_column(column)
+    for row in figures["relations"]:
+        cells = [
+            f"{row[k]['verdict']}, {row[k]['difference']:+.1f}" + f" ± {row[k]['standard_error']:.1f}" * many
+            for k in ("ir r1", "tr r1", "rsum")
+        ]
+        relations.add_row(f"{row['better']} > {row['worse']}", *cells)
+    return [table, relations]
+
+
+def _mean(seeds: list[dict[str, Any]], way: str, k: str) -> str:
+    return _spread([f[way][k] for f in seeds])
+
+
+def _spread(values: list[float]) -> str:
+    spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"

@@ -1,0 +1,287 @@
+"""The score matrix: every image with every caption, in tiles that ranks take as they are free.
+
+A tile is a block of images of like length and a block of captions of like length. Which tiles there are follows from
+the lengths alone, so any number of ranks can go on with what others left. A rank appends each tile that it has scored
+to a file of its own in OUT/tiles/:
+
+    tile, pairs, seconds, CRC-32 of the scores      uint32, uint32, float64, uint32; little-endian
+    scores                                          float32 [images of the tile, captions of the tile]
+
+That is the ledger. A tile whose last bytes were never written is told by its checksum and scored again. When all tiles
+are there, rank 0 puts them together into OUT/scores.npy, which is mapped, not read, whenever it is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from imagebert import distributed
+from imagebert.config import UsageError
+from imagebert.feed.plan import Lengths
+
+Numbers = NDArray[np.int64]
+
+_IMAGES, _CAPTIONS = 32, 64  # of a tile
+_HEADER = struct.Struct("<IIdI")
+_QUIET_SECONDS = 30  # between lines where there is no terminal to rewrite
+
+
+class Tile(NamedTuple):
+    """Rows and columns of the matrix: every row with every column."""
+
+    rows: Numbers
+    columns: Numbers
+
+    @property
+    def pairs(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+class Scorer(Protocol):
+    """A scoring function that need not be waited for (scoring.py)."""
+
+    lengths: Lengths
+
+    def launch(self, images: Numbers, captions: Numbers) -> Tensor: ...
+
+
+def tiles(regions: Numbers, words: Numbers) -> list[Tile]:
+    """Cuts a matrix of images with `regions` [I] and captions with `words` [N] into tiles, the longest first.
+
+    Tiles of the same images follow each other.
+    """
+    rows, columns = (np.argsort(-lengths, kind="stable") for lengths in (regions, words))
+    return [
+        Tile(rows[i : i + _IMAGES], columns[c : c + _CAPTIONS])
+        for i in range(0, len(rows), _IMAGES)
+        for c in range(0, len(columns), _CAPTIONS)
+    ]
+
+
+class Scored(NamedTuple):
+    number: int
+    scores: NDArray[np.float32]  # [rows, columns]
+    seconds: float
+
+
+def score_tiles(
+    scorer: Scorer, images: Numbers, captions: Numbers, which: Sequence[Tile], numbers: Iterator[int]
+) -> Iterator[Scored]:
+    """Scores the tiles that `numbers` names, until it names one that there is not.
+
+    Each is read when the next one has been launched, so a GPU does not run dry.
+
+    Args:
+        images, captions: what the rows and the columns of the matrix are
+    """
+    before: tuple[int, Tensor] | None = None
+    begun = time.perf_counter()
+
+    def read(number: int, scores: Tensor) -> Scored:
+        nonlocal begun
+        values = scores.cpu().numpy().reshape(len(which[number].rows), -1)
+        now, since = time.perf_counter(), begun
+        begun = now
+        return Scored(number, values, now - since)
+
+    for number in numbers:
+        if number >= len(which):
+            break
+        rows, columns = which[number]
+        launched = scorer.launch(np.repeat(images[rows], len(columns)), np.tile(captions[columns], len(rows)))
+        if before is not None:
+            yield read(*before)
+        before = number, launched
+    if before is not None:
+        yield read(*before)
+
+
+def score_all(scorer: Scorer, images: Numbers, captions: Numbers, name: str) -> NDArray[np.float32]:
+    """The matrix [len(images), len(captions)] on every rank, shared out among them, in memory: for small ones.
+
+    Args:
+        name: another one for each call, where there are several ranks
+    """
+    which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
+    scores = np.zeros((len(images), len(captions)), np.float32)
+    for number, values, _ in score_tiles(scorer, images, captions, which, distributed.queue(name)):
+        scores[np.ix_(*which[number])] = values
+    if distributed.world_size() > 1:
+        scores = np.array(distributed.total(scores.ravel().tolist()), np.float32).reshape(scores.shape)
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------ on disk
+
+
+class Ledger:
+    """The tiles that are scored, by any rank in any call, in a folder."""
+
+    def __init__(self, folder: Path, which: Sequence[Tile]) -> None:
+        self.folder, self._tiles = folder, which
+
+    def read(self) -> dict[int, tuple[Path, int, float]]:
+        """Of each finished tile its file, where its scores begin, and the seconds that it took."""
+        found = {}
+        for path in sorted(self.folder.glob("*.tiles")):
+            with path.open("rb") as file:
+                while len(head := file.read(_HEADER.size)) == _HEADER.size:
+                    number, pairs, seconds, checksum = _HEADER.unpack(head)
+                    at, scores = file.tell(), file.read(4 * pairs)
+                    if (
+                        number >= len(self._tiles)
+                        or pairs != self._tiles[number].pairs
+                        or zlib.crc32(scores) != checksum
+                    ):
+                        break  # what was being written when its process ended; nothing is behind it
+                    found[number] = path, at, seconds
+        return found
+
+    def append(self, scored: Iterator[Scored], told: Callable[[int, int], None]) -> None:
+        """Writes each tile behind those of this process.
+
+        Args:
+            told: is called with a tile's number and pairs when it is written
+
+        Raises:
+            OSError: the disk is full or cannot be written; the tiles before are kept.
+        """
+        name = f"rank{distributed.rank():05d}-{os.getpid()}-{time.time_ns()}.tiles"
+        with (self.folder / name).open("xb") as file:
+            for number, scores, seconds in scored:
+                data = scores.astype("<f4").tobytes()
+                file.write(_HEADER.pack(number, scores.size, seconds, zlib.crc32(data)) + data)
+                file.flush()
+                told(number, scores.size)
+
+    def pairs(self) -> int:
+        """About how many pairs all ranks have written, by the size of their files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.tiles")) // 4
+
+    def assemble(self, path: Path, shape: tuple[int, int]) -> float:
+        """Puts the matrix together; returns the seconds of scoring, summed over ranks and calls.
+
+        Raises:
+            OSError: a tile is missing.
+        """
+        found = self.read()
+        if len(found) < len(self._tiles):
+            raise OSError(
+                f"{self.folder} has {len(found)} of {len(self._tiles)} tiles: call again, the others are scored"
+            )
+        part = path.with_suffix(".part")
+        matrix = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        for number, (file, at, _) in found.items():
+            rows, columns = self._tiles[number]
+            values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at)
+            matrix[np.ix_(rows, columns)] = values.reshape(len(rows), len(columns))
+        matrix.flush()
+        os.replace(part, path)
+        return sum(seconds for _, _, seconds in found.values())
+
+
+def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path) -> float:
+    """Writes out/scores.npy [len(images), len(captions)], going on with what is there; all ranks share the tiles.
+
+    Returns:
+        Seconds of scoring, summed over ranks and over the calls that it took.
+
+    Raises:
+        OSError: the disk is full or cannot be written, or another rank failed; what is scored is kept.
+    """
+    which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
+    ledger = Ledger(out / "tiles", which)
+    main = distributed.rank() == 0
+    finished = np.zeros(len(which))
+    with distributed.together():
+        if main:
+            ledger.folder.mkdir(parents=True, exist_ok=True)
+            finished[list(ledger.read())] = 1
+    finished = np.array(distributed.total(finished.tolist()))  # as rank 0 found them
+    left = [tile for tile, done in zip(which, finished, strict=True) if not done]
+    numbers = np.flatnonzero(finished == 0)
+    seconds = 0.0
+    with distributed.together(), _Bar(ledger, which, left, enabled=main) as bar:
+        scored = score_tiles(scorer, images, captions, left, distributed.queue(f"{out}/{len(left)}"))
+        ledger.append((s._replace(number=int(numbers[s.number])) for s in scored), bar.tell)
+    with distributed.together():
+        if main:
+            seconds = ledger.assemble(out / "scores.npy", (len(images), len(captions)))
+    return seconds
+
+
+class _Bar:
+    """Rank 0's account of all ranks: pairs scored, pairs/s, time left."""
+
+    def __init__(self, ledger: Ledger, which: Sequence[Tile], left: Sequence[Tile], enabled: bool) -> None:
+        self._ledger, self._enabled = ledger, enabled
+        self._total = sum(tile.pairs for tile in which)
+        self._first = self._total - sum(tile.pairs for tile in left)
+        self._console = Console(stderr=True)
+        self._begun = self._printed = self._looked = time.perf_counter()
+
+    def __enter__(self) -> _Bar:
+        self._at_start = self._ledger.pairs() if self._enabled else 0
+        self._progress = Progress(
+            TextColumn("Scoring"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} pairs, {task.fields[rate]:,.0f} a second"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (self._enabled and self._console.is_terminal),
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("", total=self._total, completed=self._first, rate=0.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, number: int, pairs: int) -> None:
+        now = time.perf_counter()
+        if not self._enabled or now - self._looked < 0.5:
+            return
+        self._looked = now
+        done = self._ledger.pairs() - self._at_start
+        rate = done / (now - self._begun)
+        self._progress.update(self._task, completed=min(self._total, self._first + done), rate=rate)
+        if not self._console.is_terminal and now - self._printed > _QUIET_SECONDS:
+            self._printed = now
+            left = int(max(0, self._total - self._first - done) / max(rate, 1e-9))
+            text = f"{self._first + done:,} of {self._total:,} pairs, {rate:,.0f} a second, {left // 60} min left"
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- kept
+
+
+class ScoreMatrix(NamedTuple):
+    scores: NDArray[np.float32]  # [images, captions]
+    caption_image: NDArray[np.int64]  # [captions]
+
+
+def load_scores(folder: Path) -> ScoreMatrix:
+    """The matrix of a finished evaluation, mapped.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return ScoreMatrix(
+            np.load(folder / "scores.npy", mmap_mode="r", allow_pickle=False),
+            np.load(folder / "caption_image.npy", allow_pickle=False),
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} holds no whole evaluation ({error}): make it with `imagebert evaluate`") from None

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+
+from imagebert.cli import main
+from imagebert.config import SourceConfig, UsageError
+from imagebert.data.corpus import Corpus
+from imagebert.model import ImageBertConfig, ImageBertForPreTraining
+from imagebert.retrieval import paper
+from imagebert.retrieval.evaluation import load_model
+from imagebert.retrieval.matrix import score_all
+from imagebert.retrieval.metrics import evaluate
+from imagebert.retrieval.scoring import PairScorer
+from tests.corpora import write_corpus
+from tests.model.test_modeling import SHAPE
+from tests.retrieval.test_scoring import LIMITS, make_model, one_at_a_time
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def call(model: Path, source: SourceConfig, *more: str) -> int:
+    data = ["--regions", source.regions, "--pairs", source.pairs, "--split", "train"]
+    return main(["evaluate", str(model), *data, "--max-regions", "6", "--max-words", "8", *more])
+
+
+def test_what_an_evaluation_leaves(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
+    figures = tmp_path / "figures.json"
+    assert call(model, source, "--images", "12", "--json", str(figures)) == 0
+    printed = capsys.readouterr().out
+    assert "text finds image" in printed
+    assert "95 % interval" in printed
+    (folder,) = (model / "evaluation").iterdir()
+    assert not (folder / "tiles").exists()
+    corpus = Corpus([source])
+    scores = np.load(folder / "scores.npy")
+    np.testing.assert_allclose(scores, one_at_a_time(make_model(), corpus, LIMITS, 12), atol=1e-5)
+    expected = evaluate(scores, corpus.caption_image[:36])
+    found = json.loads(figures.read_text())
+    assert found["ir"] == json.loads(json.dumps(expected["ir"]))
+    assert found["kind"] == "fine-tuned"
+    assert found["paper"] is None
+    queries = parquet.read_table(folder / "queries.parquet").to_pylist()
+    assert [q["query"] for q in queries] == ["text"] * 36 + ["image"] * 12
+    for number in (0, 17, 35):
+        query, image = queries[number], number // 3
+        assert query["image"] == corpus.image_key(image)
+        assert query["caption"] == corpus.text(number)
+        assert query["rank"] == (scores[:, number] >= scores[image, number]).sum()
+        others = np.delete(np.arange(12), image)
+        best = others[scores[others, number].argmax()]
+        assert query["best_wrong"] == corpus.image_key(best)
+        assert query["best_wrong_score"] == pytest.approx(scores[best, number])
+    page = (folder / "failures.html").read_text()
+    worst = max(queries[:36], key=lambda q: q["rank"])
+    assert worst["caption"] in page
+    # The same call counts again and scores nothing; kept scores count in folds.
+    (model / "model.safetensors").stat()
+    before = (folder / "scores.npy").stat().st_mtime_ns
+    assert call(model, source, "--images", "12") == 0
+    assert (folder / "scores.npy").stat().st_mtime_ns == before
+    assert main(["evaluate", "--scores", str(folder), "--folds", "4", "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["ir"]["r1"] == evaluate(scores, corpus.caption_image[:36], 4)["ir"]["r1"]
+
+
+def test_another_evaluation_has_another_folder(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert call(model, source, "--images", "6", "--out", str(out)) == 0
+    assert call(model, source, "--images", "9", "--out", str(out)) == 2
+    assert "is an evaluation with another images: give another --out" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert call(model, source, "--images", "6", "--out", str(tmp_path / "mine")) == 2
+    assert "exists and is no evaluation" in capsys.readouterr().err
+    assert call(model, source, "--images", "6") == 0
+    assert call(model, source, "--images", "9") == 0
+    assert len(list((model / "evaluation").iterdir())) == 2
+
+
+def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path: Path) -> None:
+    """SIGKILL in the middle; what was scored is not scored again, and the matrix is that of an undisturbed call."""
+    big = write_corpus(tmp_path, images=120, captions=3)
+    make_model().save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "imagebert", "evaluate", str(tmp_path / "model"), "--regions", big.regions]
+    command += ["--pairs", big.pairs, "--split", "train", "--max-regions", "6", "--max-words", "8", "--out", str(out)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*torchrun, *command], env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(p.stat().st_size for p in out.glob("tiles/*")) > 30_000:
+            break
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "scores.npy").exists(), "it was over before it was killed: make the corpus larger"
+    written = {p: p.stat().st_size for p in out.glob("tiles/*.tiles")}
+    assert len(written) == 2, "both ranks scored tiles"
+    done = sum(written.values())
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole = np.load(out / "scores.npy")
+    assert done < whole.nbytes
+    corpus = Corpus([big])
+    scorer = PairScorer(make_model(), corpus, corpus, LIMITS, torch.device("cpu"))
+    np.testing.assert_allclose(whole, score_all(scorer, np.arange(120), np.arange(360), ""), atol=1e-5)
+
+
+def test_zero_shot_scores_with_the_pretrained_head(source: SourceConfig, tmp_path: Path) -> None:
+    ImageBertForPreTraining(ImageBertConfig(**SHAPE)).save_pretrained(tmp_path / "model")
+    figures = tmp_path / "figures.json"
+    assert call(tmp_path / "model", source, "--images", "3", "--json", str(figures)) == 0
+    assert json.loads(figures.read_text())["kind"] == "zero-shot"
+
+
+def test_the_papers_row_stands_beside_its_split(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that Karpathy's file for Flickr30k was made into, and 24 images for its 1,000."""
+    assert paper.paper_row("coco", "test", 5000, 5, "zero-shot")["ir"]["r1"] == 53.6
+    assert paper.paper_row("coco", "test", 5000, 1, "fine-tuned")["tr"] == {"r1": 66.4, "r5": 89.8, "r10": 94.4}
+    assert paper.paper_row("coco", "val", 5000, 1, "fine-tuned") is None
+    monkeypatch.setitem(paper._ROWS, ("flickr30k", 24, 1), paper._ROWS["flickr30k", 1000, 1])
+    file = tmp_path / "dataset_flickr30k.json"
+    images = [
+        {"filename": f"image{i:03d}.jpg", "imgid": i, "split": "test", "sentences": [{"raw": "word01 word02"}]}
+        for i in range(24)
+    ]
+    file.write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    source = write_corpus(tmp_path / "made", images=24, captions=1)
+    pairs = str(tmp_path / "pairs")
+    assert main(["pairs", str(file), pairs, "--vocab", str(Path(source.pairs) / "vocab.txt")]) == 0
+    make_model().save_pretrained(tmp_path / "model")
+    figures = tmp_path / "figures.json"
+    data = ["--regions", source.regions, "--pairs", pairs, "--json", str(figures)]
+    assert main(["evaluate", str(tmp_path / "model"), *data]) == 0
+    assert "the paper" in capsys.readouterr().out
+    assert json.loads(figures.read_text())["paper"]["ir"] == {"r1": 73.1, "r5": 92.6, "r10": 96.0}
+
+
+def test_a_model_of_other_features(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    wide = write_corpus(tmp_path, images=3, feature_size=20)
+    with pytest.raises(UsageError, match="has feature_size 12, the data has 20"):
+        load_model(tmp_path / "model", Corpus([wide]))
+
+
+def test_comparing_two(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
+    make_model(intermediate_size=24).save_pretrained(tmp_path / "other")
+    for name, folder in (("a", model), ("b", tmp_path / "other")):
+        assert call(folder, source, "--out", str(tmp_path / name)) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "c.json")]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["figures"]
+    for row, way in zip(rows[:6:3], ("ir", "tr"), strict=True):
+        for side in ("a", "b"):
+            expected = json.loads((tmp_path / side / "recall.json").read_text())[way]["r1"]
+            assert row[side] == pytest.approx(expected)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--json", str(tmp_path / "c.json")]) == 0
+    assert all(r["interval"] == [0, 0] for r in json.loads((tmp_path / "c.json").read_text())["figures"])
+    assert call(model, source, "--images", "5", "--out", str(tmp_path / "few")) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "few")]) == 2
+    assert "asked different queries" in capsys.readouterr().err
+
+
+def test_wrong_calls(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
+    for more, message in (
+        (["--dataset", "coco"], "--dataset stands for --regions and --pairs"),
+        (["--pictures", str(tmp_path / "none")], "is no folder"),
+        (["--folds", "7"], "24 images cannot be cut into 7 equal folds"),
+    ):
+        assert call(model, source, *more) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", str(model), "--dataset", "imagenet"]) == 2
+    assert "there are flickr30k, flickr8k, coco, coco1k" in capsys.readouterr().err
+    assert main(["evaluate", str(model), "--dataset", "coco", "--data", str(tmp_path)]) == 2
+    assert str(tmp_path / "coco") in capsys.readouterr().err
