@@ -31,7 +31,7 @@ from imagebert.engine.checkpoints import Checkpoints
 from imagebert.engine.engine import Engine
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
-from imagebert.training.capacity import GPUS, Job, checkpoint_bytes, pair_flops
+from imagebert.training.capacity import checkpoint_bytes, pair_flops
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan
 
@@ -89,8 +89,7 @@ class Training:
         """Of one step on this rank."""
         regions = len(self.batch.region_rows) / self.batch.pairs
         words = self.batch.real_tokens / self.batch.pairs - regions - 3
-        job = Job(1, 1, 1, self.shape, GPUS["cpu"], round(regions), round(words))
-        return pair_flops(job) * self.batch.pairs
+        return pair_flops(self.shape, round(regions), round(words)) * self.batch.pairs
 
 
 def checkpoint_cost(training: Training, folder: Path, saves: int) -> dict[str, float]:

@@ -490,9 +490,10 @@ def _train(parsed: argparse.Namespace) -> int:
         raise UsageError(f"{parsed.recipe} is a recipe to {config.task}: call `imagebert {config.task}`")
 
     from imagebert import distributed
+    from imagebert.retrieval.validation import Validation
     from imagebert.training.run import run
 
-    stopped = run(config, parsed.stop_at, parsed.profile or 0)
+    stopped = run(config, parsed.stop_at, parsed.profile or 0, Validation)
     if distributed.rank() == 0:
         profile = Path(config.output) / "profile/profile.json"
         if parsed.profile and profile.is_file():

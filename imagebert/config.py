@@ -147,6 +147,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Exact R@K during training, on all ranks; the clock of the rates stands still meanwhile."""
+
+    sources: tuple[SourceConfig, ...] = ()  # none: no evaluation
+    images: int = 100  # the first of the split, with all their captions
+    every_steps: int = 1000
+    max_share: float = 0.05  # of the time of training; where it takes more, the log says so
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     every_steps: int = 10
     monitors: tuple[Literal["tensorboard", "wandb", "csv"], ...] = ()
@@ -168,6 +178,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
@@ -183,6 +194,9 @@ class RunConfig:
             ("checkpoint.keep", self.checkpoint.keep),
             ("engine.timeout_minutes", self.engine.timeout_minutes),
             ("engine.max_skipped_steps", self.engine.max_skipped_steps),
+            ("evaluation.images", self.evaluation.images),
+            ("evaluation.every_steps", self.evaluation.every_steps),
+            ("evaluation.max_share", self.evaluation.max_share),
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
@@ -271,7 +285,7 @@ class _Checker:
 
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
 FREE_ON_RESUME = (
-    *("output", "engine", "checkpoint", "logging", "optimizer.implementation"),
+    *("output", "engine", "checkpoint", "evaluation", "logging", "optimizer.implementation"),
     *("schedule.accumulation", "schedule.microbatch_size", "data.max_damaged_records"),
     *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
 )

@@ -25,6 +25,7 @@ from imagebert.data.corpus import Corpus
 from imagebert.feed.packer import Limits
 from imagebert.retrieval.evaluation import Evaluation, report, score
 from imagebert.retrieval.pictures import Pictures
+from imagebert.retrieval.validation import Validation
 from imagebert.training.run import run
 
 LADDERS = Path(__file__).parent / "ladders"
@@ -160,7 +161,7 @@ def _train(
     if this.start is not None:
         settings.append(f"model.initialize_from={run_folder(out, seeds, seed, this.start)}")
         settings.append("model.preset=null")
-    return run(load_recipe(this.recipe, [*settings, *overrides])).finished
+    return run(load_recipe(this.recipe, [*settings, *overrides]), make_evaluator=Validation).finished
 
 
 def _evaluate(ladder: Ladder, rung: Rung, folder: Path, source: SourceConfig) -> dict[str, Any] | None:

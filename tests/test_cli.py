@@ -45,7 +45,7 @@ def test_from_captions_to_recall(source: SourceConfig, tmp_path: Path, capsys: p
     assert main([*train(source, tmp_path), "logging.every_steps=2"]) == 0
     assert f"model in {tmp_path / 'run'}/model" in capsys.readouterr().out
     data = ["--regions", source.regions, "--pairs", str(pairs)]
-    out = ["--json", str(tmp_path / "recall.json"), "--save", str(tmp_path / "scores")]
+    out = ["--json", str(tmp_path / "recall.json"), "--out", str(tmp_path / "scores")]
     assert main(["evaluate", str(tmp_path / "run"), *data, *out]) == 0
     figures = json.loads((tmp_path / "recall.json").read_text())
     assert (figures["images"], figures["captions"]) == (6, 6)

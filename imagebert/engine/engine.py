@@ -322,6 +322,16 @@ class Engine:
         set_updates(basic_optimizer(self._engine), counters["updates"])
         self._skipped = float(counters["skipped"])
 
+    def copy_weights(self, model: nn.Module) -> None:
+        """Gives a model of the same architecture the weights as they are now, those that it has. Collective."""
+        places = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self._engine.module.named_parameters():
+                gathered = deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3)
+                with gathered:
+                    if name in places:
+                        places[name].copy_(parameter)
+
     def full_weights(self) -> dict[str, Tensor] | None:
         """Every parameter in float32 on the CPU; None on ranks other than 0."""
         high = {id(p): master for p, master in masters(self._engine)}

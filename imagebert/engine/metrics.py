@@ -22,10 +22,26 @@ _QUIET_SECONDS = 10  # between console lines where there is no terminal to rewri
 
 
 class Meter:
-    """Rank 0's book-keeping of a run; on other ranks `enabled` is off and nothing is written."""
+    """Rank 0's book-keeping of a run; on other ranks `enabled` is off and nothing is written.
 
-    def __init__(self, folder: Path, start_step: int, total_steps: int, seconds: float, enabled: bool) -> None:
+    Args:
+        seconds: of training before this start
+        ranks: that train
+        peak_share: what one pair a second is of the matmul rate of all ranks; 0: not known
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        total_steps: int,
+        seconds: float,
+        enabled: bool,
+        ranks: int = 1,
+        peak_share: float = 0.0,
+    ) -> None:
         self.total_steps = total_steps
+        self._ranks, self._peak_share = ranks, peak_share
         self.seconds = seconds  # of training, over all restarts
         self._pairs = self._tokens = self._seconds_data = 0.0
         self._since = time.perf_counter()
@@ -76,7 +92,10 @@ class Meter:
             "rate/tokens_per_second": self._tokens / elapsed,
             "rate/share_waiting_for_data": self._seconds_data / elapsed,
             "time/seconds": self.seconds,
+            "time/ranks": self._ranks,
         }
+        if self._peak_share:
+            line["rate/share_of_matmul"] = self._peak_share * line["rate/pairs_per_second"]
         self._pairs = self._tokens = self._seconds_data = self._elapsed = 0.0
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
@@ -88,13 +107,15 @@ class Meter:
         step = int(line["step"])
         left = self.seconds / max(step, 1) * (self.total_steps - step)
         losses = "  ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in line.items() if k.startswith("loss/"))
+        if "recall/rsum" in line:
+            losses += f"  R@1 {line['recall/ir_r1']:.1f} {line['recall/tr_r1']:.1f}  R-sum {line['recall/rsum']:.1f}"
         text = (
             f"step {step}/{self.total_steps}  {losses}  {line['rate/pairs_per_second']:.0f} pairs/s  "
             f"{line['rate/tokens_per_second']:.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         if self._live is not None:
             self._live.update(Text(text))
-        elif self.seconds - self._printed > _QUIET_SECONDS or step == self.total_steps:
+        elif self.seconds - self._printed > _QUIET_SECONDS or step == self.total_steps or "recall/rsum" in line:
             self._console.print(text, soft_wrap=True, highlight=False)
             self._printed = self.seconds
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,19 +126,36 @@ def checkpoint_bytes(parameters: int) -> int:
     return 12 * parameters
 
 
-def pair_flops(job: Job) -> float:
+def job_flops(job: Job) -> float:
+    """Of one pair of a job."""
+    return pair_flops(job.shape, job.regions, job.words) * (4 / 3 if job.recompute else 1)
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Of dense products on `device`: the table's for a GPU that is in it, else 0; of a CPU measured, in float32."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        return next((c.matmul for known, c in GPUS.items() if known in name), 0.0)
+    factor, seconds = torch.randn(1024, 1024), []
+    for _ in range(5):
+        begun = time.perf_counter()
+        factor @ factor
+        seconds.append(time.perf_counter() - begun)
+    return 2 * 1024**3 / min(seconds)
+
+
+def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: bool = True) -> float:
     """Of one pair, forward and backward, as benchmarks/step.py counts them: heads and the last layer for read rows."""
-    s, t = job.shape, job.tokens
+    s, t = shape, regions + words + _SPECIALS
     h, i = s.hidden_size, s.intermediate_size
-    masked_words, masked_regions = (n * _MASKED * _MATCHED for n in (job.words, job.regions))
+    masked_words, masked_regions = (n * _MASKED * _MATCHED * masked for n in (words, regions))
     reads = 1 + masked_words + masked_regions
     full = s.num_hidden_layers - 1
     # A product's forward is 2 operations a weight and row, its backward 4.
     layers = 6 * (full * t * (4 * h * h + 2 * h * i) + 2 * t * h * h + reads * (2 * h * h + 2 * h * i))
     attention = 14 * h * t * t * (full + reads / t)
     heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
-    forward = layers + attention + heads + 4 * job.regions * s.feature_size * h
-    return forward * (4 / 3 if job.recompute else 1)
+    return layers + attention + heads + 4 * regions * s.feature_size * h
 
 
 def state_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, bucket: float = 1e8) -> float:
@@ -215,7 +233,7 @@ def buckets_of(job: Job, parameters: int, bucket: float = 1e8) -> list[float]:
 def step_time(job: Job) -> StepTime:
     c, n = job.constants, job.ranks
     parameters = parameter_count(job.shape)
-    compute = pair_flops(job) * job.batch_size / n / (c.matmul * c.share)
+    compute = job_flops(job) * job.batch_size / n / (c.matmul * c.share)
     # The slowest of n normal draws, a microbatch at a time: sigma sqrt(2 ln n) for large n.
     straggling = compute * c.jitter / math.sqrt(job.accumulation) * _largest_of(n)
     buckets = buckets_of(job, parameters)

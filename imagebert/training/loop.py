@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -55,12 +55,16 @@ def train(
     learning_rate: Callable[[int], float],
     log_every: int,
     save_every: int,
+    evaluate_every: int,
+    evaluate: Callable[[int], Iterable[tuple[str, float]]],
     state: Callable[[], dict[str, Any]],
     tick: Callable[[], None],
 ) -> Stopped:
     """Runs steps.start to steps.stop - 1.
 
     Args:
+        evaluate_every: steps; 0: never
+        evaluate: names and values of figures of the model after so many steps; all ranks call it
         state: what a checkpoint keeps beside weights and moments
         tick: called at every step boundary
     """
@@ -95,7 +99,8 @@ def train(
             health.note(step, engine.skipped(), engine.gradient_norm(), sums)
             meter.count(pairs_fed, tokens_fed, waited)
             last, stopping = done == steps.stop, stop > 0 or done == steps.stop
-            logging = done % log_every == 0 or done == steps.total
+            evaluating = evaluate_every > 0 and (done % evaluate_every == 0 or done == steps.total)
+            logging = done % log_every == 0 or done == steps.total or evaluating
             save_due |= done % save_every == 0 or stopping
             if logging or save_due:
                 skipped = health.look()
@@ -105,6 +110,9 @@ def train(
                     values |= {"damaged_records": damaged, **checkpoints.figures()}
                     if not skipped:
                         values["gradient_norm"] = float(engine.gradient_norm())
+                    if evaluating:
+                        with meter.paused():
+                            values |= dict(evaluate(done))
                     engine.write_monitors(meter.write(done, values), done)
                 # Weights that give no finite loss are not worth keeping; the next good step is saved.
                 if save_due and (last or not skipped):

@@ -11,14 +11,15 @@ import faulthandler
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -46,6 +47,7 @@ from imagebert.model import (
     initialize_from,
 )
 from imagebert.model.initialization import find_model, read_architecture
+from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
 from imagebert.training.loop import Steps, Stopped, train
@@ -56,11 +58,27 @@ from imagebert_kernels import backend
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stopped:
+class Evaluator(Protocol):
+    """Evaluates a model of its own, which is given the weights of the one in training."""
+
+    model: nn.Module
+
+    def __call__(self, step: int) -> Iterable[tuple[str, float]]:
+        """Names and values to log. Collective."""
+
+
+# Makes one from the recipe, the model's shape and the type of its weights.
+MakeEvaluator = Callable[[RunConfig, ImageBertConfig, torch.dtype], Evaluator]
+
+
+def run(
+    config: RunConfig, stop_at: int | None = None, profile: int = 0, make_evaluator: MakeEvaluator | None = None
+) -> Stopped:
     """Trains until the end of the recipe, or until `stop_at` steps are done, or until asked to stop by a signal.
 
     Args:
         profile: record so many steps (profile.py), into the run's folder profile/
+        make_evaluator: what evaluates where the recipe says when; None: nothing does
 
     Raises:
         UsageError: the recipe, its data or its checkpoints do not fit.
@@ -69,10 +87,16 @@ def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stop
     """
     distributed.start(config.engine.timeout_minutes)
     with _watchdog(config.engine.timeout_minutes) as alive:
-        return _run(config, stop_at, profile, alive)
+        return _run(config, stop_at, profile, make_evaluator, alive)
 
 
-def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[], None]) -> Stopped:
+def _run(
+    given: RunConfig,
+    stop_at: int | None,
+    profile: int,
+    make_evaluator: MakeEvaluator | None,
+    alive: Callable[[], None],
+) -> Stopped:
     config = fit_microbatches(given, distributed.world_size())
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -124,7 +148,8 @@ def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[]
     _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
 
-    meter = Meter(folder, start, total, seconds, enabled=main)
+    ranks = distributed.world_size()
+    meter = Meter(folder, start, total, seconds, main, ranks, pair_share(config, packer, model.config) / ranks)
     objective = make_objective(config)
     limit = config.engine.max_skipped_steps
     health = Health(folder, list(objective.weights), limit, lambda step: describe_step(config, plan, corpus, step))
@@ -134,6 +159,28 @@ def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[]
         alive()
         if profiler is not None:
             profiler.step()
+
+    evaluator: Evaluator | None = None
+    if config.evaluation.sources and make_evaluator is not None:
+        evaluator = make_evaluator(config, model.config, next(model.parameters()).dtype)
+
+    def evaluate(step: int) -> Iterator[tuple[str, float]]:
+        assert evaluator is not None
+        alive()
+        begun = time.perf_counter()
+        engine.copy_weights(evaluator.model)
+        yield from evaluator(step)
+        took = time.perf_counter() - begun
+        yield "recall/seconds", took
+        # Since the evaluation before; resumed, the steps before this start took as long.
+        spent = meter.seconds / step * config.evaluation.every_steps
+        if took > config.evaluation.max_share * spent:
+            log.warning(
+                "evaluation takes %.1f s beside %.1f s of training, more than evaluation.max_share %.2g: raise "
+                "evaluation.every_steps, or lower evaluation.images",
+                *(took, spent, config.evaluation.max_share),
+            )
+        alive()
 
     feeder = Feeder(
         plan,
@@ -164,6 +211,8 @@ def _run(given: RunConfig, stop_at: int | None, profile: int, alive: Callable[[]
                 learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer),
                 log_every=config.logging.every_steps,
                 save_every=config.checkpoint.every_steps,
+                evaluate_every=config.evaluation.every_steps if evaluator is not None else 0,
+                evaluate=evaluate,
                 state=lambda: {**identity, "seconds": meter.seconds, "model": model.config.to_dict()},
                 tick=tick,
             )
@@ -225,6 +274,14 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         batch_tokens=config.schedule.batch_tokens,
         parts=distributed.world_size() * config.schedule.accumulation,
     )
+
+
+def pair_share(config: RunConfig, packer: Packer, shape: ImageBertConfig) -> float:
+    """What a pair a second is of this device's matmul rate; 0: that is not known."""
+    rate = matmul_rate(distributed.device())
+    regions, words = (float(lengths.mean()) for lengths in packer.lengths)
+    flops = pair_flops(shape, regions, words, masked=config.task == "pretrain")
+    return flops / rate if rate else 0.0
 
 
 def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:

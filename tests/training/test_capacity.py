@@ -15,7 +15,7 @@ from imagebert.training.capacity import (
     Job,
     calibrated,
     failures,
-    pair_flops,
+    job_flops,
     parameter_count,
     plan,
     state_bytes,
@@ -56,7 +56,7 @@ def test_operations_agree_with_the_benchmarks_count() -> None:
     regions, words = 100.0, 41.0
     masked = [n * 0.15 * 0.5 for n in (words, regions)]
     work = Work(1, 100, 44, 144.0**2, *masked)
-    assert pair_flops(here) == pytest.approx(model_flops(MODELS["base"], work), rel=0.03)
+    assert job_flops(here) == pytest.approx(model_flops(MODELS["base"], work), rel=0.03)
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 32, 128])

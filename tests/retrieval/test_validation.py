@@ -1,0 +1,95 @@
+"""R@K during training: what it says is what `imagebert evaluate` says afterwards, and training does not notice it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagebert.cli import main
+from imagebert.config import SourceConfig
+from imagebert.engine.metrics import read_log
+from tests.corpora import write_corpus
+
+RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
+STEPS = 6
+
+
+def settings(source: SourceConfig, run: Path, evaluate: bool = True) -> list[str]:
+    data = {"regions": source.regions, "pairs": source.pairs, "split": "train"}
+    given = [
+        f"output={run}",
+        f"data.sources={json.dumps([data])}",
+        f"schedule.steps={STEPS}",
+        "logging.every_steps=1",
+    ]
+    if evaluate:
+        given += [f"evaluation.sources={json.dumps([data])}", "evaluation.images=12", "evaluation.every_steps=4"]
+    return given
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss/total"] for line in read_log(run / "log.jsonl")]
+
+
+def test_what_training_says_of_itself(source: SourceConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet, watched = tmp_path / "quiet", tmp_path / "watched"
+    assert main(["pretrain", RECIPE, *settings(source, quiet, evaluate=False)]) == 0
+    assert main(["pretrain", RECIPE, *settings(source, watched)]) == 0
+    assert losses(watched) == losses(quiet)
+    lines = {int(line["step"]): line for line in read_log(watched / "log.jsonl")}
+    assert [step for step, line in lines.items() if "recall/rsum" in line] == [4, STEPS]
+    assert "more than evaluation.max_share" in caplog.text
+    figures = tmp_path / "figures.json"
+    data = ["--regions", source.regions, "--pairs", source.pairs, "--split", "train", "--images", "12"]
+    assert main(["evaluate", str(watched), *data, "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    for way in ("ir", "tr"):
+        for name in ("r1", "r5", "r10", "median_rank", "mean_rank"):
+            assert lines[STEPS][f"recall/{way}_{name}"] == pytest.approx(found[way][name])
+    assert lines[STEPS]["recall/rsum"] == pytest.approx(found["rsum"])
+    assert 0 < lines[STEPS]["rate/share_of_matmul"] < 1
+
+
+def test_data_of_another_kind(source: SourceConfig, tmp_path: Path, capsys) -> None:
+    other = write_corpus(tmp_path / "other", images=3, feature_size=20)
+    given = settings(source, tmp_path / "run")
+    given.append(f"evaluation.sources={json.dumps([{'regions': other.regions, 'pairs': other.pairs}])}")
+    assert main(["pretrain", RECIPE, *given]) == 2
+    assert "one run needs one kind of feature" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["zero3"])
+def test_two_ranks_see_what_one_sees(source: SourceConfig, tmp_path: Path, stage: str) -> None:
+    """Weights that no rank has whole, tiles that ranks share."""
+    assert main(["pretrain", RECIPE, *settings(source, tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "imagebert", "pretrain"]
+    given = [*settings(source, tmp_path / "two"), f"engine.deepspeed={stage}"]
+    subprocess.run(
+        [*command, RECIPE, *given], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True
+    )
+    one, two = (read_log(tmp_path / run / "log.jsonl")[-1] for run in ("one", "two"))
+    for name in one:
+        if name.startswith("recall/") and name != "recall/seconds":
+            assert two[name] == pytest.approx(one[name], abs=1e-6)
+    assert two["time/ranks"] == 2
+    text = subprocess.run(
+        [sys.executable, "-m", "benchmarks.track", str(tmp_path / "one"), str(tmp_path / "two"),
+         "--plot", str(tmp_path / "track.png"), "--keep", str(tmp_path / "kept.json")],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "GPU-hours" in text
+    assert (tmp_path / "track.png").stat().st_size > 10_000
+    curves = json.loads((tmp_path / "kept.json").read_text())["curves"]
+    assert [p["step"] for p in curves[1]["points"]] == [4, STEPS]
+    ratio = curves[1]["points"][-1]["gpu_hours"] / curves[1]["points"][-1]["hours"]
+    assert ratio == pytest.approx(2)
+    again = subprocess.run(
+        [sys.executable, "-m", "benchmarks.track", str(tmp_path / "kept.json"), "--plot", str(tmp_path / "x.png")],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert again.count("not reached") == 0
