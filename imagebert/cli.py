@@ -191,6 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", type=_positive, metavar="N", help="only the first N images and their captions")
     evaluate.add_argument("--folds", type=_positive, help="average over equal folds of the images (COCO 1K: 5)")
     evaluate.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="(bf16 on a GPU)")
+    evaluate.add_argument(
+        "--candidates", type=_positive, metavar="K", help="also search with the K nearest vectors of each query only"
+    )
+    evaluate.add_argument("--embeddings", type=Path, metavar="NPZ", help="those vectors (the model's dual head's)")
     evaluate.add_argument("--pictures", type=Path, metavar="DIR", help="photographs, for failures.html (beside STORE)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (one in MODEL/evaluation)")
     evaluate.add_argument(
@@ -595,6 +599,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.model is None:
         raise UsageError("name a model folder, or kept scores with --scores")
+    if parsed.embeddings and not parsed.candidates:
+        raise UsageError("--embeddings are for finding candidates: say how many with --candidates K")
 
     from imagebert import distributed
     from imagebert.data.corpus import Corpus
@@ -614,9 +620,16 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     evaluation = Evaluation(model, parsed.model / "evaluation", corpus, limits, source.split, images, parsed.precision)
     folder, result = score(evaluation, parsed.out)
     if result is not None:
-        figures = report(evaluation, folder, result, folds, pictures)
+        figures = report(evaluation, folder, result, folds, pictures, parsed.candidates, parsed.embeddings)
         _recall_table(figures, figures["paper"])
         rate = figures["pairs"] / figures["seconds_scoring"]
+        if "two_step" in figures:
+            two = figures["two_step"]
+            recall = " and ".join(f"{two[way]['recall_of_exact_top_10']:.1f} %" for way in ("ir", "tr"))
+            print(
+                f"with {two['candidates']} candidates a query: {two['pairs']:,} pairs, {two['seconds']:.1f} s, "
+                f"{two['speed_up']:.1f} times as fast; {recall} of the exact top 10 are among them"
+            )
         print(f"{figures['pairs']:,} pairs, {rate:,.0f} a second and process; the rest is in {folder}")
         _write_json(parsed.json, figures)
     return 0
@@ -730,6 +743,10 @@ def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | 
         table.add_row(name, *(f"{row[k]:.1f}" for k in cutoffs), f"{row['median_rank']:.0f}", f"{row['mean_rank']:.1f}")
         table.add_row("  95 % interval", *("{:.1f}-{:.1f}".format(*row["interval"][k]) for k in cutoffs), "", "")
         table.add_row("  by chance", *(f"{luck[k]:.1f}" for k in cutoffs), "", "")
+        if "two_step" in figures:
+            two = figures["two_step"][way]
+            ranks = f"{two['median_rank']:.0f}", f"{two['mean_rank']:.1f}"
+            table.add_row("  two steps", *(f"{two[k]:.1f}" for k in cutoffs), *ranks)
         if paper:
             table.add_row("  the paper", *(f"{paper[way][k]:.1f}" for k in cutoffs), "", "")
     Console().print(table)

@@ -68,6 +68,7 @@ class ModelConfig:
     pooler: bool = False
     global_image_token: bool = False
     gradient_checkpointing: bool = False
+    dual_size: int = 0  # length of the vectors by which candidates are found; 0: no such head, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,8 @@ class PretrainingObjectives:
     moc: float = 1.0
     mrfr: float = 1.0
     itm: float = 1.0
+    dual: float = 0.0  # of the dual head, contrastive; not in the paper
+    contrast: int = 32  # pairs that it is contrasted over: those matched among them
     masked_words: float = 0.15
     masked_regions: float = 0.15
     negatives: float = 0.5  # share of pairs that are mismatched
@@ -91,6 +94,8 @@ class RetrievalObjectives:
     binary: float = 1.0
     multiclass: float = 0.0
     triplet: float = 0.0
+    dual: float = 0.0  # of the dual head, contrastive; not in the paper
+    contrast: int = 8  # groups that it is contrasted over
     candidates: int = 4  # P
     margin: float = 0.2
     negatives_from: Literal["batch", "corpus"] = "batch"
@@ -256,12 +261,37 @@ class RunConfig:
             "is graphed with schedule.accumulation above 1 or a microbatch_size",
             "a replay writes its gradients over those of the last one: take compiled, or one microbatch a step",
         )
+        dual = self.pretraining.dual if self.task == "pretrain" else self.retrieval.dual
+        check(
+            (dual > 0) == (self.model.dual_size > 0),
+            "model.dual_size",
+            f"is {self.model.dual_size} where the weight of the dual loss is {dual}",
+            "give both, or neither",
+        )
+        check(
+            not self.model.dual_size or (self.schedule.batch_size or 1) % self.contrast == 0,
+            "schedule.batch_size",
+            f"is {self.schedule.batch_size}, and the dual head is contrasted over {self.contrast}",
+            "give a multiple of that",
+        )
+        check(
+            not self.model.dual_size or self.engine.step != "graphed",
+            "engine.step",
+            "is graphed with a dual head",
+            "take eager or compiled",
+        )
         if self.task == "finetune":
             r = self.retrieval
             check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
             check(r.binary + r.multiclass + r.triplet > 0, "retrieval", "has no loss", "give one a weight")
         if self.pretraining.negatives > 0 and self.pretraining.negatives_from == "batch":
             check(self.schedule.batch_size != 1, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
+
+    @property
+    def contrast(self) -> int:
+        """Groups of candidates that stay in one microbatch: 1 without a dual head."""
+        objectives = self.pretraining if self.task == "pretrain" else self.retrieval
+        return objectives.contrast if self.model.dual_size else 1
 
     @property
     def candidates(self) -> int:

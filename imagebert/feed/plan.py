@@ -71,6 +71,7 @@ class Plan:
         batch_tokens: instead of it, tokens fed per step, to within half a pair on average; mismatched pairs count as
             the matched ones that they were made from
         parts: microbatches that a step is cut into, world size x accumulation
+        block: groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Plan:
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         parts: int,
+        block: int = 1,
     ) -> None:
         self._tokens: NDArray[np.int64] | None = None  # [N] of the pairs that a caption becomes, where steps go by them
-        key, value, least = "batch_size", batch_size, parts
+        key, value, least = "batch_size", batch_size, parts * block
         if batch_tokens is not None:
             captions = np.arange(len(caption_image))
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
@@ -103,6 +105,7 @@ class Plan:
         self.lengths = lengths
         self.negatives = negatives
         self.parts = parts
+        self._together = negatives.candidates * block  # pairs
         # What a step has, and what an epoch has, in pairs or in tokens.
         self._share = value
         self._total = len(caption_image) if self._tokens is None else int(self._tokens.sum())
@@ -138,9 +141,9 @@ class Plan:
     def step(self, step: int, rank: int, world: int) -> list[Samples]:
         """The microbatches of one rank, in order."""
         samples = self.global_batch(step)
-        p = self.negatives.candidates
-        group_tokens = self.lengths.tokens(samples).reshape(-1, p).sum(axis=1)
-        parts = balance(group_tokens, self.parts)
+        p = self._together
+        tokens = self.lengths.tokens(samples).reshape(-1, p).sum(axis=1)
+        parts = balance(tokens, self.parts)
         mine = parts[rank::world]
         return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
 

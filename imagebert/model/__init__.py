@@ -3,15 +3,18 @@
 from imagebert.model.configuration import PRESETS, ImageBertConfig
 from imagebert.model.initialization import InitializationReport, initialize_from
 from imagebert.model.modeling import (
+    DualHead,
     Encoded,
     ImageBertForImageTextRetrieval,
     ImageBertForPreTraining,
     ImageBertModel,
     ImageBertPreTrainedModel,
+    WithVectors,
 )
 
 __all__ = [
     "PRESETS",
+    "DualHead",
     "Encoded",
     "ImageBertConfig",
     "ImageBertForImageTextRetrieval",
@@ -19,5 +22,6 @@ __all__ = [
     "ImageBertModel",
     "ImageBertPreTrainedModel",
     "InitializationReport",
+    "WithVectors",
     "initialize_from",
 ]

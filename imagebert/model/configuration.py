@@ -26,6 +26,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         use_global_image_token: mark the whole-image region with an embedding of its own (paper, section 5.4: an
             ablation without clear gain)
         gradient_checkpointing: recompute each layer in the backward pass
+        dual_size: length of the vectors that images and texts get by themselves, for finding candidates; 0: none
     The others are BERT's, with BERT's defaults.
     """
 
@@ -49,6 +50,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         use_pooler: bool = False,
         use_global_image_token: bool = False,
         gradient_checkpointing: bool = False,
+        dual_size: int = 0,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +70,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         self.use_pooler = use_pooler
         self.use_global_image_token = use_global_image_token
         self.gradient_checkpointing = gradient_checkpointing
+        self.dual_size = dual_size
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is no multiple of num_attention_heads {num_attention_heads}")

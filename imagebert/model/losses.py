@@ -51,6 +51,32 @@ def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[
     return torch.where(labels >= 0, each, 0).sum()
 
 
+def contrastive_loss(
+    vectors: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], labels: Float[Tensor, " B"], block: int
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each matched pair's own other side among those of all matched pairs in its block, both ways.
+
+    Not the paper's: it trains the vectors by which candidates are found, as CLIP's (Radford et al., 2021, figure 3).
+
+    Args:
+        vectors: of images and texts, scaled so that their product is a logit
+        block: pairs that lie one behind the other and stay together however a batch is cut (feed/plan.py)
+    """
+    whole = len(labels) // block * block  # fill need not end with a block
+    images, texts = (_promoted(v[:whole]).view(-1, block, v.shape[1]) for v in vectors)
+    matched = (labels[:whole] == 1).view(-1, block)  # [G, n]
+    logits = images @ texts.transpose(1, 2)  # [G, n, n]
+    both = torch.stack([logits, logits.transpose(1, 2)])  # [2, G, n, n]
+    # Not minus infinity: a row of a block without a match would have no finite logit.
+    both = both.masked_fill(~matched[:, None, :], -1e4)
+    each = torch.logsumexp(both, dim=3) - both.diagonal(dim1=2, dim2=3)  # [2, G, n]
+    return torch.where(matched, each, 0).sum() / 2
+
+
+def matched_count(labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    return (labels == 1).sum().float()
+
+
 def retrieval_losses(
     logits: Float[Tensor, " B"], labels: Float[Tensor, " B"], candidates: int, margin: float
 ) -> RetrievalLosses:

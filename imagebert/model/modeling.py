@@ -190,9 +190,15 @@ class ImageBertModel(ImageBertPreTrainedModel):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
-    def forward(self, batch: PackedBatch, reads_only: bool = False) -> Float[Tensor, "Q H"]:
-        """Hidden states of the last layer: of all T tokens, or of batch.read_rows only."""
-        hidden = self.embeddings(batch)
+    def forward(
+        self, batch: PackedBatch, reads_only: bool = False, embedded: Float[Tensor, "T H"] | None = None
+    ) -> Float[Tensor, "Q H"]:
+        """Hidden states of the last layer: of all T tokens, or of batch.read_rows only.
+
+        Args:
+            embedded: what `embeddings` gave for the batch, where somebody has it already
+        """
+        hidden = self.embeddings(batch) if embedded is None else embedded
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only and number == last else None
@@ -255,6 +261,65 @@ class ItmHead(nn.Module):
         return logits[:, 0]
 
 
+class WithVectors(NamedTuple):
+    """What a model with a dual head returns: what it would without, and the vectors of each pair's two sides."""
+
+    output: Any
+    vectors: tuple[Tensor, Tensor]  # of images and texts [B, D], scaled so that their products are logits
+
+
+class Tower(nn.Module):
+    """The embedded tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
+
+    def __init__(self, config: ImageBertConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate = nn.Linear(config.hidden_size, 1)
+        self.projection = nn.Linear(config.hidden_size, config.dual_size)
+
+    def forward(
+        self, tokens: Float[Tensor, "S H"], real: Tensor, rows: Int[Tensor, " S"], cu_seqlens: Int[Tensor, " ends"]
+    ) -> Float[Tensor, "B D"]:
+        """A vector of each pair, from those of `tokens` that are real; `rows` are theirs among all tokens."""
+        pairs = len(cu_seqlens) - 1
+        # Without a look at the host: which pair a row belongs to; fill goes to one behind the last.
+        pair = torch.searchsorted(cu_seqlens[1:].contiguous(), rows.int(), right=True)
+        weight = torch.sigmoid(self.gate(tokens).float()) * real[:, None]  # [S, 1]
+        hidden = F.gelu(self.transform(tokens)).float() * weight
+        total = hidden.new_zeros(pairs + 1, hidden.shape[1]).index_add(0, pair, hidden)[:pairs]
+        weights = weight.new_zeros(pairs + 1, 1).index_add(0, pair, weight)[:pairs]
+        mean = total / weights.clamp(min=1e-6)
+        return F.normalize(self.projection(mean.to(tokens.dtype)).float(), dim=1)
+
+
+class DualHead(nn.Module):
+    """Images and texts each to a vector of its own, from embeddings alone: candidates for what ITM then scores.
+
+    Light: no Transformer layer is run, so an image's vector costs a thousandth of scoring it with some captions.
+    """
+
+    def __init__(self, config: ImageBertConfig) -> None:
+        super().__init__()
+        self.image, self.text = Tower(config), Tower(config)
+        # Of the logits' temperature; 1/0.07 to begin with (Radford et al., 2021, section 2.5).
+        self.log_scale = nn.Parameter(torch.tensor([2.6593]))
+
+    def images(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        rows = batch.region_rows
+        vectors: Tensor = self.image(embedded[rows], torch.ones_like(rows), rows, batch.cu_seqlens)
+        return vectors
+
+    def texts(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        rows = batch.text_rows
+        vectors: Tensor = self.text(embedded[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
+        return vectors
+
+    def forward(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """As WithVectors holds them."""
+        scale = self.log_scale.clamp(max=4.6).exp()  # at most 100
+        return self.images(embedded, batch) * scale, self.texts(embedded, batch)
+
+
 class ImageBertForPreTraining(ImageBertPreTrainedModel):
     """The four pre-training tasks."""
 
@@ -267,6 +332,7 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         self.moc = Classifier(config.hidden_size, config.num_region_classes)
         self.mrfr = Regressor(config.hidden_size, config.feature_size)
         self.itm = ItmHead(config)
+        self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -275,15 +341,17 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm.decoder
 
-    def forward(self, batch: PackedBatch) -> PretrainingLosses:
+    def forward(self, batch: PackedBatch) -> PretrainingLosses | WithVectors:
         """Each task's loss summed over this microbatch; `PretrainingLosses.counts(batch)` are the counts beside it."""
-        hidden = self.imagebert(batch, reads_only=True)  # [Q, H]
-        return PretrainingLosses(
+        embedded = self.imagebert.embeddings(batch)
+        hidden = self.imagebert(batch, reads_only=True, embedded=embedded)  # [Q, H]
+        losses = PretrainingLosses(
             mlm=self.mlm(hidden, batch.mlm_reads, batch.mlm_labels),
             moc=self.moc(hidden, batch.region_reads, batch.moc_labels),
             mrfr=self.mrfr(hidden, batch.region_reads, batch),
             itm=itm_loss(self.itm(hidden[batch.cls_reads]), batch.itm_labels),
         )
+        return losses if self.dual is None else WithVectors(losses, self.dual(embedded, batch))
 
 
 class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
@@ -293,16 +361,18 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         super().__init__(config)
         self.imagebert = ImageBertModel(config)
         self.itm = ItmHead(config)
+        self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.imagebert.embeddings.word_embeddings
 
-    def forward(self, batch: PackedBatch) -> Float[Tensor, " B"]:
+    def forward(self, batch: PackedBatch) -> Float[Tensor, " B"] | WithVectors:
         """The logit of each pair matching."""
-        hidden = self.imagebert(batch, reads_only=True)
+        embedded = self.imagebert.embeddings(batch)
+        hidden = self.imagebert(batch, reads_only=True, embedded=embedded)
         scores: Tensor = self.itm(hidden[batch.cls_reads])
-        return scores
+        return scores if self.dual is None else WithVectors(scores, self.dual(embedded, batch))
 
     def encode(self, batch: PackedBatch) -> Encoded:
         """What of each token does not depend on the other side of its pair."""

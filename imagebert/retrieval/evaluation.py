@@ -28,6 +28,7 @@ from imagebert.data.folder import file_digest, make_folder
 from imagebert.feed.packer import Limits
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
+from imagebert.retrieval.candidates import read_embeddings, two_step
 from imagebert.retrieval.failures import write_failures
 from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
 from imagebert.retrieval.metrics import rank_folds, summarize
@@ -167,8 +168,21 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; name a folder with --out") from None
 
 
-def report(evaluation: Evaluation, folder: Path, result: Result, folds: int, pictures: Pictures) -> dict[str, Any]:
-    """Counts a whole matrix and writes all that a person may ask about it into its folder; returns the figures."""
+def report(
+    evaluation: Evaluation,
+    folder: Path,
+    result: Result,
+    folds: int,
+    pictures: Pictures,
+    candidates: int | None = None,
+    embeddings: Path | None = None,
+) -> dict[str, Any]:
+    """Counts a whole matrix and writes all that a person may ask about it into its folder; returns the figures.
+
+    Args:
+        candidates: also search with so many of each query, in this process
+        embeddings: a file of vectors that find them; None: the dual head's
+    """
     matrix = result.matrix
     corpus = evaluation.corpus
     ranked = rank_folds(matrix.scores, matrix.caption_image, folds)
@@ -182,6 +196,13 @@ def report(evaluation: Evaluation, folder: Path, result: Result, folds: int, pic
     }
     keys = [corpus.image_key(i) for i in range(evaluation.images)]
     texts = [corpus.text(c) for c in evaluation.captions]
+    if candidates is not None:
+        device = distributed.device()
+        scorer = make_scorer(evaluation.model, corpus, corpus, evaluation.limits, device, evaluation.precision)
+        given = read_embeddings(embeddings, keys, texts) if embeddings is not None else None
+        images = np.arange(evaluation.images)
+        found = two_step(scorer, images, evaluation.captions, matrix, candidates, given)
+        figures["two_step"] = {**found, "speed_up": result.seconds / found["seconds"]}
     write_queries(folder, matrix, ranked, keys, texts)
     write_failures(folder, figures, matrix, ranked, keys, texts, pictures)
     (folder / "recall.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

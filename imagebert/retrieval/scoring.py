@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imagebert.batch import PackedBatch
 from imagebert.config import UsageError
 from imagebert.data.corpus import Items
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Lengths, Samples
-from imagebert.model import Encoded, ImageBertForImageTextRetrieval
+from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
+from imagebert.model import DualHead, Encoded, ImageBertForImageTextRetrieval
 
 Numbers = NDArray[np.int64]
 # Scores pairs of image and caption numbers [B], [B]: float32 [B].
@@ -30,7 +31,6 @@ ScoreFunction = Callable[[Numbers, Numbers], NDArray[np.float32]]
 # Tokens that go through the layers together. On a CPU what one operation leaves is still in the cache for the next, and
 # the allocator hands the same pages out again (python -m benchmarks.score --tokens); a GPU wants to be filled.
 TOKENS = {"cpu": 2048, "cuda": 65536}
-_BESIDE = 3  # tokens of a pair that are neither region nor word: [CLS] with the image, both [SEP] with the text
 
 
 class PairScorer:
@@ -82,11 +82,34 @@ class PairScorer:
         # Longest first: programs of a GPU start in that order (feed/plan.py, balance).
         order = np.argsort(-counts.sum(axis=1), kind="stable")
         scores = torch.empty(len(order), dtype=torch.float32, device=self.device)
-        for rows in self._batches(order, counts.sum(axis=1)):
+        for rows in self.batches(order, counts.sum(axis=1)):
             scores[torch.from_numpy(rows).to(self.device)] = self._score(sides, begins[rows], counts[rows]).float()
         return scores
 
-    def _batches(self, order: Numbers, lengths: Numbers) -> Iterator[Numbers]:
+    @torch.inference_mode()
+    def image_vectors(self, numbers: Numbers) -> NDArray[np.float32]:
+        """The dual head's vector of each image [n, D], of length 1."""
+        dual = self._dual()
+        parts = [dual.images(self.model.imagebert.embeddings(b), b).cpu() for _, b in self._images.batches(numbers)]
+        return torch.cat(parts).numpy()
+
+    @torch.inference_mode()
+    def text_vectors(self, numbers: Numbers) -> NDArray[np.float32]:
+        """The dual head's vector of each text [n, D], of length 1."""
+        dual = self._dual()
+        parts = [dual.texts(self.model.imagebert.embeddings(b), b).cpu() for _, b in self._texts.batches(numbers)]
+        return torch.cat(parts).numpy()
+
+    def _dual(self) -> DualHead:
+        if self.model.dual is None:
+            raise UsageError(
+                "the model has no dual head to find candidates with: train one (model.dual_size=256 retrieval.dual=1), "
+                "or bring vectors with --embeddings"
+            )
+        return self.model.dual
+
+    def batches(self, order: Numbers, lengths: Numbers) -> Iterator[Numbers]:
+        """Cuts items with `lengths`, in `order`, into runs of about the tokens that go through the layers together."""
         before = np.cumsum(lengths[order]) - lengths[order]
         cuts = np.flatnonzero(np.diff(before // self._tokens)) + 1
         yield from np.split(order, cuts)
@@ -128,18 +151,22 @@ class _Side:
         return found
 
     def _encode(self, numbers: Numbers) -> None:
-        nothing = np.zeros_like(numbers)
-        images, texts = (numbers, nothing) if self._kept.stop else (nothing, numbers)
-        lengths = self._packer.lengths.regions[images] + self._packer.lengths.words[texts] + _BESIDE
-        for rows in self._scorer._batches(np.arange(len(numbers)), lengths):
-            samples = Samples(images[rows], texts[rows], nothing[rows], np.arange(len(rows)))
-            batch = self._packer.pack(samples, self._arena, device=self._scorer.device)
+        for some, batch in self.batches(numbers):
             encoded = self._scorer.model.encode(batch)
-            sizes = lengths[rows].tolist()
+            sizes = batch.cu_seqlens.diff().tolist()
             parts = zip(encoded.hidden.split(sizes), encoded.first.split(sizes), strict=True)
-            for number, tensors in zip(numbers[rows].tolist(), parts, strict=True):
+            for number, tensors in zip(some.tolist(), parts, strict=True):
                 self._encoded[number] = Encoded(*(tensor[self._kept] for tensor in tensors))
                 self._room -= _bytes(self._encoded[number])
+
+    def batches(self, numbers: Numbers) -> Iterator[tuple[Numbers, PackedBatch]]:
+        """The side alone, packed: some of the numbers, and those as pairs whose other side is empty."""
+        nothing = np.zeros_like(numbers)
+        images, texts = (numbers, nothing) if self._kept.stop else (nothing, numbers)
+        lengths = self._packer.lengths.regions[images] + self._packer.lengths.words[texts] + SPECIAL_TOKENS
+        for rows in self._scorer.batches(np.arange(len(numbers)), lengths):
+            samples = Samples(images[rows], texts[rows], nothing[rows], np.arange(len(rows)))
+            yield numbers[rows], self._packer.pack(samples, self._arena, device=self._scorer.device)
 
 
 def _bytes(encoded: Encoded) -> int:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig
-from imagebert.model.losses import PretrainingLosses, RetrievalLosses, retrieval_losses
+from imagebert.model.losses import (
+    PretrainingLosses,
+    RetrievalLosses,
+    contrastive_loss,
+    matched_count,
+    retrieval_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,12 @@ class Objective:
 def make_objective(config: RunConfig) -> Objective:
     if config.task == "pretrain":
         p = config.pretraining
-        return Objective(
+        plain = Objective(
             {"mlm": p.mlm, "moc": p.moc, "mrfr": p.mrfr, "itm": p.itm},
             lambda output, batch: output,
             PretrainingLosses.counts,
         )
+        return _with_dual(plain, p.dual, p.contrast) if config.model.dual_size else plain
     r = config.retrieval
 
     def losses(scores: Tensor, batch: PackedBatch) -> RetrievalLosses:
@@ -64,4 +71,17 @@ def make_objective(config: RunConfig) -> Objective:
         pairs = batch.counts[2]
         return torch.stack([pairs, pairs / r.candidates, pairs / r.candidates])
 
-    return Objective({"binary": r.binary, "multiclass": r.multiclass, "triplet": r.triplet}, losses, counts)
+    plain = Objective({"binary": r.binary, "multiclass": r.multiclass, "triplet": r.triplet}, losses, counts)
+    return _with_dual(plain, r.dual, r.candidates * r.contrast) if config.model.dual_size else plain
+
+
+def _with_dual(plain: Objective, weight: float, block: int) -> Objective:
+    """The same with the dual head's loss behind, over matched pairs."""
+    return Objective(
+        {**plain.weights, "dual": weight},
+        lambda output, batch: (
+            *plain.losses(output.output, batch),
+            contrastive_loss(output.vectors, batch.itm_labels, block),
+        ),
+        lambda batch: torch.cat([plain.counts(batch), matched_count(batch.itm_labels)[None]]),
+    )

@@ -117,7 +117,7 @@ def _run(
             whole_image=config.data.whole_image,
             mark_whole_image=config.model.global_image_token,
         ),
-        candidates=config.candidates,
+        candidates=config.candidates * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
     plan = make_plan(config, corpus, packer)
@@ -273,6 +273,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         batch_size=config.schedule.batch_size,
         batch_tokens=config.schedule.batch_tokens,
         parts=distributed.world_size() * config.schedule.accumulation,
+        block=config.contrast,
     )
 
 
@@ -351,6 +352,7 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
         "use_pooler": config.model.pooler,
         "use_global_image_token": config.model.global_image_token,
         "gradient_checkpointing": config.model.gradient_checkpointing,
+        "dual_size": config.model.dual_size,
     }
     if config.model.initialize_from is None:
         assert config.model.preset is not None

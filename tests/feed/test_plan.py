@@ -195,3 +195,17 @@ def test_ranks_have_the_same_number_of_tokens(lengths: str, budget: str) -> None
     for step in range(10):
         tokens = [plan.lengths.tokens(part).sum() for part in plan.step(step, 0, 1)]
         assert max(tokens) / np.mean(tokens) < 1.02
+
+
+def test_blocks_stay_together_however_a_step_is_cut() -> None:
+    lengths = Lengths(np.arange(1, 31), np.arange(1, 61) % 9 + 1)
+    negatives = Negatives(share=0.5, candidates=3, source="batch")
+    for parts in (1, 2, 4):
+        plan = Plan(np.arange(60) // 2, lengths, negatives, seed=0, stage="s", batch_size=16, parts=parts, block=4)
+        whole = plan.global_batch(5)
+        cut = [part for rank in range(parts) for part in plan.step(5, rank, parts)]
+        ids = [part.ids.reshape(-1, 12) for part in cut]
+        assert all((block == np.arange(block[0], block[0] + 12)).all() for part in ids for block in part)
+        np.testing.assert_array_equal(np.sort(np.concatenate([p.ids for p in cut])), whole.ids)
+    with pytest.raises(UsageError, match="batch_size 16 cannot be cut into 8"):
+        Plan(np.arange(60) // 2, lengths, negatives, seed=0, stage="s", batch_size=16, parts=8, block=4)

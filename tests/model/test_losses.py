@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imagebert.model.losses import itm_loss, retrieval_losses
+from imagebert.model.losses import contrastive_loss, itm_loss, matched_count, retrieval_losses
 
 
 def test_retrieval_losses_by_hand() -> None:
@@ -29,3 +29,25 @@ def test_low_precision_logits_are_promoted() -> None:
     torch.testing.assert_close(
         itm_loss(logits, torch.ones(4)).double(), itm_loss(logits.double(), torch.ones(4).double())
     )
+
+
+def test_contrast_within_blocks_pair_by_pair() -> None:
+    """Blocks of 4, one without a match, one with all; and fill behind them."""
+    torch.manual_seed(0)
+    images, texts = torch.randn(14, 5, dtype=torch.float64), torch.randn(14, 5, dtype=torch.float64)
+    images.requires_grad_()
+    labels = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, -1, -1], dtype=torch.float64)
+    loss = contrastive_loss((images, texts), labels, 4)
+    expected = torch.zeros((), dtype=torch.float64)
+    for start in (0, 4, 8):
+        matched = [row for row in range(start, start + 4) if labels[row] == 1]
+        for row in matched:
+            own = images[row] @ texts[row]
+            by_image = torch.stack([images[row] @ texts[other] for other in matched])
+            by_text = torch.stack([images[other] @ texts[row] for other in matched])
+            expected = expected + (by_image.logsumexp(0) + by_text.logsumexp(0)) / 2 - own
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss, images)
+    (wanted,) = torch.autograd.grad(expected, images)
+    torch.testing.assert_close(gradient, wanted)
+    assert matched_count(labels) == 7

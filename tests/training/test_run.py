@@ -492,3 +492,21 @@ def test_golden_losses(recipe: list[str], tmp_path: Path) -> None:
     """A refactoring leaves these lines alone; a change of numerics moves them in a commit of its own."""
     run(load_recipe(RECIPE, [*recipe, "schedule.steps=8"]))
     assert_golden(tmp_path / "run", "pretrain_tiny.txt", 1e-5)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_dual_head_learns_the_same_however_a_step_is_cut(recipe: list[str], tmp_path: Path, task: str) -> None:
+    """Its loss contrasts pairs with each other, yet not with those that happen to be in a microbatch."""
+    dual = ["model.dual_size=8", "schedule.steps=6", "schedule.batch_size=8", "logging.every_steps=1"]
+    if task == "pretrain":
+        dual += ["pretraining.dual=1", "pretraining.contrast=4"]
+    else:
+        dual += ["task=finetune", "retrieval.dual=1", "retrieval.contrast=4"]
+    found = []
+    for accumulation in (1, 2):
+        run_folder = tmp_path / str(accumulation)
+        given = [*recipe, *dual, f"output={run_folder}", f"schedule.accumulation={accumulation}"]
+        run(load_recipe(RECIPE, given))
+        found.append([line["loss/dual"] for line in read_log(run_folder / "log.jsonl")])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][0] > 0
