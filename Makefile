@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-slurm check format bench clean help
+.PHONY: demo test test-browser test-slurm check format bench clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -14,7 +14,10 @@ demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tu
 	$(BIN)/imagebert demo
 
 test: check  ## all checks and tests
-	$(BIN)/python -m pytest --ignore tests/slurm
+	$(BIN)/python -m pytest --ignore tests/slurm --ignore tests/browser
+
+test-browser: $(VENV)/.dev  ## the search page in a real browser: Debian's chromium, which root installs
+	$(BIN)/python -m pytest tests/browser
 
 test-slurm: $(VENV)/.dev  ## slurm/ on a real cluster of two nodes on this machine: root, Debian's Slurm is installed
 	$(BIN)/python -m pytest tests/slurm

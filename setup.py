@@ -21,7 +21,14 @@ setup(
     packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert_kernels"],
     package_dir={"imagebert": "imagebert", "imagebert_kernels": "kernels/imagebert_kernels"},
     package_data={
-        "imagebert": ["recipes/*.yaml", "ladders/*.yaml", "demo/*.html.j2", "retrieval/*.html.j2", "py.typed"],
+        "imagebert": [
+            "recipes/*.yaml",
+            "ladders/*.yaml",
+            "demo/*.html.j2",
+            "retrieval/*.html.j2",
+            "retrieval/page/*",
+            "py.typed",
+        ],
         "imagebert_kernels": ["py.typed"],
     },
     data_files=[("share/imagebert/ds_configs", [str(p.relative_to(HERE)) for p in HERE.glob("ds_configs/*.json")])],
@@ -49,7 +56,6 @@ setup(
         "faiss-cpu>=1.8",
         "starlette>=0.40",
         "uvicorn>=0.30",
-        "python-multipart>=0.0.18",
     ],
     # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
     extras_require={

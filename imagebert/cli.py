@@ -21,8 +21,10 @@ STOPPED = 75  # EX_TEMPFAIL: what schedulers requeue
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
-    # argparse takes no overrides behind an option; they are told by their form.
     parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes no optional words behind an option; overrides are told by their form.
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "query", "") is None:
+        parsed.query = rest.pop()
     if any(a.startswith("-") or "=" not in a for a in rest) or (rest and not hasattr(parsed, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -206,6 +208,23 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("a", type=Path, metavar="A", help="folder that `imagebert evaluate` made")
     compare.add_argument("b", type=Path, metavar="B")
     compare.add_argument("--json", type=Path, help="also write the figures here")
+
+    search = add("search", _search, "The best images of a store for some words, or the best captions for a picture")
+    search.add_argument("model", type=Path, metavar="MODEL", help="model folder, or a finished run")
+    search.add_argument("store", type=Path, metavar="STORE", help="region store")
+    search.add_argument("query", nargs="?", metavar="WORDS", help='such as "two dogs playing on grass"')
+    search.add_argument("--image", metavar="FILE", help="a picture, or the key of one in STORE, in place of words")
+    search.add_argument("--top", type=_positive, default=10, help="how many are shown (%(default)s)")
+    search.add_argument("--sheet", type=Path, default=Path("search.jpg"), help="contact sheet (%(default)s)")
+    serve = add("serve", _serve, "A page to search with words and pictures; without arguments on what `make demo` made")
+    serve.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
+    serve.add_argument("store", nargs="?", type=Path, metavar="STORE", help="region store")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s, this machine only)")
+    serve.add_argument("--port", type=int, default=8000, help="(%(default)s; 0: any free one)")
+    for sub in (search, serve):
+        sub.add_argument("--pairs", type=Path, metavar="STORE", help="pair store: the captions that answer a picture")
+        sub.add_argument("--pictures", type=Path, metavar="DIR", help="the photographs (images/ beside STORE)")
+        sub.add_argument("--extractor", type=Path, metavar="YAML", help="for pictures that are not in STORE")
 
     mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches")
     mine.add_argument("model", type=Path, metavar="MODEL")
@@ -671,6 +690,77 @@ def _compare(parsed: argparse.Namespace) -> int:
     print("over other images of the same kind; training again with another seed may move more")
     _write_json(parsed.json, {"figures": rows})
     return 0
+
+
+def _search(parsed: argparse.Namespace) -> int:
+    from imagebert.retrieval.pictures import Pictures, open_picture
+    from imagebert.retrieval.search import contact_sheet
+
+    if (parsed.query is None) == (parsed.image is None):
+        raise UsageError('give words to search for, such as "two dogs playing on grass", or a picture with --image')
+    pictures = Pictures.beside(parsed.store, parsed.pictures)
+    finder, extract = _finder(parsed)
+    if parsed.image is None:
+        query = finder.query(parsed.query)
+        if query.unknown:
+            print(f"the model does not know: {', '.join(query.unknown)}", file=sys.stderr)
+        hits = finder.images(query, parsed.top)
+        title = f"images for {query.text!r}"
+    else:
+        number = finder.number(parsed.image)
+        if number is not None:
+            record = finder.store.read(number)
+        elif not Path(parsed.image).is_file():
+            raise UsageError(f"--image {parsed.image}: neither a file nor the key of an image in {parsed.store}")
+        elif extract is None:
+            raise UsageError(f"{parsed.image} is not in {parsed.store}: name what finds its regions with --extractor")
+        else:
+            record = extract(open_picture(Path(parsed.image).read_bytes()))
+        hits = finder.texts(record, parsed.top)
+        title = f"captions for {parsed.image}"
+    _table(title, [{"": i, "match": f"{h.probability:.1%}", "found": h.name} for i, h in enumerate(hits, 1)])
+    if parsed.image is None:
+        shown = contact_sheet(hits, pictures, parsed.sheet)
+        print(f"{shown} pictures in {parsed.sheet}" if shown else "no photographs to draw: name them with --pictures")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    from imagebert.retrieval.pictures import Pictures
+    from imagebert.retrieval.serve import serve
+
+    if parsed.model is None:
+        demo = Path("runs/demo")
+        if not (demo / "finetune/model").is_dir():
+            raise UsageError("there is no finished demo in runs/demo: call `make demo`, or name MODEL and STORE")
+        parsed.model, parsed.store = demo / "finetune", demo / "data/test/regions"
+        parsed.pairs = parsed.pairs or demo / "data/test/pairs"
+    elif parsed.store is None:
+        raise UsageError("name the region store to search behind the model")
+    pictures = Pictures.beside(parsed.store, parsed.pictures)
+    finder, extract = _finder(parsed)
+    serve(finder, pictures, extract, parsed.host, parsed.port)
+    return 0
+
+
+def _finder(parsed: argparse.Namespace) -> tuple[Any, Any]:
+    """What searches, and what finds the regions of a picture, if anything can."""
+    from imagebert.data.pairs import PairStore
+    from imagebert.data.regions import RegionStore
+    from imagebert.model.initialization import find_model
+    from imagebert.retrieval.search import Finder, run_limits
+
+    store = RegionStore(parsed.store)
+    captions = PairStore(parsed.pairs) if parsed.pairs is not None else None
+    finder = Finder(find_model(parsed.model), store, run_limits(parsed.model), captions)
+    if parsed.extractor is not None:
+        from imagebert.regions.extractor import DetectorExtractor
+
+        return finder, DetectorExtractor(parsed.extractor)
+    from imagebert.demo.extractor import SceneExtractor
+
+    scenes = SceneExtractor()
+    return finder, scenes if store.extractor.get("name") == scenes.description["name"] else None
 
 
 def _mine(parsed: argparse.Namespace) -> int:

@@ -181,6 +181,24 @@ class Corpus:
         }
 
 
+class StoreImages:
+    """All images of a region store, by their numbers in it; no captions."""
+
+    verify = True
+
+    def __init__(self, store: RegionStore, tokenizer: Tokenizer) -> None:
+        self.store, self.tokenizer = store, tokenizer
+        self.feature_size = store.feature_size
+        self.feature_type: FeatureType = store.feature_type
+        self.image_regions = store.region_counts.astype(np.int64)
+        self.image_whole = np.full(len(store), store.whole_image)
+        self.caption_words = np.zeros(1, np.int64)  # one of no words, which every image is packed with
+        self.raw, self.regions, self.will_read, self.image_key = store.raw, store.read, store.will_read, store.key
+
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+        return np.empty(0, np.uint16)
+
+
 class LooseItems:
     """Images and texts that lie in no store: the regions of a picture that was sent, a query that was typed.
 

@@ -52,7 +52,8 @@ class Tile(NamedTuple):
 class Scorer(Protocol):
     """A scoring function that need not be waited for (scoring.py)."""
 
-    lengths: Lengths
+    @property
+    def lengths(self) -> Lengths: ...
 
     def launch(self, images: Numbers, captions: Numbers) -> Tensor: ...
 

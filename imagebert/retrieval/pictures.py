@@ -65,8 +65,10 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise UsageError(f"the picture has {picture.width} x {picture.height} pixels: at most {MAX_PIXELS:,}")
+                raise UsageError(f"the picture has more pixels than {MAX_PIXELS:,}: send a smaller one")
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise UsageError(f"the picture has more pixels than {MAX_PIXELS:,}: send a smaller one") from None
+    except (OSError, ValueError, SyntaxError) as error:
         reason = "it is damaged" if "truncated" in str(error) or "broken" in str(error) else "it is none"
         raise UsageError(f"cannot read the picture, {reason}: send a JPEG, PNG or WebP") from None

@@ -54,13 +54,28 @@ class PairScorer:
     ) -> None:
         self.model = model.eval().to(device)
         self.device = device
-        limits = replace(limits, mark_whole_image=model.config.use_global_image_token)
-        self.lengths = Lengths(limits.lengths(images).regions, limits.lengths(texts).words)
+        self.limits = replace(limits, mark_whole_image=model.config.use_global_image_token)
         self._tokens = tokens or TOKENS[device.type]
-        memory = memory or _free_memory(device) // 3
-        # Of an image [CLS] and its regions stay, of a text both [SEP] and its words: what a pair of the two is made of.
-        self._images = _Side(self, Packer(images, replace(limits, max_words=0)), slice(0, -2), memory)
-        self._texts = _Side(self, Packer(texts, replace(limits, max_regions=0)), slice(1, None), memory)
+        self._memory = memory or _free_memory(device) // 3
+        self.show(images)
+        self.ask(texts)
+
+    # Of an image [CLS] and its regions stay, of a text both [SEP] and its words: what a pair of the two is made of.
+
+    def show(self, images: Items) -> None:
+        """From now on, image numbers are those of `images`; nothing of the texts is computed again."""
+        packer = Packer(images, replace(self.limits, max_words=0))
+        self._images = _Side(self, packer, slice(0, -2), self._memory)
+
+    def ask(self, texts: Items) -> None:
+        """From now on, caption numbers are those of `texts`; nothing of the images is computed again."""
+        packer = Packer(texts, replace(self.limits, max_regions=0))
+        self._texts = _Side(self, packer, slice(1, None), self._memory)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of each image and each caption, cut to what is fed."""
+        return Lengths(self._images.lengths.regions, self._texts.lengths.words)
 
     def __call__(self, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
         """The ITM head's logit of each pair, float32 [B]."""
@@ -131,6 +146,7 @@ class _Side:
 
     def __init__(self, scorer: PairScorer, packer: Packer, kept: slice, memory: int) -> None:
         self._scorer, self._packer, self._kept = scorer, packer, kept
+        self.lengths = packer.lengths
         self._room = memory
         self._arena = Arena()
         self._encoded: OrderedDict[int, Encoded] = OrderedDict()

@@ -1,0 +1,234 @@
+"""Typed words to images, pictures to captions: what `imagebert search` prints and `imagebert serve` shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from imagebert.config import UsageError, load_recipe
+from imagebert.data.corpus import LooseItems, StoreImages
+from imagebert.data.pairs import PairStore
+from imagebert.data.records import WHOLE_IMAGE, RegionRecord
+from imagebert.data.regions import RegionStore
+from imagebert.data.tokens import Tokenizer
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
+from imagebert.feed.plan import Samples
+from imagebert.model.attention_maps import word_region_attention
+from imagebert.retrieval.candidates import nearest
+from imagebert.retrieval.evaluation import load_model
+from imagebert.retrieval.pictures import Pictures
+from imagebert.retrieval.scoring import PairScorer, find_precision
+
+# Scored for a query, where the model has vectors that find them and there are more.
+CANDIDATES = 200
+
+
+class Query(NamedTuple):
+    text: str
+    pieces: list[int]
+    unknown: list[str]  # words that the vocabulary lacks
+
+
+class Hit(NamedTuple):
+    number: int  # of the image in its store, of the text among the captions
+    name: str  # the image's key, the caption itself
+    score: float  # the ITM head's logit
+
+    @property
+    def probability(self) -> float:
+        return float(1 / (1 + np.exp(-self.score)))
+
+
+class Explanation(NamedTuple):
+    """A picture's regions, and how much each word of a query looks at each."""
+
+    record: RegionRecord  # as many regions as are fed
+    classes: list[str]
+    words: list[str]
+    attention: NDArray[np.float32]  # [words, regions]
+
+    def answers(self) -> list[list[str]]:
+        """For each region the words that look at it, of all regions but the whole image, most above what others do."""
+        shown: list[list[str]] = [[] for _ in self.classes]
+        parts = np.flatnonzero(self.record.classes != WHOLE_IMAGE)
+        if len(parts) == 0 or not self.words:
+            return shown
+        relative = self.attention[:, parts] / self.attention[:, parts].mean(axis=0, keepdims=True)
+        for word, region in zip(self.words, parts[relative.argmax(axis=1)].tolist(), strict=True):
+            shown[region].append(word)
+        return shown
+
+
+def run_limits(model: Path) -> Limits:
+    """What was fed of a pair in the run that made a model; the paper's 100 regions and 41 words where it does not say.
+
+    Args:
+        model: a run's folder, or a model's
+    """
+    for folder in (model, model.parent):
+        if (folder / "config.yaml").is_file():
+            data = load_recipe(str(folder / "config.yaml")).data
+            return Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
+    return Limits(max_regions=100, max_words=41, whole_image=True)
+
+
+class Finder:
+    """A model over the images of a region store, and over captions where there are some.
+
+    Args:
+        model: model folder
+        captions: what pictures are answered with
+
+    Raises:
+        UsageError: the model is for other features or another vocabulary, or lacks its vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        store: RegionStore,
+        limits: Limits,
+        captions: PairStore | None = None,
+        precision: str = "auto",
+    ) -> None:
+        self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model)
+        self.store, self.limits = store, limits
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._images = StoreImages(store, self.tokenizer)
+        self.model = load_model(model, self._images).to(find_precision(precision, device))
+        nothing = self._loose([store.read(0)], [[self.tokenizer.unk_id]])
+        # Two, so that neither forgets its side: images that queries are asked of, captions that pictures are shown to.
+        self._by_text = PairScorer(self.model, self._images, nothing, limits, device)
+        self._by_image = PairScorer(self.model, nothing, nothing, limits, device)
+        self._vectors: NDArray[np.float32] | None = None
+        self.captions: list[str] = []
+        if captions is not None:
+            # Equal texts once.
+            places: dict[str, int] = {}
+            for number in range(len(captions)):
+                places.setdefault(captions.text(number), number)
+            self.captions = list(places)
+            self._by_image.ask(self._loose([store.read(0)], self.tokenizer.encode(self.captions)))
+
+    def _loose(self, records: Sequence[RegionRecord], pieces: Sequence[Sequence[int]]) -> LooseItems:
+        return LooseItems(records, pieces, self.tokenizer, self.store.feature_type, self.store.whole_image)
+
+    def number(self, key: str) -> int | None:
+        """The image of a key in the store; None where there is none."""
+        (found,) = self.store.find(np.array([key.encode()])).tolist()
+        return found if found >= 0 else None
+
+    def query(self, text: str) -> Query:
+        """A typed text as word pieces.
+
+        Raises:
+            UsageError: it is empty, or nothing of it is in the vocabulary: it may be in another script.
+        """
+        text = " ".join(text.split())
+        if not text:
+            raise UsageError("the query is empty: type some words, such as two dogs playing on grass")
+        words = text.split()
+        encoded = self.tokenizer.encode([text, *words])
+        unknown = [w for w, pieces in zip(words, encoded[1:], strict=True) if set(pieces) <= {self.tokenizer.unk_id}]
+        if len(unknown) == len(words):
+            raise UsageError(
+                f"the model knows no word of {text[:60]!r}: it was trained on captions in another language or script"
+            )
+        return Query(text, encoded[0], unknown)
+
+    def images(self, query: Query, top: int) -> list[Hit]:
+        """The best images for a query, the best first; all are scored, or the nearest CANDIDATES of many."""
+        self._by_text.ask(self._loose([self.store.read(0)], [query.pieces]))
+        numbers = np.arange(len(self.store))
+        if len(numbers) > CANDIDATES and self.model.dual is not None:
+            if self._vectors is None:
+                self._vectors = self._by_text.image_vectors(numbers)
+            numbers = nearest(self._by_text.text_vectors(np.zeros(1, np.int64)), self._vectors, CANDIDATES)[0]
+        scores = self._by_text(numbers, np.zeros_like(numbers))
+        best = np.argsort(-scores, kind="stable")[:top]
+        return [Hit(int(numbers[i]), self.store.key(int(numbers[i])), float(scores[i])) for i in best]
+
+    def texts(self, record: RegionRecord, top: int) -> list[Hit]:
+        """The best captions for the regions of a picture.
+
+        Raises:
+            UsageError: there are no captions, or the regions have features of another size.
+        """
+        if not self.captions:
+            raise UsageError("there are no captions to choose from: name a pair store with --pairs")
+        if record.features.shape[1] != self.store.feature_size:
+            raise UsageError(
+                f"the picture's regions have {record.features.shape[1]} features and the store's "
+                f"{self.store.feature_size}: extract both with one extractor"
+            )
+        self._by_image.show(self._loose([record], [[]]))
+        captions = np.arange(len(self.captions))
+        scores = self._by_image(np.zeros_like(captions), captions)
+        best = np.argsort(-scores, kind="stable")[:top]
+        return [Hit(int(c), self.captions[c], float(scores[c])) for c in best]
+
+    def explain(self, image: int, query: Query) -> Explanation:
+        """The regions of an image of the store as the model is fed them, and the words that look at them."""
+        record = self.store.read(image)
+        skip = self.store.whole_image and not self.limits.whole_image
+        fed = slice(int(skip), int(skip) + self.limits.max_regions)
+        record = record._replace(
+            boxes=record.boxes[fed],
+            confidences=record.confidences[fed],
+            classes=record.classes[fed],
+            features=record.features[fed],
+            scales=record.scales[fed],
+        )
+        limits = replace(self.limits, mark_whole_image=self.model.config.use_global_image_token)
+        packer, one = Packer(self._loose([self.store.read(image)], [query.pieces]), limits), np.ones(1, np.int64)
+        batch = packer.pack(Samples(0 * one, 0 * one, one, one), Arena(), device=self._by_text.device)
+        attention = word_region_attention(self.model.imagebert, batch).cpu().numpy()
+        pieces = [self.tokenizer.pieces[p] for p in query.pieces[: self.limits.max_words]]
+        # A word's pieces count as one: the mean of their weights.
+        words: list[str] = []
+        rows: list[list[int]] = []
+        for row, piece in enumerate(pieces):
+            if piece.startswith("##") and words:
+                words[-1] += piece[2:]
+                rows[-1].append(row)
+            else:
+                words.append(piece)
+                rows.append([row])
+        by_word = np.array([attention[r].mean(axis=0) for r in rows], np.float32).reshape(len(words), -1)
+        names = ["whole image" if c == WHOLE_IMAGE else self.store.classes[c] for c in record.classes.tolist()]
+        return Explanation(record, names, words, by_word)
+
+
+def contact_sheet(hits: Sequence[Hit], pictures: Pictures, path: Path, columns: int = 5, size: int = 220) -> int:
+    """Draws the hits that have a picture, in order, into one JPEG; returns how many have one.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    margin, line = 8, 18
+    shown = [(hit, data) for hit in hits if (data := pictures.thumbnail(hit.name, size)) is not None]
+    if not shown:
+        return 0
+    rows = -(-len(shown) // columns)
+    cell = size + margin, size + margin + line
+    sheet = Image.new("RGB", (columns * cell[0] + margin, rows * cell[1] + margin), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for place, (hit, data) in enumerate(shown):
+        left, top = margin + place % columns * cell[0], margin + place // columns * cell[1]
+        picture = Image.open(io.BytesIO(data))
+        sheet.paste(picture, (left + (size - picture.width) // 2, top + (size - picture.height) // 2))
+        draw.text((left, top + size + 2), f"{place + 1}.  {hit.probability:.1%}  {hit.name}"[:34], "black", font)
+    try:
+        sheet.save(path, quality=88)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the contact sheet {path}: {error}") from None
+    return len(shown)
