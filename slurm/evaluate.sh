@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Exact R@K of a fine-tuned run (or any model folder) on a test split, on one GPU; key=value is not taken.
+# Exact R@K of a fine-tuned run (or any model folder) on a test split; all GPUs of all nodes share the work, and a job
+# that was killed goes on where it was. key=value is not taken.
 #
 #     sbatch slurm/evaluate.sh --dataset coco --data /data --from runs/finetune_coco
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
-#SBATCH --nodes=1 --gpus-per-node=1 --cpus-per-task=8
+#SBATCH --nodes=1 --gpus-per-node=8 --cpus-per-task=64
 #SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-evaluate RECIPE=
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do
@@ -17,7 +18,7 @@ source "$IMAGEBERT_HOME/slurm/common.sh" || {
     exit 2
 }
 
-DATASET=flickr30k SPLIT=test STEP_TASKS=1
+DATASET=flickr30k SPLIT=test
 option() { # --dataset NAME, --split NAME
     case $1 in
     --dataset) DATASET=$2 ;;
@@ -26,15 +27,15 @@ option() { # --dataset NAME, --split NAME
     esac
 }
 prepare() {
-    NODES=1
-    ((GPUS < 1)) || GPUS=1
     : "${FROM:=$RUNS/finetune_$DATASET}"
     RUN=$FROM
     REGIONS=("$DATA/$DATASET/regions") PAIRS=("$DATA/$DATASET/pairs")
     ((${#OVERRIDES[@]} == 0)) || wrong "evaluate.sh takes no ${OVERRIDES[0]}: a model says itself what it is"
 }
 work() {
-    launch --once imagebert evaluate "$FROM" --regions "${REGIONS[0]}" --pairs "${PAIRS[0]}" --split "$SPLIT" \
-        --json "$FROM/recall-$DATASET-$SPLIT.json"
+    local evaluate=(imagebert evaluate "$FROM" --regions "${REGIONS[0]}" --pairs "${PAIRS[0]}" --split "$SPLIT")
+    launch "${evaluate[@]}" --json "$FROM/recall-$DATASET-$SPLIT.json" || return
+    # COCO 1K is counted in the same scores.
+    [[ $DATASET != coco ]] || launch --once "${evaluate[@]}" --folds 5 --json "$FROM/recall-coco1k-$SPLIT.json"
 }
 main "$@"

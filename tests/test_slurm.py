@@ -104,7 +104,11 @@ def test_the_chain_waits_for_each_other() -> None:
     assert jobs["stage1"][-1].endswith("a=1 b=2")
     assert "--nodes=4" in submitted["stage2"]
     assert jobs["finetune"][-1].endswith("a=1")
-    assert "runs/finetune_coco --regions data/coco/regions" in jobs["evaluate"][-1]
+    evaluate, again = jobs["evaluate"][-2:]
+    assert "runs/finetune_coco --regions data/coco/regions" in evaluate
+    assert "--ntasks=16 " in evaluate
+    assert "--ntasks=1 " in again
+    assert "--folds 5" in again
 
 
 def test_extraction_is_an_array_and_a_merge(tmp_path: Path) -> None:
