@@ -9,9 +9,10 @@
 #     base    whole steps beside VisualBERT, by parts, with no wait of the host   -> train_gpu_base.json
 #     large   the same of the large model                                         -> train_gpu_large.json
 #     feed    tests of feeder and optimizers on the GPU, then the feeder's rate beside peers'  -> feed_gpu.json
+#     score   exact evaluation of base beside VisualBERT, and COCO 5K from it     -> score_gpu.json
 #     plan    constants of `imagebert plan`, and what a checkpoint costs          -> calibrate_gpu.json
 #
-# The last four need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
+# The last five need deepspeed and lmdb. Where they are not installed, WHEELS names a folder that holds them:
 #     DS_BUILD_OPS=0 pip wheel --no-deps --no-build-isolation -w WHEELS deepspeed
 #     pip download --only-binary :all: --python-version 3.12 --no-deps -d WHEELS lmdb hjson pydantic pydantic-core \
 #         annotated-types typing-inspection liger-kernel isal msgpack
@@ -36,7 +37,7 @@ logged() {
     }
 }
 
-for part in ${*:-tests ops base large feed plan}; do
+for part in ${*:-tests ops base large feed score plan}; do
     echo "== $part"
     case $part in
     tests)
@@ -68,12 +69,17 @@ for part in ${*:-tests ops base large feed plan}; do
             --json "$OUT/feed_gpu.json"
         cat "$OUT/feed.log"
         ;;
+    score)
+        logged 520 score "$PYTHON" -m benchmarks.score --model base --mix real full --turns 2 \
+            --json "$OUT/score_gpu.json"
+        cat "$OUT/score.log"
+        ;;
     plan)
         logged 520 plan "$PYTHON" -m benchmarks.calibrate --json "$OUT/calibrate_gpu.json"
         cat "$OUT/plan.log"
         ;;
     *)
-        echo "$part is no part: give some of tests, ops, base, large, feed, plan" >&2
+        echo "$part is no part: give some of tests, ops, base, large, feed, score, plan" >&2
         exit 2
         ;;
     esac

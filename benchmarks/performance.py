@@ -38,6 +38,8 @@ def render() -> str:
     return environment.get_template("performance.md.j2").render(
         train=_result("train_cpu"),
         kept=_result("train_cpu_kept_memory"),
+        scored=[result for name in ("score_cpu", "score_gpu") if (result := _result(name))],
+        score_kept=_result("score_cpu_kept_memory"),
         feed=_result("feed_cpu"),
         soak=_result("feed_soak_cpu"),
         cold=_result("feed_cold_cpu"),

@@ -95,7 +95,7 @@ def measure(mix: str, parsed: argparse.Namespace) -> dict[str, Any]:
         candidates: dict[str, Candidate] = {
             **{
                 "imagebert" + (f", {t} tokens" if parsed.tokens else ""): (
-                    lambda t=t: score_all(PairScorer(model, corpus, corpus, LIMITS, DEVICE, t), images, captions, ""),
+                    lambda t=t: score_all(PairScorer(model, corpus, corpus, LIMITS, DEVICE, t), images, captions),
                     len(pairs[0]),
                 )
                 for t in parsed.tokens or [None]
@@ -154,7 +154,7 @@ def imagebert(shape: Model, corpus: Corpus) -> ImageBertForImageTextRetrieval:
 def one_at_a_time(model: ImageBertForImageTextRetrieval, corpus: Corpus) -> float:
     """The largest difference of a score from the plain forward of its pair alone, in float32."""
     images, captions = np.arange(4), np.arange(16)
-    scores = score_all(PairScorer(model, corpus, corpus, LIMITS, torch.device("cpu")), images, captions, "error")
+    scores = score_all(PairScorer(model, corpus, corpus, LIMITS, torch.device("cpu")), images, captions)
     packer, one = Packer(corpus, LIMITS), np.ones(1, np.int64)
     expected = [
         [model(packer.pack(Samples(i * one, c * one, one, one), Arena())).item() for c in captions] for i in images

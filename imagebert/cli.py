@@ -288,20 +288,25 @@ def _add_data(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--regions", metavar="STORE", help="region store")
     parser.add_argument("--pairs", metavar="STORE", help="pair store")
     parser.add_argument("--split", default=split, help="split of the pair store (%(default)s)")
-    parser.add_argument("--max-regions", type=_positive, default=100, help="regions fed per image (%(default)s)")
-    parser.add_argument("--max-words", type=_positive, default=41, help="word pieces fed per caption (%(default)s)")
+    parser.add_argument("--max-regions", type=_positive, metavar="N", help="regions fed per image (the run's, or 100)")
+    parser.add_argument("--max-words", type=_positive, metavar="N", help="word pieces per caption (the run's, or 41)")
     parser.add_argument("--no-whole-image", action="store_true", help="leave the whole-image region out")
 
 
 def _data(parsed: argparse.Namespace) -> tuple[SourceConfig, Any]:
-    from imagebert.feed.packer import Limits
+    """The corpus that is named, and what of it is fed: what the model's run fed, unless that is said."""
+    from dataclasses import replace
+
+    from imagebert.retrieval.evaluation import run_limits
 
     if parsed.regions is None or parsed.pairs is None:
         raise UsageError("name the data with --regions STORE and --pairs STORE")
-    limits = Limits(
-        max_regions=parsed.max_regions,
-        max_words=parsed.max_words,
-        whole_image=not parsed.no_whole_image,
+    limits = run_limits(parsed.model)
+    limits = replace(
+        limits,
+        max_regions=parsed.max_regions or limits.max_regions,
+        max_words=parsed.max_words or limits.max_words,
+        whole_image=limits.whole_image and not parsed.no_whole_image,
     )
     return SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split), limits
 
@@ -748,7 +753,8 @@ def _finder(parsed: argparse.Namespace) -> tuple[Any, Any]:
     from imagebert.data.pairs import PairStore
     from imagebert.data.regions import RegionStore
     from imagebert.model.initialization import find_model
-    from imagebert.retrieval.search import Finder, run_limits
+    from imagebert.retrieval.evaluation import run_limits
+    from imagebert.retrieval.search import Finder
 
     store = RegionStore(parsed.store)
     captions = PairStore(parsed.pairs) if parsed.pairs is not None else None
@@ -801,8 +807,9 @@ def _ladder(parsed: argparse.Namespace) -> int:
         print("stopped; the same command goes on from here")
         return STOPPED
     if distributed.rank() == 0:
+        console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width
         for table in tables(figures):
-            Console().print(table)
+            console.print(table)
         _write_json(parsed.json, figures)
     return 0
 

@@ -22,6 +22,7 @@ from imagebert.launch import Launch, discover
 
 _launch = Launch(0, 1, 0, "alone", None)
 _store: Store | None = None
+_queues = 0  # so many were begun, on every rank
 _hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the default one is gloo's
 
 
@@ -113,18 +114,18 @@ def gather(text: str) -> list[str]:
     return [bytes(part.tolist()).rstrip(b"\0").decode() for part in parts]
 
 
-def queue(name: str) -> Iterator[int]:
-    """0, 1, 2, ... without end, each number on one rank only: work that goes to whoever is free.
+def queue() -> Iterator[int]:
+    """0, 1, 2, ... without end, each number on one rank only: work for whoever is free. Called by all ranks."""
+    global _queues
+    _queues += 1
+    return itertools.count() if _launch.world_size == 1 else _shared_count(f"queue/{_queues}")
 
-    Args:
-        name: another one for each piece of work
-    """
-    if _launch.world_size == 1:
-        yield from itertools.count()
+
+def _shared_count(key: str) -> Iterator[int]:
     assert _store is not None
     while True:
         with _naming_lost_ranks():
-            number = _store.add(f"queue/{name}", 1) - 1
+            number = _store.add(key, 1) - 1
         yield number
 
 

@@ -18,7 +18,10 @@ GATES = {
     "h5py": {"imagebert/data/readers/hdf5.py"},
     "msgpack": {"imagebert/data/readers/lmdbs.py"},
     "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/decoding.py"},
-    "pyarrow": {"imagebert/data/captions.py"},
+    "pyarrow": {"imagebert/data/captions.py", "imagebert/retrieval/queries.py"},
+    "faiss": {"imagebert/retrieval/candidates.py"},
+    "starlette": {"imagebert/retrieval/serve.py"},
+    "uvicorn": {"imagebert/retrieval/serve.py"},
 }
 
 

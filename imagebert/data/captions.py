@@ -1,7 +1,6 @@
 """Captions as projects publish them: COCO and Karpathy's JSON, Flickr's token files, Conceptual Captions, SBU, tables.
 
 Each reader gives one Line a caption; what is wrong with one is said in it, so that it can be counted or be an error.
-The gate of pyarrow.
 """
 
 from __future__ import annotations
@@ -218,11 +217,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 def _parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError(f"Parquet files need pyarrow ({error}): pip install imagebert[formats]") from None
+    import pyarrow  # half a second that other files need not wait for
+    from pyarrow import parquet
+
     try:
         file = parquet.ParquetFile(path)
         there = set(file.schema_arrow.names)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from imagebert import distributed
-from imagebert.config import UsageError
+from imagebert.config import UsageError, load_recipe
 from imagebert.data.corpus import Corpus, Items
 from imagebert.data.folder import file_digest, make_folder
 from imagebert.feed.packer import Limits
@@ -36,6 +36,7 @@ from imagebert.retrieval.paper import paper_row
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.queries import write_queries
 from imagebert.retrieval.scoring import PairScorer, find_precision
+from imagebert_kernels import backend
 
 
 def load_model(folder: Path, items: Items) -> ImageBertForImageTextRetrieval:
@@ -63,6 +64,19 @@ def load_model(folder: Path, items: Items) -> ImageBertForImageTextRetrieval:
     return model
 
 
+def run_limits(model: Path) -> Limits:
+    """What was fed of a pair in the run that made a model; the paper's 100 regions and 41 words where it does not say.
+
+    Args:
+        model: a run's folder, or a model's
+    """
+    for folder in (model, model.parent):
+        if (folder / "config.yaml").is_file():
+            data = load_recipe(str(folder / "config.yaml")).data
+            return Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
+    return Limits(max_regions=100, max_words=41, whole_image=True)
+
+
 def kind_of(folder: Path) -> str:
     """zero-shot or fine-tuned: whether the model was trained for retrieval alone."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
@@ -72,7 +86,15 @@ def kind_of(folder: Path) -> str:
 def make_scorer(
     folder: Path, images: Items, texts: Items, limits: Limits, device: torch.device, precision: str = "auto"
 ) -> PairScorer:
-    """A model folder as a scoring function."""
+    """A model folder as a scoring function.
+
+    Raises:
+        UsageError: as `load_model` does, or IMAGEBERT_KERNELS is wrong here.
+    """
+    try:
+        backend.choose("auto", device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     model = load_model(folder, texts).to(find_precision(precision, device))
     return PairScorer(model, images, texts, limits, device)
 

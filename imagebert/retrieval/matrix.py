@@ -109,15 +109,11 @@ def score_tiles(
         yield read(*before)
 
 
-def score_all(scorer: Scorer, images: Numbers, captions: Numbers, name: str) -> NDArray[np.float32]:
-    """The matrix [len(images), len(captions)] on every rank, shared out among them, in memory: for small ones.
-
-    Args:
-        name: another one for each call, where there are several ranks
-    """
+def score_all(scorer: Scorer, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
+    """The matrix [len(images), len(captions)] on every rank, shared out among them, in memory: for small ones."""
     which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
     scores = np.zeros((len(images), len(captions)), np.float32)
-    for number, values, _ in score_tiles(scorer, images, captions, which, distributed.queue(name)):
+    for number, values, _ in score_tiles(scorer, images, captions, which, distributed.queue()):
         scores[np.ix_(*which[number])] = values
     if distributed.world_size() > 1:
         scores = np.array(distributed.total(scores.ravel().tolist()), np.float32).reshape(scores.shape)
@@ -215,7 +211,7 @@ def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path)
     numbers = np.flatnonzero(finished == 0)
     seconds = 0.0
     with distributed.together(), _Bar(ledger, which, left, enabled=main) as bar:
-        scored = score_tiles(scorer, images, captions, left, distributed.queue(f"{out}/{len(left)}"))
+        scored = score_tiles(scorer, images, captions, left, distributed.queue())
         ledger.append((s._replace(number=int(numbers[s.number])) for s in scored), bar.tell)
     with distributed.together():
         if main:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from imagebert.config import UsageError, load_recipe
+from imagebert.config import UsageError
 from imagebert.data.corpus import LooseItems, StoreImages
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
@@ -24,9 +24,9 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 from imagebert.model.attention_maps import word_region_attention
 from imagebert.retrieval.candidates import nearest
-from imagebert.retrieval.evaluation import load_model
+from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.pictures import Pictures
-from imagebert.retrieval.scoring import PairScorer, find_precision
+from imagebert.retrieval.scoring import PairScorer
 
 # Scored for a query, where the model has vectors that find them and there are more.
 CANDIDATES = 200
@@ -68,19 +68,6 @@ class Explanation(NamedTuple):
         return shown
 
 
-def run_limits(model: Path) -> Limits:
-    """What was fed of a pair in the run that made a model; the paper's 100 regions and 41 words where it does not say.
-
-    Args:
-        model: a run's folder, or a model's
-    """
-    for folder in (model, model.parent):
-        if (folder / "config.yaml").is_file():
-            data = load_recipe(str(folder / "config.yaml")).data
-            return Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
-    return Limits(max_regions=100, max_words=41, whole_image=True)
-
-
 class Finder:
     """A model over the images of a region store, and over captions where there are some.
 
@@ -103,11 +90,10 @@ class Finder:
         self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model)
         self.store, self.limits = store, limits
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._images = StoreImages(store, self.tokenizer)
-        self.model = load_model(model, self._images).to(find_precision(precision, device))
         nothing = self._loose([store.read(0)], [[self.tokenizer.unk_id]])
         # Two, so that neither forgets its side: images that queries are asked of, captions that pictures are shown to.
-        self._by_text = PairScorer(self.model, self._images, nothing, limits, device)
+        self._by_text = make_scorer(model, StoreImages(store, self.tokenizer), nothing, limits, device, precision)
+        self.model = self._by_text.model
         self._by_image = PairScorer(self.model, nothing, nothing, limits, device)
         self._vectors: NDArray[np.float32] | None = None
         self.captions: list[str] = []

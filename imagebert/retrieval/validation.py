@@ -41,7 +41,7 @@ class Validation:
     def __call__(self, step: int) -> Iterator[tuple[str, float]]:
         # What was encoded with the weights before is of no use.
         scorer = PairScorer(self.model, self._corpus, self._corpus, self._limits, distributed.device())
-        scores = score_all(scorer, self._images, self._captions, f"validation after step {step}")
+        scores = score_all(scorer, self._images, self._captions)
         ranks = rank(scores, self._corpus.caption_image[self._captions])
         figures = {"ir": recalls(ranks.image_retrieval), "tr": recalls(ranks.text_retrieval)}
         for way, values in figures.items():

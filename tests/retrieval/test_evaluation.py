@@ -120,7 +120,7 @@ def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path
     assert done < whole.nbytes
     corpus = Corpus([big])
     scorer = PairScorer(make_model(), corpus, corpus, LIMITS, torch.device("cpu"))
-    np.testing.assert_allclose(whole, score_all(scorer, np.arange(120), np.arange(360), ""), atol=1e-5)
+    np.testing.assert_allclose(whole, score_all(scorer, np.arange(120), np.arange(360)), atol=1e-5)
 
 
 def test_zero_shot_scores_with_the_pretrained_head(source: SourceConfig, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def test_ranks_share_the_tiles_in_memory_too(monkeypatch: pytest.MonkeyPatch) ->
         yield from [n for n in range(which) if n % 3 == 0] if rank == 0 else [n for n in range(which) if n % 3]
 
     for rank in range(2):
-        monkeypatch.setattr(matrix.distributed, "queue", lambda name, rank=rank: numbers(rank))
-        parts.append(score_all(Counting(), np.arange(150), np.arange(170), "x"))
+        monkeypatch.setattr(matrix.distributed, "queue", lambda rank=rank: numbers(rank))
+        parts.append(score_all(Counting(), np.arange(150), np.arange(170)))
     assert ((parts[0] == 0) | (parts[1] == 0)).all()
     np.testing.assert_array_equal(parts[0] + parts[1], EXPECTED)
 

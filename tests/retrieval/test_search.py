@@ -18,7 +18,8 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 from imagebert.model import ImageBertForImageTextRetrieval
 from imagebert.model.attention_maps import word_region_attention
-from imagebert.retrieval.search import Finder, run_limits
+from imagebert.retrieval.evaluation import run_limits
+from imagebert.retrieval.search import Finder
 from tests.retrieval.scenes import Scenes, write_scenes
 from tests.retrieval.test_scoring import make_model
 
