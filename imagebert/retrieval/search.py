@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import track
 
 from imagebert.config import UsageError
 from imagebert.data.corpus import LooseItems, StoreImages
+from imagebert.data.folder import file_digest
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.regions import RegionStore
@@ -27,6 +35,8 @@ from imagebert.retrieval.candidates import nearest
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.scoring import PairScorer
+
+log = logging.getLogger(__name__)
 
 # Scored for a query, where the model has vectors that find them and there are more.
 CANDIDATES = 200
@@ -88,7 +98,7 @@ class Finder:
         precision: str = "auto",
     ) -> None:
         self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model)
-        self.store, self.limits = store, limits
+        self._folder, self.store, self.limits = model, store, limits
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nothing = self._loose([store.read(0)], [[self.tokenizer.unk_id]])
         # Two, so that neither forgets its side: images that queries are asked of, captions that pictures are shown to.
@@ -137,11 +147,36 @@ class Finder:
         numbers = np.arange(len(self.store))
         if len(numbers) > CANDIDATES and self.model.dual is not None:
             if self._vectors is None:
-                self._vectors = self._by_text.image_vectors(numbers)
+                self._vectors = self._index(numbers)
             numbers = nearest(self._by_text.text_vectors(np.zeros(1, np.int64)), self._vectors, CANDIDATES)[0]
         scores = self._by_text(numbers, np.zeros_like(numbers))
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(numbers[i]), self.store.key(int(numbers[i])), float(scores[i])) for i in best]
+
+    def _index(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of all images [I, D]: computed once for a model and a store, and kept beside the model."""
+        path = self._folder / "index" / f"{self._identity()}.npy"
+        if path.is_file():
+            with suppress(OSError, ValueError):
+                kept: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+                if len(kept) == len(numbers):
+                    return kept
+        parts = np.array_split(numbers, max(1, len(numbers) // 1000))
+        console = Console(stderr=True)
+        vectors = np.concatenate([self._by_text.image_vectors(p) for p in track(parts, "Indexing", console=console)])
+        try:
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix(f".part{os.getpid()}.npy")
+            np.save(part, vectors, allow_pickle=False)
+            os.replace(part, path)
+        except OSError as error:
+            log.warning("the index cannot be kept in %s (%s): it is made again next time", path.parent, error.strerror)
+        return vectors
+
+    def _identity(self) -> str:
+        shards = [shard.get("sha256", shard["bytes"]) for shard in self.store.shards]
+        what = [file_digest(self._folder / "model.safetensors"), shards, vars(self.limits)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def texts(self, record: RegionRecord, top: int) -> list[Hit]:
         """The best captions for the regions of a picture.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_candidates_come_first_where_there_are_many(scenes: Scenes, monkeypatch:
     finder._by_text.ask(finder._loose([finder.store.read(0)], [query.pieces]))
     products = finder._by_text.image_vectors(np.arange(9)) @ finder._by_text.text_vectors(np.zeros(1, int))[0]
     assert {hit.number for hit in hits} == set(np.argsort(-products)[:4].tolist())
+    # The index is kept, and made again where it is of something else.
+    (index,) = (scenes.folder / "dual" / "index").iterdir()
+    np.save(index, -np.load(index))
+    again = Finder(scenes.folder / "dual", RegionStore(scenes.folder / "regions"), LIMITS)
+    assert {hit.number for hit in again.images(query, top=9)} == set(np.argsort(products)[:4].tolist())
+    other = Finder(scenes.folder / "dual", RegionStore(scenes.folder / "regions"), replace(LIMITS, max_regions=3))
+    other.images(query, top=9)
+    assert len(list(index.parent.iterdir())) == 2
 
 
 def test_queries_that_cannot_be_answered(scenes: Scenes, finder: Finder) -> None:
