@@ -629,7 +629,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from imagebert import distributed
     from imagebert.data.corpus import Corpus
     from imagebert.model.initialization import find_model
-    from imagebert.retrieval.evaluation import Evaluation, report, score
+    from imagebert.retrieval.evaluation import Evaluation, check_candidates, report, score
     from imagebert.retrieval.pictures import Pictures
 
     dataset = _named_dataset(parsed)
@@ -642,8 +642,12 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     folds = parsed.folds or dataset or 1
     check_folds(images, folds)
     evaluation = Evaluation(model, parsed.model / "evaluation", corpus, limits, source.split, images, parsed.precision)
+    if parsed.candidates:
+        check_candidates(evaluation, folds, parsed.embeddings)
     folder, result = score(evaluation, parsed.out)
-    if result is not None:
+    with distributed.together():  # srun ends what is left some seconds after the first process is done
+        if result is None:
+            return 0
         figures = report(evaluation, folder, result, folds, pictures, parsed.candidates, parsed.embeddings)
         _recall_table(figures, figures["paper"])
         rate = figures["pairs"] / figures["seconds_scoring"]

@@ -21,7 +21,7 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from imagebert import distributed
-from imagebert.config import SourceConfig, UsageError, build, load_recipe, read_yaml, to_plain
+from imagebert.config import SourceConfig, UsageError, build, differences, load_recipe, read_yaml, to_plain
 from imagebert.data.corpus import Corpus
 from imagebert.feed.packer import Limits
 from imagebert.retrieval.evaluation import Evaluation, report, score
@@ -108,7 +108,12 @@ def climb(
         data: what {data} stands for in the ladder's file
         overrides: key=value for every run
         only: this rung, and what it starts from
+
+    Raises:
+        UsageError: no such rung, or what is there was trained by another recipe.
     """
+    if only is not None and only not in [rung.name for rung in ladder.rungs]:
+        raise UsageError(f"no rung {only!r}: there are {', '.join(rung.name for rung in ladder.rungs)}")
     console = Console(stderr=True)
     source = _located(ladder.evaluate, data)
     rungs: list[dict[str, Any]] = []
@@ -136,8 +141,8 @@ def climb(
         "rungs": rungs,
         "relations": _relations(ladder, rungs),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if only is None:
+        (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
 
@@ -153,8 +158,6 @@ def _train(
     if this.start is not None and not _train(ladder, this.start, out, data, seeds, seed, overrides):
         return False
     folder = run_folder(out, seeds, seed, name)
-    if (folder / "model" / "config.json").is_file():
-        return True
     settings = [f"output={folder}", f"seed={seed}", *this.set]
     if this.sources:
         sources = [to_plain(_located(source, data)) for source in this.sources]
@@ -162,7 +165,16 @@ def _train(
     if this.start is not None:
         settings.append(f"model.initialize_from={run_folder(out, seeds, seed, this.start)}")
         settings.append("model.preset=null")
-    return run(load_recipe(this.recipe, [*settings, *overrides]), make_evaluator=Validation).finished
+    config = load_recipe(this.recipe, [*settings, *overrides])
+    # Rank 0 decides: on a shared disk the others may look too early.
+    main = distributed.rank() == 0
+    (there,) = distributed.total([main and (folder / "model" / "config.json").is_file()])
+    if not there:
+        return run(config, make_evaluator=Validation).finished
+    changed = differences(to_plain(load_recipe(str(folder / "config.yaml"))), to_plain(config))
+    if changed:
+        raise UsageError(f"{folder} was trained by another recipe ({'; '.join(changed)}): give another --out")
+    return True
 
 
 def _evaluate(ladder: Ladder, rung: Rung, folder: Path, source: SourceConfig) -> dict[str, Any] | None:

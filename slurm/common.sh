@@ -279,7 +279,12 @@ finish() {
     fi
     ((code != 2)) || wrong "the call is wrong, see above: not requeued"
     if ((code != 75)); then
-        newest=$(find "$RUN/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1)
+        # How far it has come: the newest checkpoint, or what the script says.
+        if declare -F progress >/dev/null; then
+            newest=$(progress)
+        else
+            newest=$(find "$RUN/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1)
+        fi
         read -r failures before 2>/dev/null <"$counter" || failures=0
         [[ $before == "${newest##*/}" ]] || failures=0
         failures=$((failures + 1))

@@ -32,6 +32,9 @@ prepare() {
     REGIONS=("$DATA/$DATASET/regions") PAIRS=("$DATA/$DATASET/pairs")
     ((${#OVERRIDES[@]} == 0)) || wrong "evaluate.sh takes no ${OVERRIDES[0]}: a model says itself what it is"
 }
+progress() { # a job that adds scores may fail again
+    find "$RUN/evaluation" -name '*.tiles' -printf '%s\n' 2>/dev/null | awk '{ n += $1 } END { print n + 0 }'
+}
 work() {
     local evaluate=(imagebert evaluate "$FROM" --regions "${REGIONS[0]}" --pairs "${PAIRS[0]}" --split "$SPLIT")
     launch "${evaluate[@]}" --json "$FROM/recall-$DATASET-$SPLIT.json" || return

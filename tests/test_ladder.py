@@ -61,11 +61,16 @@ def test_runs_start_from_each_other_and_seeds_are_compared(tmp_path: Path, capsy
     # What is there is not trained again.
     models = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("model.safetensors")}
     assert len(models) == 6
-    assert main([*call, "--seeds", "3"]) == 0
+    assert main([*call, "--seeds", "3", "data.max_regions=5"]) == 0
     assert models == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("model.safetensors")}
+    # What another recipe trained is not passed off as this one's.
+    assert main([*call, "--seeds", "3", "data.max_regions=4"]) == 2
+    assert "was trained by another recipe (data.max_regions: 5 -> 4)" in capsys.readouterr().err
+    assert main([*call, "--only", "six steps"]) == 2
+    assert "there are two steps, five steps" in capsys.readouterr().err
     # One rung, one seed: with what it starts from, in folders without the seed's name.
     assert main([*call[:-1], str(tmp_path / "one"), "--only", "five steps"]) == 0
-    assert {p.name for p in (tmp_path / "one").iterdir()} == {"short", "long", "ladder.json"}
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {"short", "long"}
 
 
 def test_asked_to_stop_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,9 @@ class Plan:
         assert value is not None
         if value < least:
             raise UsageError(
-                f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation): raise it to "
-                f"{least} or more, or lower schedule.accumulation or the number of ranks"
+                f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation)"
+                f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
+                f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
             )
         self.key = stage_key(seed, stage)
         self.caption_image = caption_image

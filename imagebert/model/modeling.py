@@ -245,13 +245,21 @@ class MlmHead(nn.Module):
         return loss
 
 
+class Score(nn.Linear):
+    """In float32 at least: in bf16 high scores would tie, and ties are lost (retrieval/metrics.py)."""
+
+    def forward(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
 class ItmHead(nn.Module):
     """[CLS] to one score (paper, section 4), through BERT's pooler where the configuration says so."""
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.use_pooler else None
-        self.score = nn.Linear(config.hidden_size, 1)
+        self.score = Score(config.hidden_size, 1)
 
     def forward(self, cls: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit of each pair matching."""

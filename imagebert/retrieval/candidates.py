@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def read_embeddings(path: Path, keys: list[str], texts: list[str]) -> Embeddings
         with np.load(path, allow_pickle=False) as file:
             images, captions = (np.asarray(file[name], np.float32) for name in ("images", "captions"))
             image_keys, caption_texts = file["image_keys"].tolist(), file["caption_texts"].tolist()
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as error:
         raise UsageError(
             f"--embeddings {path}: {error}; give an .npz with images, captions, image_keys and caption_texts"
         ) from None

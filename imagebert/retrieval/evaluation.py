@@ -34,8 +34,8 @@ from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
 from imagebert.retrieval.metrics import rank_folds, summarize
 from imagebert.retrieval.paper import paper_row
 from imagebert.retrieval.pictures import Pictures
-from imagebert.retrieval.queries import write_queries
-from imagebert.retrieval.scoring import PairScorer, find_precision
+from imagebert.retrieval.queries import in_folds, write_queries
+from imagebert.retrieval.scoring import NO_DUAL, PairScorer, find_precision
 from imagebert_kernels import backend
 
 
@@ -114,6 +114,11 @@ class Evaluation(NamedTuple):
     def captions(self) -> Any:
         return np.flatnonzero(self.corpus.caption_image < self.images)
 
+    def names(self) -> tuple[list[str], list[str]]:
+        """The images' keys and the captions' texts."""
+        keys = [self.corpus.image_key(i) for i in range(self.images)]
+        return keys, [self.corpus.text(c) for c in self.captions]
+
     def identity(self) -> dict[str, Any]:
         weights = self.model / "model.safetensors"
         return {
@@ -190,6 +195,20 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; name a folder with --out") from None
 
 
+def check_candidates(evaluation: Evaluation, folds: int, embeddings: Path | None) -> None:
+    """Before hours of scoring: can candidates be found afterwards?
+
+    Raises:
+        UsageError: there are no vectors, or they do not fit; or it is counted in folds.
+    """
+    if folds > 1:
+        raise UsageError("--candidates are of all images: leave the folds out (coco in place of coco1k)")
+    if embeddings is not None:
+        read_embeddings(embeddings, *evaluation.names())
+    elif not ImageBertConfig.from_pretrained(evaluation.model).dual_size:
+        raise UsageError(NO_DUAL)
+
+
 def report(
     evaluation: Evaluation,
     folder: Path,
@@ -216,8 +235,7 @@ def report(
         "pairs": matrix.scores.size,
         "seconds_scoring": result.seconds,
     }
-    keys = [corpus.image_key(i) for i in range(evaluation.images)]
-    texts = [corpus.text(c) for c in evaluation.captions]
+    keys, texts = evaluation.names()
     if candidates is not None:
         device = distributed.device()
         scorer = make_scorer(evaluation.model, corpus, corpus, evaluation.limits, device, evaluation.precision)
@@ -227,5 +245,5 @@ def report(
         figures["two_step"] = {**found, "speed_up": result.seconds / found["seconds"]}
     write_queries(folder, matrix, ranked, keys, texts)
     write_failures(folder, figures, matrix, ranked, keys, texts, pictures)
-    (folder / "recall.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    in_folds(folder / "recall.json", folds).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures

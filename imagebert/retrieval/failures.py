@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import Fold
 from imagebert.retrieval.pictures import Pictures
+from imagebert.retrieval.queries import in_folds
 
 FILE = "failures.html"
 _SHOWN, _FOUND, _PIXELS = 20, 5, 220
@@ -75,5 +76,6 @@ def write_failures(
     page = environment.get_template("failures.html.j2").render(
         figures=figures, by_text=text_queries, by_image=image_queries
     )
-    (folder / FILE).write_text(page, encoding="utf-8")
-    return folder / FILE
+    path = in_folds(folder / FILE, len(folds))
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -109,12 +109,19 @@ def score_tiles(
         yield read(*before)
 
 
-def score_all(scorer: Scorer, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
-    """The matrix [len(images), len(captions)] on every rank, shared out among them, in memory: for small ones."""
+def score_all(
+    scorer: Scorer, images: Numbers, captions: Numbers, tick: Callable[[], None] = lambda: None
+) -> NDArray[np.float32]:
+    """The matrix [len(images), len(captions)] on every rank, shared out among them, in memory: for small ones.
+
+    Args:
+        tick: called after each tile
+    """
     which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
     scores = np.zeros((len(images), len(captions)), np.float32)
     for number, values, _ in score_tiles(scorer, images, captions, which, distributed.queue()):
         scores[np.ix_(*which[number])] = values
+        tick()
     if distributed.world_size() > 1:
         scores = np.array(distributed.total(scores.ravel().tolist()), np.float32).reshape(scores.shape)
     return scores
@@ -171,7 +178,7 @@ class Ledger:
         """Puts the matrix together; returns the seconds of scoring, summed over ranks and calls.
 
         Raises:
-            OSError: a tile is missing.
+            OSError: a tile is missing, or there is no room.
         """
         found = self.read()
         if len(found) < len(self._tiles):
@@ -180,6 +187,8 @@ class Ledger:
             )
         part = path.with_suffix(".part")
         matrix = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        with part.open("r+b") as whole:  # a mapped file that finds no room later ends the process
+            os.posix_fallocate(whole.fileno(), 0, part.stat().st_size)
         for number, (file, at, _) in found.items():
             rows, columns = self._tiles[number]
             values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at)

@@ -23,14 +23,17 @@ from imagebert.retrieval.metrics import NAMES, Fold, Ranks, blocks, bootstrap
 FILE = "queries.parquet"
 
 
-def best_wrong(matrix: ScoreMatrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The best-scoring image that is not the caption's own [captions], and the best wrong caption [images]."""
+def best_wrong(matrix: ScoreMatrix, folds: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The best wrong image of its fold for each caption [captions], and the best wrong caption for each image."""
     scores, caption_image = matrix
     images, captions = scores.shape
+    fold_of = np.arange(images) // (images // folds)
     for_text, highest = np.zeros(captions, np.int64), np.full(captions, -np.inf)
     for_image = np.zeros(images, np.int64)
     for start, part in blocks(scores):
-        wrong = np.where(caption_image == np.arange(start, start + len(part))[:, None], -np.inf, part)
+        here = np.arange(start, start + len(part))[:, None]
+        left_out = (caption_image == here) | (fold_of[caption_image] != fold_of[here])
+        wrong = np.where(left_out, -np.inf, part)
         for_image[start : start + len(part)] = wrong.argmax(axis=1)
         at = wrong.argmax(axis=0)
         value = wrong[at, np.arange(captions)]
@@ -47,7 +50,7 @@ def write_queries(folder: Path, matrix: ScoreMatrix, folds: Sequence[Fold], keys
     for fold in folds:
         ranks.image_retrieval[fold.captions] = fold.ranks.image_retrieval
         ranks.text_retrieval[fold.start : fold.start + len(fold.ranks.text_retrieval)] = fold.ranks.text_retrieval
-    for_text, for_image = best_wrong(matrix)
+    for_text, for_image = best_wrong(matrix, len(folds))
     own = np.array([scores[i, c] for c, i in enumerate(caption_image.tolist())], np.float32)
     best = np.zeros(images, np.int64)  # of each image its best caption
     for caption in np.argsort(own, kind="stable").tolist():
@@ -66,8 +69,14 @@ def write_queries(folder: Path, matrix: ScoreMatrix, folds: Sequence[Fold], keys
             *(float(scores[i, c]) for i, c in enumerate(for_image.tolist())),
         ],
     }
-    parquet.write_table(pa.table(columns), folder / FILE)
-    return folder / FILE
+    path = in_folds(folder / FILE, len(folds))
+    parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def in_folds(path: Path, folds: int) -> Path:
+    """Another name for what is counted in folds: it stands beside what is counted as a whole."""
+    return path if folds == 1 else path.with_stem(f"{path.stem}-{folds}-folds")
 
 
 def read_folds(folder: Path) -> tuple[list[Fold], list[tuple[str, str]]]:
@@ -77,6 +86,8 @@ def read_folds(folder: Path) -> tuple[list[Fold], list[tuple[str, str]]]:
         UsageError: there is none.
     """
     path = folder / FILE if folder.is_dir() else folder
+    if not path.is_file() and len(found := list(folder.glob("queries-*-folds.parquet"))) == 1:
+        path = found[0]
     try:
         table = parquet.read_table(path, columns=["query", "image", "caption", "fold", "rank"]).to_pydict()
     except (OSError, pa.ArrowException, KeyError) as error:

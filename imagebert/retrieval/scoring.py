@@ -33,6 +33,12 @@ ScoreFunction = Callable[[Numbers, Numbers], NDArray[np.float32]]
 TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
+NO_DUAL = (
+    "the model has no dual head to find candidates with: train one (model.dual_size=256 retrieval.dual=1), or bring "
+    "vectors with --embeddings"
+)
+
+
 class PairScorer:
     """An ImageBERT as a scoring function of image numbers in `images` and caption numbers in `texts`.
 
@@ -69,7 +75,7 @@ class PairScorer:
 
     def ask(self, texts: Items) -> None:
         """From now on, caption numbers are those of `texts`; nothing of the images is computed again."""
-        packer = Packer(texts, replace(self.limits, max_regions=0))
+        packer = Packer(texts, replace(self.limits, max_regions=0, mark_whole_image=False))
         self._texts = _Side(self, packer, slice(1, None), self._memory)
 
     @property
@@ -98,7 +104,7 @@ class PairScorer:
         order = np.argsort(-counts.sum(axis=1), kind="stable")
         scores = torch.empty(len(order), dtype=torch.float32, device=self.device)
         for rows in self.batches(order, counts.sum(axis=1)):
-            scores[torch.from_numpy(rows).to(self.device)] = self._score(sides, begins[rows], counts[rows]).float()
+            scores[self._sent(rows)] = self._score(sides, begins[rows], counts[rows]).float()
         return scores
 
     @torch.inference_mode()
@@ -117,10 +123,7 @@ class PairScorer:
 
     def _dual(self) -> DualHead:
         if self.model.dual is None:
-            raise UsageError(
-                "the model has no dual head to find candidates with: train one (model.dual_size=256 retrieval.dual=1), "
-                "or bring vectors with --embeddings"
-            )
+            raise UsageError(NO_DUAL)
         return self.model.dual
 
     def batches(self, order: Numbers, lengths: Numbers) -> Iterator[Numbers]:
@@ -131,14 +134,17 @@ class PairScorer:
 
     def _score(self, sides: Encoded, begins: Numbers, counts: Numbers) -> Tensor:
         ends = np.cumsum(counts)  # of each pair's image tokens, then of its text's, alternately
-        offsets = torch.from_numpy(begins.ravel() - (ends - counts.ravel())).to(self.device)
-        repeats = torch.from_numpy(counts.ravel()).to(self.device)
+        offsets, repeats = self._sent(begins.ravel() - (ends - counts.ravel())), self._sent(counts.ravel())
         total = int(ends[-1])
         rows = torch.arange(total, device=self.device)
         rows += torch.repeat_interleave(offsets, repeats, output_size=total)
-        cu_seqlens = torch.from_numpy(np.concatenate([[0], ends[1::2]]).astype(np.int32)).to(self.device)
+        cu_seqlens = self._sent(np.concatenate([[0], ends[1::2]]).astype(np.int32))
         pairs = Encoded(sides.hidden[rows], sides.first[rows])
         return self.model.score(pairs, cu_seqlens, int(counts.sum(axis=1).max()))
+
+    def _sent(self, values: NDArray[np.generic]) -> Tensor:
+        """On the device, without waiting for what it is at."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
 class _Side:
@@ -198,7 +204,8 @@ def _free_memory(device: torch.device) -> int:
 def find_precision(precision: str, device: torch.device) -> torch.dtype:
     """auto: bf16 on a GPU, as in training; float32 elsewhere. Scores are kept in float32 whatever it is."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if able else torch.float32
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision}: give auto, fp32 or bf16")
     return torch.bfloat16 if precision == "bf16" else torch.float32

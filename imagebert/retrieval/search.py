@@ -34,7 +34,7 @@ from imagebert.model.attention_maps import word_region_attention
 from imagebert.retrieval.candidates import nearest
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.pictures import Pictures
-from imagebert.retrieval.scoring import PairScorer
+from imagebert.retrieval.scoring import Numbers, PairScorer, ScoreFunction
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Finder:
             if self._vectors is None:
                 self._vectors = self._index(numbers)
             numbers = nearest(self._by_text.text_vectors(np.zeros(1, np.int64)), self._vectors, CANDIDATES)[0]
-        scores = self._by_text(numbers, np.zeros_like(numbers))
+        scores = _in_parts(self._by_text, numbers, np.zeros_like(numbers))
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(numbers[i]), self.store.key(int(numbers[i])), float(scores[i])) for i in best]
 
@@ -193,7 +193,7 @@ class Finder:
             )
         self._by_image.show(self._loose([record], [[]]))
         captions = np.arange(len(self.captions))
-        scores = self._by_image(np.zeros_like(captions), captions)
+        scores = _in_parts(self._by_image, np.zeros_like(captions), captions)
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(c), self.captions[c], float(scores[c])) for c in best]
 
@@ -227,6 +227,12 @@ class Finder:
         by_word = np.array([attention[r].mean(axis=0) for r in rows], np.float32).reshape(len(words), -1)
         names = ["whole image" if c == WHOLE_IMAGE else self.store.classes[c] for c in record.classes.tolist()]
         return Explanation(record, names, words, by_word)
+
+
+def _in_parts(score: ScoreFunction, images: Numbers, captions: Numbers, size: int = 256) -> NDArray[np.float32]:
+    """Scores [B] that need not fit into memory at once."""
+    cuts = range(size, len(images), size)
+    return np.concatenate([score(i, c) for i, c in zip(np.split(images, cuts), np.split(captions, cuts), strict=True)])
 
 
 def contact_sheet(hits: Sequence[Hit], pictures: Pictures, path: Path, columns: int = 5, size: int = 220) -> int:

@@ -35,6 +35,7 @@ _PAGE = Path(__file__).parent / "page"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
 
@@ -113,9 +114,8 @@ def make_app(finder: Finder, pictures: Pictures, extract: Extract | None, hosts:
         def work() -> dict[str, Any]:
             if extract is None:
                 raise UsageError("this server has no extractor: start it with --extractor to ask about pictures")
-            photograph = open_picture(data)
-            with lock:
-                record = extract(photograph)
+            with lock:  # one picture is decoded at a time, too
+                record = extract(open_picture(data))
                 hits = finder.texts(record, _SHOWN)
             names = [_class_name(finder.store.classes, c) for c in record.classes.tolist()]
             found = [{"text": h.name, "probability": h.probability} for h in hits]
@@ -164,7 +164,7 @@ async def _body(request: Request) -> bytes:
 
 
 class _SafeHeaders:
-    """Tells browsers to load nothing from elsewhere."""
+    """Tells browsers to load nothing from elsewhere, and refuses what a page from elsewhere asks."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -175,6 +175,10 @@ class _SafeHeaders:
                 message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
             await send(message)
 
+        headers = dict(scope.get("headers", []))
+        if headers.get(b"sec-fetch-site") == b"cross-site":
+            await Response("this page answers itself only", 403)(scope, receive, send)
+            return
         work: Awaitable[None] = self.app(scope, receive, with_headers if scope["type"] == "http" else send)
         await work
 

@@ -6,7 +6,7 @@ over ranks, compiled, or recorded in a graph. All ranks share the tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Validation:
     """R@K both ways, median ranks and R-sum on the first images of config.evaluation.sources.
 
     Raises:
-        UsageError: the data is missing, or of another kind than what is trained on.
+        UsageError: the data is missing, damaged, or of another kind than what is trained on.
     """
 
     def __init__(self, config: RunConfig, shape: ImageBertConfig, dtype: torch.dtype) -> None:
@@ -34,14 +34,16 @@ class Validation:
         self._corpus = Corpus(config.evaluation.sources)
         self._images = np.arange(min(config.evaluation.images, self._corpus.images))
         self._captions = np.flatnonzero(self._corpus.caption_image < len(self._images))
+        for image in self._images.tolist():
+            self._corpus.regions(image)  # a damaged record is told now, not after hours
         data = config.data
         self._limits = Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
         self.model = ImageBertForImageTextRetrieval(shape).to(distributed.device(), dtype)
 
-    def __call__(self, step: int) -> Iterator[tuple[str, float]]:
+    def __call__(self, alive: Callable[[], None]) -> Iterator[tuple[str, float]]:
         # What was encoded with the weights before is of no use.
         scorer = PairScorer(self.model, self._corpus, self._corpus, self._limits, distributed.device())
-        scores = score_all(scorer, self._images, self._captions)
+        scores = score_all(scorer, self._images, self._captions, alive)
         ranks = rank(scores, self._corpus.caption_image[self._captions])
         figures = {"ir": recalls(ranks.image_retrieval), "tr": recalls(ranks.text_retrieval)}
         for way, values in figures.items():

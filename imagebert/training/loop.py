@@ -99,7 +99,8 @@ def train(
             health.note(step, engine.skipped(), engine.gradient_norm(), sums)
             meter.count(pairs_fed, tokens_fed, waited)
             last, stopping = done == steps.stop, stop > 0 or done == steps.stop
-            evaluating = evaluate_every > 0 and (done % evaluate_every == 0 or done == steps.total)
+            # Who wishes to stop has no time for it; the run that goes on evaluates at its next turn.
+            evaluating = evaluate_every > 0 and (done == steps.total or (done % evaluate_every == 0 and stop == 0))
             logging = done % log_every == 0 or done == steps.total or evaluating
             save_due |= done % save_every == 0 or stopping
             if logging or save_due:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, differences, load_recipe, to_plain, to_yaml
+from imagebert.config import RunConfig, UsageError, build, differences, load_recipe, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import publish
 from imagebert.engine.checkpoints import Checkpoints, find_newest
@@ -63,8 +63,8 @@ class Evaluator(Protocol):
 
     model: nn.Module
 
-    def __call__(self, step: int) -> Iterable[tuple[str, float]]:
-        """Names and values to log. Collective."""
+    def __call__(self, alive: Callable[[], None]) -> Iterable[tuple[str, float]]:
+        """Names and values to log. Collective; calls `alive` now and then, as the watchdog wants."""
 
 
 # Makes one from the recipe, the model's shape and the type of its weights.
@@ -169,7 +169,7 @@ def _run(
         alive()
         begun = time.perf_counter()
         engine.copy_weights(evaluator.model)
-        yield from evaluator(step)
+        yield from evaluator(alive)
         took = time.perf_counter() - begun
         yield "recall/seconds", took
         # Since the evaluation before; resumed, the steps before this start took as long.
@@ -440,16 +440,17 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
         return 0, 0.0
     folder, manifest = newest
     state = manifest["state"]
-    changed = differences(state["config"], identity["config"]) + differences(
-        state["data"], identity["data"], "data of "
-    )
+    before = state["config"]
+    with suppress(UsageError):  # keys that it had not yet are as they are by default
+        before = to_plain(build(RunConfig, before, str(folder)))
+    changed = differences(before, identity["config"]) + differences(state["data"], identity["data"], "data of ")
     if changed:
         raise UsageError(
             f"{folder} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
             "or give another output folder"
         )
     engine.restore(Shards(folder, manifest["shards"]), manifest["counters"])
-    before, now = state["layout"], identity["layout"]
-    other = "".join(f", {key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
+    old, new = state["layout"], identity["layout"]
+    other = "".join(f", {key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key])
     log.info("resuming from %s%s", folder, other)
     return int(manifest["step"]), float(state["seconds"])

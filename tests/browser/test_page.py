@@ -195,6 +195,7 @@ def test_what_comes_from_elsewhere(server: str, scenes: Scenes) -> None:
     assert status == 200
     assert "default-src 'self'" in headers["content-security-policy"]
     assert ask(server + "/search?q=red", Host="evil.example")[0] == 400  # a name that was bent to this machine
+    assert ask(server + "/picture/0/large", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
     for path in ("/..%2f..%2fetc%2fpasswd", "/app.js%00", "/serve.py", "/picture/0/huge", "/picture/x/small"):
         assert ask(server + path)[0] == 404
     for path in ("/picture/99/small", "/regions/99?q=red", "/search?q=" + "a" * 600):

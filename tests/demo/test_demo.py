@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import imagebert.demo.corpus as corpus_module
-import imagebert.demo.run as run_module
+import imagebert.ladder as ladder_module
 from imagebert.config import RunConfig, load_recipe
 from imagebert.data.records import WHOLE_IMAGE
 from imagebert.data.regions import RegionStore
@@ -83,10 +84,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {name: (12, mixture) for name, (_, mixture) in corpus_module.SETS.items()}
     monkeypatch.setattr(corpus_module, "SETS", sets)
 
-    def short(name: str, overrides: list[str]) -> RunConfig:
+    def short(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         return load_recipe(name, [*overrides, "schedule.steps=20", "schedule.batch_size=4"])
 
-    monkeypatch.setattr(run_module, "load_recipe", short)
+    monkeypatch.setattr(ladder_module, "load_recipe", short)
 
 
 @pytest.mark.usefixtures("small")

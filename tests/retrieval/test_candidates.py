@@ -89,6 +89,16 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("content", [b"PK\x03\x04 no archive", b"", b"\x93NUMPY"])
+def test_files_that_are_no_vectors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(UsageError, match=r"give an \.npz with"):
+        read_embeddings(tmp_path / "e.npz", ["a"], ["x"])
+    np.save(tmp_path / "e.npy", np.ones(3))
+    with pytest.raises(UsageError, match=r"give an \.npz with"):
+        read_embeddings(tmp_path / "e.npy", ["a"], ["x"])
+
+
 def test_vectors_that_a_person_brings(tmp_path: Path) -> None:
     images = np.arange(6, dtype=np.float32).reshape(2, 3)
     found = read_embeddings(write(tmp_path / "e.npz", images=images), ["a", "b"], ["x", "y"])

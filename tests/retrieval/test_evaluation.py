@@ -176,6 +176,18 @@ def test_comparing_two(model: Path, source: SourceConfig, tmp_path: Path, capsys
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "few")]) == 2
     assert "asked different queries" in capsys.readouterr().err
+    # What is counted in folds stands beside what is counted as a whole, and looks within its fold only.
+    for name, folder in (("a", model), ("b", tmp_path / "other")):
+        assert call(folder, source, "--out", str(tmp_path / name), "--folds", "4") == 0
+    queries = [parquet.read_table(tmp_path / "a" / f"queries{n}.parquet").to_pylist() for n in ("", "-4-folds")]
+    assert max(q["rank"] for q in queries[1]) <= 18
+    assert max(q["rank"] for q in queries[0]) > 18
+    keys = [q["image"] for q in queries[1] if q["query"] == "image"]
+    for query in queries[1][:72]:
+        assert keys.index(query["best_wrong"]) // 6 == keys.index(query["image"]) // 6
+        assert (query["rank"] == 1) == (query["best_wrong_score"] < query["score"])
+    parts = [str(tmp_path / name / "queries-4-folds.parquet") for name in ("a", "b")]
+    assert main(["compare", *parts]) == 0
 
 
 def test_wrong_calls(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
@@ -183,6 +195,10 @@ def test_wrong_calls(model: Path, source: SourceConfig, tmp_path: Path, capsys) 
         (["--dataset", "coco"], "--dataset stands for --regions and --pairs"),
         (["--pictures", str(tmp_path / "none")], "is no folder"),
         (["--folds", "7"], "24 images cannot be cut into 7 equal folds"),
+        (["--candidates", "3"], "no dual head to find candidates with"),
+        (["--candidates", "3", "--folds", "2"], "leave the folds out"),
+        (["--candidates", "3", "--embeddings", str(tmp_path / "none.npz")], "give an .npz with"),
+        (["--embeddings", str(tmp_path / "none.npz")], "say how many with --candidates"),
     ):
         assert call(model, source, *more) == 2
         assert message in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.engine.metrics import read_log
-from tests.corpora import write_corpus
+from tests.corpora import change_last_feature, write_corpus
 
 RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
 STEPS = 6
@@ -53,6 +53,29 @@ def test_what_training_says_of_itself(source: SourceConfig, tmp_path: Path, capl
             assert lines[STEPS][f"recall/{way}_{name}"] == pytest.approx(found[way][name])
     assert lines[STEPS]["recall/rsum"] == pytest.approx(found["rsum"])
     assert 0 < lines[STEPS]["rate/share_of_matmul"] < 1
+
+
+def test_who_stops_does_not_evaluate_first(source: SourceConfig, tmp_path: Path) -> None:
+    """And a run that was begun before there were these keys goes on."""
+    run = tmp_path / "run"
+    assert main(["pretrain", RECIPE, *settings(source, run), "--stop-at", "4"]) == 75
+    (manifest,) = run.glob("checkpoints/*/manifest.json")
+    content = json.loads(manifest.read_text())
+    del content["state"]["config"]["evaluation"], content["state"]["config"]["model"]["dual_size"]
+    manifest.write_text(json.dumps(content))
+    assert main(["pretrain", RECIPE, *settings(source, run)]) == 0
+    assert [line["step"] for line in read_log(run / "log.jsonl") if "recall/rsum" in line] == [4, STEPS]
+
+
+def test_a_damaged_record_is_told_before_training(tmp_path: Path, capsys) -> None:
+    other = write_corpus(tmp_path / "other", images=3)
+    change_last_feature(Path(other.regions), "image001.jpg", b"\x55", checksum=False)
+    train = write_corpus(tmp_path / "train")
+    given = settings(train, tmp_path / "run")
+    given.append(f"evaluation.sources={json.dumps([{'regions': other.regions, 'pairs': other.pairs}])}")
+    assert main(["pretrain", RECIPE, *given]) == 2
+    assert "image001.jpg" in capsys.readouterr().err
+    assert losses(tmp_path / "run") == []
 
 
 def test_data_of_another_kind(source: SourceConfig, tmp_path: Path, capsys) -> None:
