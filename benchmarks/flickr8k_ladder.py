@@ -49,6 +49,9 @@ def main() -> None:
         call("ladder", ladder, "--data", out, "--out", out / "ladder-runs", "--seeds", parsed.seeds, "--json", result,
              *parsed.set)  # fmt: skip
         figures[ladder] = json.loads(result.read_text())
+        for rung in figures[ladder]["rungs"]:
+            for seed in rung["seeds"]:
+                del seed["folder"]
         publish({"ladders": figures}, [], parsed.json)
 
 
