@@ -114,11 +114,11 @@ def _text(name: str, value: Any) -> str:
         return "not reached" if "target" in name else ""
     if name in ("of matmul", "waiting", "evaluating"):
         return f"{value:.1%}"
-    return f"{value:.3g}" if isinstance(value, float) and name != "best" and name != "last" else _short(value)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if name == "pairs/s":
+        return f"{value:,.0f}"
+    if name in ("best", "last"):
+        return f"{value:.1f}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def draw(curves: list[dict[str, Any]], figure: str, target: float, path: Path) -> None:
