@@ -181,9 +181,7 @@ def _evaluate(ladder: Ladder, rung: Rung, folder: Path, source: SourceConfig) ->
     """The rung's figures on rank 0; images and words are cut as the run cut them."""
     config = load_recipe(str(folder / "config.yaml"))
     corpus = Corpus([source])
-    limits = Limits(
-        max_regions=config.data.max_regions, max_words=config.data.max_words, whole_image=config.data.whole_image
-    )
+    limits = Limits.of(config.data)
     images = corpus.images if ladder.images is None else min(ladder.images, corpus.images)
     evaluation = Evaluation(folder / "model", folder / "evaluation", corpus, limits, source.split, images)
     kept, result = score(evaluation, None)

@@ -101,10 +101,8 @@ class Captions:
             if kind == "table":
                 yield from _table(self.path, self.columns)
             else:
-                read = {"coco": _coco, "karpathy": self._karpathy, "flickr": _flickr, "cc": _conceptual, "sbu": _sbu}[
-                    kind
-                ]
-                yield from read(self.path)
+                readers = {"coco": _coco, "karpathy": self._karpathy, "flickr": _flickr, "cc": _conceptual, "sbu": _sbu}
+                yield from readers[kind](self.path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"cannot read captions from {self.path}: {error}") from None
 

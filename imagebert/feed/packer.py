@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
-from imagebert.config import UsageError
+from imagebert.config import DataConfig, UsageError
 from imagebert.data.corpus import Items
 from imagebert.data.records import WHOLE_CHECKSUM, WHOLE_IMAGE, Sections, crc32, header_word
 from imagebert.feed.arena import Arena, Contents, Layout
@@ -37,6 +37,16 @@ class Limits:
     max_words: int
     whole_image: bool  # feed the whole-image region, where there is one
     mark_whole_image: bool = False  # and tell the model which one it is
+
+    @classmethod
+    def of(cls, data: DataConfig, mark_whole_image: bool = False) -> Limits:
+        """Those of a recipe."""
+        return cls(
+            max_regions=data.max_regions,
+            max_words=data.max_words,
+            whole_image=data.whole_image,
+            mark_whole_image=mark_whole_image,
+        )
 
     def lengths(self, corpus: Items) -> Lengths:
         regions = corpus.image_regions - self.skipped(corpus)

@@ -72,8 +72,7 @@ def run_limits(model: Path) -> Limits:
     """
     for folder in (model, model.parent):
         if (folder / "config.yaml").is_file():
-            data = load_recipe(str(folder / "config.yaml")).data
-            return Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
+            return Limits.of(load_recipe(str(folder / "config.yaml")).data)
     return Limits(max_regions=100, max_words=41, whole_image=True)
 
 

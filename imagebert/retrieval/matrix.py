@@ -153,11 +153,11 @@ class Ledger:
                     found[number] = path, at, seconds
         return found
 
-    def append(self, scored: Iterator[Scored], told: Callable[[int, int], None]) -> None:
+    def append(self, scored: Iterator[Scored], tick: Callable[[], None]) -> None:
         """Writes each tile behind those of this process.
 
         Args:
-            told: is called with a tile's number and pairs when it is written
+            tick: called after each tile
 
         Raises:
             OSError: the disk is full or cannot be written; the tiles before are kept.
@@ -168,7 +168,7 @@ class Ledger:
                 data = scores.astype("<f4").tobytes()
                 file.write(_HEADER.pack(number, scores.size, seconds, zlib.crc32(data)) + data)
                 file.flush()
-                told(number, scores.size)
+                tick()
 
     def pairs(self) -> int:
         """About how many pairs all ranks have written, by the size of their files."""
@@ -255,7 +255,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def tell(self, number: int, pairs: int) -> None:
+    def tell(self) -> None:
         now = time.perf_counter()
         if not self._enabled or now - self._looked < 0.5:
             return

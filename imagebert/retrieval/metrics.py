@@ -109,13 +109,12 @@ def evaluate(scores: NDArray[np.floating], caption_image: NDArray[np.int64], fol
 
 def summarize(folds: Sequence[Fold]) -> dict[str, Any]:
     """R@K, ranks and R-sum, means over the folds, each recall with its 95 % interval, beside chance."""
-    parts = [{"ir": recalls(f.ranks.image_retrieval), "tr": recalls(f.ranks.text_retrieval)} for f in folds]
-    averaged = {way: {k: float(np.mean([p[way][k] for p in parts])) for k in parts[0][way]} for way in ("ir", "tr")}
+    averaged: dict[str, dict[str, Any]] = averages(folds)
     drawn = bootstrap(folds)
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0).tolist()
     intervals = dict(zip(NAMES, zip(low, high, strict=True), strict=True))
     for way in ("ir", "tr"):
-        averaged[way]["interval"] = {f"r{k}": list(intervals[f"{way} r{k}"]) for k in CUTOFFS}  # type: ignore[assignment]
+        averaged[way]["interval"] = {f"r{k}": list(intervals[f"{way} r{k}"]) for k in CUTOFFS}
     captions = np.concatenate([np.bincount(f.caption_image) for f in folds])
     return {
         "images": len(captions),
@@ -126,6 +125,12 @@ def summarize(folds: Sequence[Fold]) -> dict[str, Any]:
         "rsum_interval": list(intervals["rsum"]),
         "chance": chance(captions, len(folds)),
     }
+
+
+def averages(folds: Sequence[Fold]) -> dict[str, dict[str, float]]:
+    """`recalls` both ways, means over the folds."""
+    parts = [{"ir": recalls(f.ranks.image_retrieval), "tr": recalls(f.ranks.text_retrieval)} for f in folds]
+    return {way: {k: float(np.mean([p[way][k] for p in parts])) for k in parts[0][way]} for way in ("ir", "tr")}
 
 
 # The columns of `bootstrap`.

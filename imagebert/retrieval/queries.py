@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from imagebert.config import UsageError
 from imagebert.retrieval.matrix import ScoreMatrix
-from imagebert.retrieval.metrics import NAMES, Fold, Ranks, blocks, bootstrap
+from imagebert.retrieval.metrics import CUTOFFS, NAMES, Fold, Ranks, averages, blocks, bootstrap
 
 FILE = "queries.parquet"
 
@@ -134,6 +134,7 @@ def compare(a: Path, b: Path) -> list[dict[str, Any]]:
 
 
 def _figures(folds: Sequence[Fold]) -> list[float]:
-    ways = [np.mean([[100 * (f.ranks[w] <= k).mean() for k in (1, 5, 10)] for f in folds], axis=0) for w in (0, 1)]
-    figures = [float(v) for way in ways for v in way]
+    """As NAMES has them."""
+    averaged = averages(folds)
+    figures = [averaged[way][f"r{k}"] for way in ("ir", "tr") for k in CUTOFFS]
     return [*figures, sum(figures)]

@@ -36,8 +36,7 @@ class Validation:
         self._captions = np.flatnonzero(self._corpus.caption_image < len(self._images))
         for image in self._images.tolist():
             self._corpus.regions(image)  # a damaged record is told now, not after hours
-        data = config.data
-        self._limits = Limits(max_regions=data.max_regions, max_words=data.max_words, whole_image=data.whole_image)
+        self._limits = Limits.of(config.data)
         self.model = ImageBertForImageTextRetrieval(shape).to(distributed.device(), dtype)
 
     def __call__(self, alive: Callable[[], None]) -> Iterator[tuple[str, float]]:

@@ -111,12 +111,7 @@ def _run(
     corpus = Corpus(config.data.sources, config.data.verify_records)
     packer = Packer(
         corpus,
-        Limits(
-            max_regions=config.data.max_regions,
-            max_words=config.data.max_words,
-            whole_image=config.data.whole_image,
-            mark_whole_image=config.model.global_image_token,
-        ),
+        Limits.of(config.data, mark_whole_image=config.model.global_image_token),
         candidates=config.candidates * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
