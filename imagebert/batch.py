@@ -46,13 +46,13 @@ class PackedBatch(NamedTuple):
     global_regions: Tensor  # [0 or B] indices into R of the whole-image regions
     # What the heads read
     counts: Tensor  # [3] float32: masked words, masked regions and pairs, which the losses are divided by
-    read_rows: Tensor  # [Q] rows of T, ascending: each pair's [CLS] and its masked rows; fill repeats row 0
+    read_rows: Tensor  # [Q] rows of T, ascending: each pair's [CLS] and its masked rows; fill: other rows, each once
     read_cu_seqlens: Tensor  # [B+1] int32, cumulative counts of read_rows per pair
     cls_reads: Tensor  # [B] indices into Q
-    mlm_reads: Tensor  # [M] indices into Q; fill 0, told by its label
+    mlm_reads: Tensor  # [M] indices into Q, each once; fill is told by its label
     mlm_labels: Tensor  # [M] original word pieces; fill -1
-    region_reads: Tensor  # [M'] indices into Q; fill -1
-    masked_regions: Tensor  # [M'] indices into R: where the target feature lies; fill 0
+    region_reads: Tensor  # [M'] indices into Q; fill -q, each q once
+    masked_regions: Tensor  # [M'] indices into R: where the target feature lies; fill: other ones
     moc_labels: Tensor  # [M'] the detector's top class; fill -1
     itm_labels: Tensor  # [B] float32, 1: matched; fill -1
 

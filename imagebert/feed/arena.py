@@ -53,6 +53,7 @@ class Contents(NamedTuple):
     room: Sizes
     pairs: int
     tokens: int
+    matched: tuple[int, int]  # words and regions of matched pairs
     whole_images: int
     max_seqlen: int
     feature_size: int

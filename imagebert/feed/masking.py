@@ -15,7 +15,6 @@ from torch import Tensor
 
 from imagebert.batch import PackedBatch
 from imagebert.feed.draws import Purpose, below, draw, uniform
-from imagebert.feed.sizes import room_for_masked
 from imagebert_kernels import masking as kernels
 
 # Of the masked words 80 % become [MASK], 10 % a random piece, 10 % stay (Devlin et al. 2019, section 3.1).
@@ -85,8 +84,7 @@ def mask_batch(
 
     Args:
         batch: as packed, without masks
-        rooms: for masked words and masked regions; None: just what there is on a CPU, on a GPU what is most probably
-            enough
+        rooms: for masked words and masked regions; None: just what there is, which makes the host wait for a GPU
         draws: numpy or triton; auto: by where the batch lies
     """
     on_device = batch.input_ids.is_cuda if draws == "auto" else draws == "triton"
@@ -96,14 +94,10 @@ def mask_batch(
     # Rows masked in mismatched pairs are no rows of a loss.
     words = words & places.text_maskable & places.text_matched
     regions = regions & places.region_maskable & places.region_matched
-    if rooms is None and on_device:
-        rooms = room_for_masked(len(words), masking.words), room_for_masked(len(regions), masking.regions)
-    elif rooms is None:
+    if rooms is None:
         rooms = int(words.sum()), int(regions.sum())
     words, word_slots, word_count = _compact(words, rooms[0])  # [M] indices into T-R
     regions, region_slots, region_count = _compact(regions, rooms[1])  # [M'] indices into R
-    no_word, no_region = word_slots < 0, region_slots < 0
-    chosen_words, chosen_regions = word_slots.clamp(min=0), region_slots.clamp(min=0)
 
     cls_rows = batch.read_rows[batch.cls_reads]  # [B], that of a pair of no tokens being row 0
     read = torch.zeros(batch.tokens, dtype=torch.bool, device=words.device)
@@ -111,30 +105,39 @@ def mask_batch(
     read.scatter_(0, cls_rows, torch.ones_like(cls_rows, dtype=torch.bool))
     place_of = torch.cumsum(read, 0) - 1  # [T] a row's place among the read ones
     before = torch.cat([place_of.new_zeros(1), place_of + 1])
-    _, read_rows, _ = _compact(read, batch.pairs + sum(rooms))
+    _, read_rows, read_count = _compact(read, batch.pairs + sum(rooms))
+    # Fill names the rows behind those that are read, each once: a gradient that many rows add to takes its time.
+    word_fill = torch.arange(rooms[0], device=words.device) - word_count  # [M], of real ones negative
+    region_fill = torch.arange(rooms[1], device=words.device) - region_count  # [M']
+    no_word, no_region = word_fill >= 0, region_fill >= 0
+    behind_words = read_count + rooms[0] - word_count
     return batch._replace(
         input_ids=torch.where(places.text_maskable, seen, batch.input_ids),
         region_zeroed=zeroed,
         counts=torch.stack([word_count.float(), region_count.float(), batch.counts[2]]),
-        read_rows=read_rows.clamp(min=0),
+        read_rows=read_rows,
         read_cu_seqlens=before[batch.cu_seqlens].to(torch.int32),
         cls_reads=place_of[cls_rows],
-        mlm_reads=place_of[batch.text_rows[chosen_words]].masked_fill(no_word, 0),
-        mlm_labels=batch.input_ids[chosen_words].masked_fill(no_word, -1),
-        region_reads=place_of[batch.region_rows[chosen_regions]].masked_fill(no_region, -1),
-        masked_regions=chosen_regions,
-        moc_labels=places.region_classes[chosen_regions].masked_fill(no_region, -1),
+        mlm_reads=torch.where(no_word, read_count + word_fill, place_of[batch.text_rows[word_slots]]),
+        mlm_labels=batch.input_ids[word_slots].masked_fill(no_word, -1),
+        region_reads=torch.where(no_region, -(behind_words + region_fill), place_of[batch.region_rows[region_slots]]),
+        masked_regions=region_slots,
+        moc_labels=places.region_classes[region_slots].masked_fill(no_region, -1),
     )
 
 
 def _compact(chosen: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `room` of the chosen: as flags [n], as ascending indices [room] with -1 behind, and their number."""
+    """The first `room` of the chosen: as flags [n], as ascending indices [room] with others behind, and their number."""
+    place = torch.arange(len(chosen), device=chosen.device)
     rank = torch.cumsum(chosen, 0)
     chosen = chosen & (rank <= room)
-    slots = torch.full((room + 1,), -1, device=chosen.device)
-    # What is not chosen goes to a slot behind the others.
-    slots.scatter_(0, torch.where(chosen, rank - 1, room), torch.arange(len(chosen), device=chosen.device))
-    return chosen, slots[:room], chosen.sum()
+    count = chosen.sum()
+    # A permutation: the chosen ones, then the others, both in their order.
+    slots = torch.where(chosen, rank - 1, count + place - rank.clamp(max=room))
+    order = torch.empty_like(place).scatter_(0, slots, place)
+    if room > len(order):
+        order = order.repeat(-(-room // len(order)))
+    return chosen, order[:room], count
 
 
 def _draw_in_numpy(

@@ -22,7 +22,8 @@ from imagebert.data.records import WHOLE_CHECKSUM, WHOLE_IMAGE, Sections, crc32,
 from imagebert.feed.arena import Arena, Contents, Layout
 from imagebert.feed.masking import Masking, mask_batch
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
-from imagebert.feed.sizes import Sizes
+from imagebert.feed.sizes import Sizes, room_for_masked
+from imagebert.feed.sizes import matched as matched_contents
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,14 @@ class Packed(NamedTuple):
     def finish(self, step: int = 0, masking: Masking | None = None) -> PackedBatch:
         """The batch where its bytes lie, masked there if `masking` is given."""
         batch, places = self.layout.tensors(self.memory)
-        rooms = self.layout.contents.room.masked
-        return batch if masking is None else mask_batch(batch, places, masking, step, rooms)
+        if masking is None:
+            return batch
+        contents = self.layout.contents
+        rooms = contents.room.masked
+        if rooms is None and self.memory.is_cuda:  # how many there are, the host does not know
+            words, regions = contents.matched
+            rooms = room_for_masked(words, masking.words), room_for_masked(regions, masking.regions)
+        return mask_batch(batch, places, masking, step, rooms)
 
 
 class _Damaged(Exception):
@@ -165,6 +172,7 @@ class Packer:
             room=sizes or Sizes(pairs, region_count, text_count),
             pairs=pairs,
             tokens=tokens,
+            matched=matched_contents(self.lengths, samples),
             whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
             max_seqlen=self._max_seqlen,
             feature_size=self.corpus.feature_size,

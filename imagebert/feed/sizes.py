@@ -17,6 +17,7 @@ _SAMPLED_STEPS = 16
 _SPARE = 1.02
 _MULTIPLE = 64  # tiles of products are that tall
 _DEVIATIONS = 6  # of the number of masked rows: one batch in a billion has more, and the rest is not learnt from
+_SPREAD = 3  # deviations of what chance decides in a microbatch: one in a thousand has more, and keeps its own shape
 
 
 class Sizes(NamedTuple):
@@ -26,10 +27,14 @@ class Sizes(NamedTuple):
     regions: int
     texts: int  # words and specials
     masked: tuple[int, int] | None = None  # words, regions; None: what there is
+    # Words and regions of matched pairs at most, whose masked ones `masked` holds; None: any number
+    matched: tuple[int, int] | None = None
 
     def hold(self, lengths: Lengths, samples: Samples) -> bool:
-        found = contents(lengths, samples)
-        return all(f <= room for f, room in zip(found, self[:3], strict=True))
+        found, rooms = contents(lengths, samples), self[:3]
+        if self.matched is not None:
+            found, rooms = (*found, *matched(lengths, samples)), (*rooms, *self.matched)
+        return all(f <= room for f, room in zip(found, rooms, strict=True))
 
 
 def contents(lengths: Lengths, samples: Samples) -> tuple[int, int, int]:
@@ -37,6 +42,12 @@ def contents(lengths: Lengths, samples: Samples) -> tuple[int, int, int]:
     pairs = len(samples.images)
     words = int(lengths.words[samples.captions].sum())
     return pairs, int(lengths.regions[samples.images].sum()), words + pairs * SPECIAL_TOKENS
+
+
+def matched(lengths: Lengths, samples: Samples) -> tuple[int, int]:
+    """Words and regions of a microbatch's matched pairs: rows masked in others are no rows of a loss."""
+    real = samples.labels == 1
+    return int(lengths.words[samples.captions][real].sum()), int(lengths.regions[samples.images][real].sum())
 
 
 def room_for_masked(items: int, rate: float) -> int:
@@ -53,11 +64,18 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
         regions: the same of regions
     """
     steps = np.unique(np.linspace(0, plan.steps(1.0) - 1, _SAMPLED_STEPS).astype(int))
-    found = np.array([contents(plan.lengths, part) for step in steps for part in plan.step(step, 0, 1)])
+    parts = [part for step in steps for part in plan.step(step, 0, 1)]
+    found = np.array([contents(plan.lengths, part) for part in parts])
     pairs, *most = _SPARE * found.max(0)
     region_room, text_room = map(_rounded, most)
-    masked = room_for_masked(text_room, words), room_for_masked(region_room, regions)
-    return Sizes(math.ceil(pairs), region_room, text_room, masked)
+    if not words and not regions:
+        return Sizes(math.ceil(pairs), region_room, text_room, (0, 0))
+    # Which pairs match is chance, pair by pair: it varies more than what they hold.
+    learnt = np.array([matched(plan.lengths, part) for part in parts])
+    learnt_most = np.maximum(learnt.max(0), learnt.mean(0) + _SPREAD * learnt.std(0))
+    word_most, region_most = (math.ceil(_SPARE * most) for most in learnt_most)
+    masked = room_for_masked(word_most, words), room_for_masked(region_most, regions)
+    return Sizes(math.ceil(pairs), region_room, text_room, masked, (word_most, region_most))
 
 
 def _rounded(number: float) -> int:

@@ -11,6 +11,7 @@ gathers a parameter of another module when a forward first asks for it, and know
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from imagebert_kernels import (
     residual_layer_norm,
     residual_linear,
 )
+from imagebert_kernels.dropout import draw_seeds
 
 
 class Embeddings(nn.Module):
@@ -50,7 +52,8 @@ class Embeddings(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, batch: PackedBatch) -> Float[Tensor, "T H"]:
+    def forward(self, batch: PackedBatch, seed: Tensor | None = None) -> Float[Tensor, "T H"]:
+        """The embedded tokens; `seed` as packed_embedding takes it."""
         regions = project_regions(
             batch.region_features,
             batch.region_scales,
@@ -78,6 +81,7 @@ class Embeddings(nn.Module):
             self.layer_norm.bias,
             self.layer_norm.eps,
             self.dropout if self.training else 0.0,
+            seed,
         )
 
 
@@ -107,10 +111,10 @@ class QueryKeyValue(nn.Linear):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Queries, keys and values [T, 3H], and the residual; with `rows` keys and values [T, 2H], queries [Q, H]."""
         if rows is None:
-            packed, residual = residual_linear(hidden, self.weight, self.bias)
+            packed, residual = residual_linear(hidden, self.weight, self.bias, in_place=True)
             return packed, None, residual
         size = self.in_features
-        queries, residual = residual_linear(hidden[rows], self.weight[:size], self.bias[:size])
+        queries, residual = residual_linear(hidden[rows], self.weight[:size], self.bias[:size], in_place=True)
         return F.linear(hidden, self.weight[size:], self.bias[size:]), queries, residual
 
 
@@ -119,6 +123,12 @@ class Product(nn.Linear):
 
     def forward(self, x: Float[Tensor, "Q I"]) -> Float[Tensor, "Q O"]:
         return F.linear(x, self.weight)
+
+
+# Of a layer's dropouts: of attention weights, behind attention, behind the feed-forward products. Each None where the
+# operation draws for itself.
+Seeds = Sequence[Tensor | None]
+_OWN_SEEDS: Seeds = (None, None, None)
 
 
 class Layer(nn.Module):
@@ -141,10 +151,11 @@ class Layer(nn.Module):
         cu_seqlens: Int[Tensor, " ends"],
         max_seqlen: int,
         reads: Reads | None = None,
+        seeds: Seeds = _OWN_SEEDS,
     ) -> Float[Tensor, "Q H"]:
         """The layer's output for all rows, or for the read rows only."""
         packed, queries, residual = self.query_key_value(hidden, None if reads is None else reads.rows)
-        return self.attend(packed, queries, residual, cu_seqlens, max_seqlen, reads)
+        return self.attend(packed, queries, residual, cu_seqlens, max_seqlen, reads, seeds)
 
     def attend(
         self,
@@ -154,6 +165,7 @@ class Layer(nn.Module):
         cu_seqlens: Int[Tensor, " ends"],
         max_seqlen: int,
         reads: Reads | None,
+        seeds: Seeds = _OWN_SEEDS,
     ) -> Float[Tensor, "Q H"]:
         """What follows the first product, whose results `query_key_value` gives."""
         head_size = residual.shape[1] // self.heads
@@ -165,15 +177,17 @@ class Layer(nn.Module):
             self.attention_dropout if self.training else 0.0,
             None if queries is None else queries.view(len(queries), self.heads, head_size),
             None if reads is None else reads.cu_seqlens,
+            seeds[0],
         )
-        attended = self._add(self.attention_output, context.flatten(1), residual, self.attention_layer_norm)
-        expanded, residual = residual_linear(attended, self.intermediate.weight)
-        return self._add(self.output, bias_gelu(expanded, self.intermediate.bias), residual, self.output_layer_norm)
+        attended = self._add(self.attention_output, context.flatten(1), residual, self.attention_layer_norm, seeds[1])
+        expanded, residual = residual_linear(attended, self.intermediate.weight, in_place=True)
+        raised = bias_gelu(expanded, self.intermediate.bias)
+        return self._add(self.output, raised, residual, self.output_layer_norm, seeds[2])
 
-    def _add(self, product: Product, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _add(self, product: Product, x: Tensor, residual: Tensor, norm: nn.LayerNorm, seed: Tensor | None) -> Tensor:
         """LN(residual + dropout(product(x))) [Q, H]."""
         dropout = self.dropout if self.training else 0.0
-        return residual_layer_norm(product(x), product.bias, residual, norm.weight, norm.bias, norm.eps, dropout)
+        return residual_layer_norm(product(x), product.bias, residual, norm.weight, norm.bias, norm.eps, dropout, seed)
 
 
 class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -191,22 +205,37 @@ class ImageBertModel(ImageBertPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, batch: PackedBatch, reads_only: bool = False, embedded: Float[Tensor, "T H"] | None = None
+        self,
+        batch: PackedBatch,
+        reads_only: bool = False,
+        embedded: Float[Tensor, "T H"] | None = None,
+        seeds: Seeds | None = None,
     ) -> Float[Tensor, "Q H"]:
         """Hidden states of the last layer: of all T tokens, or of batch.read_rows only.
 
         Args:
             embedded: what `embeddings` gave for the batch, where somebody has it already
+            seeds: of `draw_seeds`, where somebody has drawn them already
         """
-        hidden = self.embeddings(batch) if embedded is None else embedded
+        seeds = self.draw_seeds() if seeds is None else seeds
+        hidden = self.embeddings(batch, seeds[0]) if embedded is None else embedded
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only and number == last else None
+            of_layer = seeds[1 + 3 * number : 4 + 3 * number]
+            arguments = hidden, batch.cu_seqlens, batch.max_seqlen, reads, of_layer
             if self.config.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, batch.cu_seqlens, batch.max_seqlen, reads, use_reentrant=False)
+                # With seeds the layer draws nothing, and a CUDA graph may not look at the generator.
+                drawing = None in of_layer
+                hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=drawing)
             else:
-                hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen, reads)
+                hidden = layer(*arguments)
         return hidden
+
+    def draw_seeds(self) -> Seeds:
+        """Of the embeddings' dropout, then three of each layer, in one draw."""
+        count = 1 + 3 * len(self.layers)
+        return draw_seeds(count, self.embeddings.layer_norm.weight) if self.training else [None] * count
 
 
 class Classifier(nn.Linear):
@@ -328,6 +357,13 @@ class DualHead(nn.Module):
         return self.images(embedded, batch) * scale, self.texts(embedded, batch)
 
 
+def _encoded(encoder: ImageBertModel, batch: PackedBatch) -> tuple[Float[Tensor, "T H"], Float[Tensor, "Q H"]]:
+    """The embedded tokens, and the last layer of the rows that heads read."""
+    seeds = encoder.draw_seeds()
+    embedded = encoder.embeddings(batch, seeds[0])
+    return embedded, encoder(batch, reads_only=True, embedded=embedded, seeds=seeds)
+
+
 class ImageBertForPreTraining(ImageBertPreTrainedModel):
     """The four pre-training tasks."""
 
@@ -351,8 +387,7 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
 
     def forward(self, batch: PackedBatch) -> PretrainingLosses | WithVectors:
         """Each task's loss summed over this microbatch; `PretrainingLosses.counts(batch)` are the counts beside it."""
-        embedded = self.imagebert.embeddings(batch)
-        hidden = self.imagebert(batch, reads_only=True, embedded=embedded)  # [Q, H]
+        embedded, hidden = _encoded(self.imagebert, batch)
         losses = PretrainingLosses(
             mlm=self.mlm(hidden, batch.mlm_reads, batch.mlm_labels),
             moc=self.moc(hidden, batch.region_reads, batch.moc_labels),
@@ -377,8 +412,7 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
 
     def forward(self, batch: PackedBatch) -> Float[Tensor, " B"] | WithVectors:
         """The logit of each pair matching."""
-        embedded = self.imagebert.embeddings(batch)
-        hidden = self.imagebert(batch, reads_only=True, embedded=embedded)
+        embedded, hidden = _encoded(self.imagebert, batch)
         scores: Tensor = self.itm(hidden[batch.cls_reads])
         return scores if self.dual is None else WithVectors(scores, self.dual(embedded, batch))
 

@@ -38,7 +38,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from imagebert_kernels import checks
 from imagebert_kernels.backend import is_hopper, uses_kernels
-from imagebert_kernels.dropout import DROPOUT_STEPS, draw_seed, dropout_threshold, philox
+from imagebert_kernels.dropout import DROPOUT_STEPS, dropout_threshold, philox, seed_of
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -746,6 +746,7 @@ def packed_attention(
     dropout: float = 0.0,
     queries: Float[Tensor, "Q N D"] | None = None,
     query_cu_seqlens: Int[Tensor, " ends"] | None = None,
+    seed: Tensor | None = None,
 ) -> Float[Tensor, "Q N D"]:
     """Softmax attention of each query over its own sequence's keys; layouts at the head of this file.
 
@@ -755,7 +756,9 @@ def packed_attention(
             keys; one may be empty.
         max_seqlen: no sequence is longer. Chooses the kernel's tiling; a longer one is right all the same, but slow.
         dropout: probability with which an attention weight is dropped, 0 outside training; the kernel rounds it to a
-            multiple of 1/256. Drawn from PyTorch's generator of the device, by a seed that backward uses again.
+            multiple of 1/256.
+        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
+            from PyTorch's generator.
 
     Raises:
         ValueError: an argument of a wrong type, device, shape or stride; nothing is read from the device for that.
@@ -764,7 +767,7 @@ def packed_attention(
     _check(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
     if not uses_kernels(packed) or packed.shape[-1] not in HEAD_SIZES:
         return packed_attention_reference(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
-    seed = draw_seed(dropout, packed.device)
+    seed = seed_of(dropout, seed, packed.device)
     ends = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
     out, _ = _forward(packed, queries, cu_seqlens, ends, max_seqlen, scale, dropout, seed)
     return out

@@ -55,9 +55,9 @@ def _choice() -> str:
     return choice
 
 
-def programs(device: torch.device) -> int:
-    """How many programs a kernel starts whose programs walk over rows and keep sums: two a multiprocessor."""
-    return 2 * _multiprocessors(device) if device.type == "cuda" else 2
+def programs(device: torch.device, resident: int = 2) -> int:
+    """How many programs a kernel starts whose programs walk over rows and keep sums: as a multiprocessor holds."""
+    return resident * _multiprocessors(device) if device.type == "cuda" else 2
 
 
 @lru_cache

@@ -4,14 +4,16 @@
 
 Layouts, all contiguous:
     hidden          [Q, H]
-    rows            [M] int64 rows of hidden, or None: hidden's own rows one by one
+    rows            [M] int64 rows of hidden, or None: hidden's own rows one by one. A negative one, -q, is no row:
+                    q is then a row to which nothing is added, a different one each where time matters
     weight, bias    [V, H], [V]
     labels          [M] int64; -1: no row, whatever else stands there
     loss            [] float32
 
-The logits are one product of cuBLAS, in the type of the weight; there is no float32 copy of them. One kernel reads them
-once for the softmax' normaliser and once more, from the cache, to put the loss' gradient in their place: softmax minus
-one at the label. Backward is two products with that. A kernel that kept logits on the multiprocessor would compute a
+The logits without bias are one product of cuBLAS, in the type of the weight; there is no float32 copy of them. (With
+the bias, PyTorch would copy it over all logits before the product, as their rows are padded.) One kernel adds the bias,
+reads them once for the softmax' normaliser and once more, from the cache, to put the loss' gradient in their place:
+softmax minus one at the label. Backward is two products with that. A kernel that kept logits on the multiprocessor would compute a
 third product of this size again; writing and reading 16 bits a logit is cheaper. Rows of logits are padded to a
 multiple of 64, since a product whose rows begin at odd places (30,522 words!) leaves the fast path.
 """
@@ -34,6 +36,7 @@ _ALIGNED = 64
 @triton.jit
 def classification_softmax(
     logits,  # [M, PADDED], of which COLUMNS are real; the loss' gradient takes their place, zeros that of the others
+    bias,  # [PADDED], the rest as the logits': read 16 bytes at a time, beyond the last column too
     labels,  # [M]
     losses,  # [M] float32
     COLUMNS: tl.constexpr,  # V
@@ -49,12 +52,14 @@ def classification_softmax(
             tl.store(logits + start + column, tl.zeros([BLOCK], logits.dtype.element_ty), mask=start + column < PADDED)
         tl.store(losses + m, 0.0)
     else:
-        chosen = tl.load(logits + label).to(tl.float32)
+        chosen = tl.load(logits + label).to(tl.float32) + tl.load(bias + label).to(tl.float32)
         # Each place of a block has a maximum and a sum of its own: nothing is exchanged before the end.
         highest = tl.full([BLOCK], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         for start in tl.range(0, PADDED, BLOCK):
-            z = tl.load(logits + start + column, mask=start + column < PADDED, other=0.0).to(tl.float32)
+            inside = start + column < PADDED
+            z = tl.load(logits + start + column, mask=inside, other=0.0).to(tl.float32)
+            z += tl.load(bias + start + column, mask=inside, other=0.0).to(tl.float32)
             z = tl.where(start + column < COLUMNS, z, float("-inf"))
             higher = tl.maximum(highest, z)
             # A place beyond the last column has no logit at all: minus infinity less itself is no number.
@@ -66,6 +71,7 @@ def classification_softmax(
         for start in tl.range(0, PADDED, BLOCK):
             inside = start + column < PADDED
             z = tl.load(logits + start + column, mask=inside, other=0.0).to(tl.float32)
+            z += tl.load(bias + start + column, mask=inside, other=0.0).to(tl.float32)
             # In this order: logits far from zero keep their digits.
             grad = tl.exp(z - top - rest) - tl.where(start + column == label, 1.0, 0.0)
             grad = tl.where(start + column < COLUMNS, grad, 0.0)
@@ -92,9 +98,10 @@ def _forward(hidden, rows, weight, bias, labels):  # type: ignore[no-untyped-def
     grads = _gradients(labels, weight)
     losses = hidden.new_empty(len(labels), dtype=torch.float32)
     if len(labels):
-        torch.addmm(bias, _chosen(hidden, rows), weight.T, out=grads[:, : len(weight)])
+        torch.mm(_chosen(hidden, rows), weight.T, out=grads[:, : len(weight)])
+        padded = F.pad(bias, (0, grads.shape[1] - len(bias)))
         with torch.cuda.device_of(weight):
-            classification_softmax[(len(labels),)](grads, labels, losses, **tiling(len(weight)))
+            classification_softmax[(len(labels),)](grads, padded, labels, losses, **tiling(len(weight)))
     return losses.sum(), grads
 
 
@@ -109,7 +116,7 @@ def _gradients(labels: Tensor, weight: Tensor) -> Tensor:
 
 
 def _chosen(hidden: Tensor, rows: Tensor | None) -> Tensor:
-    return hidden if rows is None else hidden[rows.clamp(min=0)]
+    return hidden if rows is None else hidden[rows.abs()]
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -126,7 +133,7 @@ def _differentiate(ctx, grad_loss, _grad_gradients):  # type: ignore[no-untyped-
     for_rows = grads[:, :even] @ weight[:even] + grads[:, even:] @ weight[even:]
     for_hidden = (for_rows * grad_loss).to(hidden.dtype)
     if rows is not None:
-        for_hidden = torch.zeros_like(hidden).index_add(0, rows.clamp(min=0), for_hidden)
+        for_hidden = torch.zeros_like(hidden).index_add_(0, rows.abs(), for_hidden)
     factors = (_chosen(hidden, rows) * grad_loss).to(hidden.dtype)
     for_weight = torch.empty_like(weight)
     torch.mm(grads[:, :even].T, factors, out=for_weight[:even])

@@ -7,10 +7,14 @@ says it for rows of a matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from imagebert_kernels.backend import uses_kernels
 
 DROPOUT_STEPS = tl.constexpr(256)
 
@@ -20,9 +24,22 @@ def dropout_threshold(dropout: float) -> int:
     return min(max(round(dropout * 256), 1), 255) if dropout > 0 else 0
 
 
-def draw_seed(dropout: float, device: torch.device) -> Tensor | None:
-    """A seed [1] int64 from PyTorch's generator of the device, without waiting for it; None where nothing is drawn."""
-    return torch.randint(2**63 - 1, (1,), device=device) if dropout > 0 else None
+def draw_seeds(count: int, like: Tensor) -> Sequence[Tensor | None]:
+    """Seeds [1] int64 for `count` operations on tensors as `like`: one draw from PyTorch's generator of the device.
+
+    None each where the reference will run, which draws for itself. They lie 16 bytes apart: a pointer of another
+    alignment would have Triton compile a kernel again.
+    """
+    if not uses_kernels(like):
+        return [None] * count
+    return torch.randint(2**63 - 1, (2 * count,), device=like.device)[::2].split(1)
+
+
+def seed_of(dropout: float, seed: Tensor | None, device: torch.device) -> Tensor | None:
+    """The seed of an operation: the given one, or one drawn now without waiting; None where nothing is dropped."""
+    if dropout == 0:
+        return None
+    return torch.randint(2**63 - 1, (1,), device=device) if seed is None else seed
 
 
 @triton.jit

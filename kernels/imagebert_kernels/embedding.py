@@ -30,7 +30,7 @@ from torch import Tensor
 from imagebert_kernels import layer_norm
 from imagebert_kernels.backend import programs, uses_kernels
 from imagebert_kernels.checks import check_tensor, must
-from imagebert_kernels.dropout import DROPOUT_STEPS, draw_seed, dropout_threshold, kept_columns
+from imagebert_kernels.dropout import DROPOUT_STEPS, dropout_threshold, kept_columns, seed_of
 
 
 @triton.jit
@@ -117,6 +117,7 @@ def embedding_backward(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,  # in one turn
+    STAGES: tl.constexpr,
     WORDS: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
@@ -125,7 +126,7 @@ def embedding_backward(
     weights = tl.load(weight + column, mask=known, other=0.0).to(tl.float32)
     for_weight = tl.zeros([BLOCK], tl.float32)
     for_shift = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(tl.program_id(0) * ROWS, items, tl.num_programs(0) * ROWS):
+    for start in tl.range(tl.program_id(0) * ROWS, items, tl.num_programs(0) * ROWS, num_stages=STAGES):
         item = start + tl.arange(0, ROWS).to(tl.int64)
         real = item < items
         token = tl.load(tokens + item, mask=real, other=0)
@@ -239,7 +240,8 @@ def _backward(
     grad_out = grad_out.contiguous()
     grads = torch.empty_like(grad_out)  # of the sums: regions first, then words
     for_regions, for_words = grads.split([len(region_rows), len(text_rows)])
-    parts = weight.new_empty(2, programs(weight.device), 2, len(weight), dtype=torch.float32)
+    walking = programs(weight.device, layer_norm.resident(len(weight)))
+    parts = weight.new_empty(2, walking, 2, len(weight), dtype=torch.float32)
     with torch.cuda.device_of(weight):
         for contents, tokens, into, sums in (
             (regions, region_rows, for_regions, parts[0]),
@@ -324,12 +326,14 @@ def packed_embedding(
     shift: Float[Tensor, " H"],
     epsilon: float,
     dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Float[Tensor, "T H"]:
     """dropout(LN(content + position + type)) of each token; layouts at the head of this file.
 
     Args:
-        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256. Drawn from PyTorch's
-            generator of the device, by a seed that backward uses again.
+        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256.
+        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
+            from PyTorch's generator.
 
     Raises:
         ValueError: an argument of a wrong type, device, shape or stride. Values are not read.
@@ -354,5 +358,5 @@ def packed_embedding(
     )  # fmt: skip
     if not uses_kernels(weight):
         return packed_embedding_reference(*tensors, epsilon, dropout)
-    out, _, _ = _forward(*tensors, epsilon, dropout, draw_seed(dropout, weight.device))
+    out, _, _ = _forward(*tensors, epsilon, dropout, seed_of(dropout, seed, weight.device))
     return out

@@ -4,7 +4,8 @@
 
 with Phi and phi the normal distribution's: the exact GELU, as BERT has it. x and out are [T, I], contiguous; bias [I].
 Backward reads x again, and sums the bias' gradient on its way: a fixed number of programs for each block of columns,
-each in the order of its rows, then added up, so that the result is the same every time.
+each in the order of its rows, then added up, so that the result is the same every time. While a program computes, the
+loads of its next two turns are under way.
 """
 
 from __future__ import annotations
@@ -69,12 +70,13 @@ def gelu_backward(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,  # in one turn
+    STAGES: tl.constexpr,  # turns whose loads are under way
 ):
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = column < COLUMNS
     biases = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
     for_bias = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < rows)[:, None] & real[None, :]
         place = row[:, None] * COLUMNS + column[None, :]
@@ -87,12 +89,15 @@ def gelu_backward(
     tl.store(sums + tl.program_id(0).to(tl.int64) * COLUMNS + column, for_bias, mask=real)
 
 
+RESIDENT = 8  # programs of backward that a multiprocessor holds
+
+
 def tiling(columns: int, backward: bool) -> dict[str, int]:
     """How the kernels are cut for rows of `columns`: constants and options of their launch."""
     return {
         "COLUMNS": columns,
         "BLOCK": min(triton.next_power_of_2(columns), 1024),
-        "ROWS": 2 if backward else 4,
+        **({"ROWS": 2, "STAGES": 3} if backward else {"ROWS": 4}),
         "num_warps": 4,
     }
 
@@ -122,7 +127,7 @@ def _(x, bias):  # type: ignore[no-untyped-def]
 def _backward(grad_out, x, bias):  # type: ignore[no-untyped-def]
     grad_x, cut = torch.empty_like(x), tiling(x.shape[1], backward=True)
     blocks = triton.cdiv(x.shape[1], cut["BLOCK"])
-    parts = x.new_empty(triton.cdiv(programs(x.device), blocks), x.shape[1], dtype=torch.float32)
+    parts = x.new_empty(triton.cdiv(programs(x.device, RESIDENT), blocks), x.shape[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
         gelu_backward[(len(parts), blocks)](grad_out.contiguous(), x, bias, grad_x, parts, len(x), **cut)
     return grad_x, parts.sum(0).to(bias.dtype)

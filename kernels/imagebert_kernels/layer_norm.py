@@ -10,7 +10,8 @@ Layouts, all contiguous:
 Three ideas. The sum is never stored: backward computes it again in float32 from x and the residual, which are there
 anyway, so forward moves 3 H a token and backward 5 H. The bias belongs here, since its gradient is the column sum of
 x's: it costs nothing beside the other two, and a pass over [T, H] elsewhere. Sums over rows are kept by a fixed number
-of programs, each in the order of its rows, then added up: no atomics, the same result every time.
+of programs, each in the order of its rows, then added up: no atomics, the same result every time. While a program
+computes, the loads of its next turns are under way.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from imagebert_kernels.backend import programs, uses_kernels
 from imagebert_kernels.checks import check_tensor, must
-from imagebert_kernels.dropout import DROPOUT_STEPS, draw_seed, dropout_threshold, kept_columns
+from imagebert_kernels.dropout import DROPOUT_STEPS, dropout_threshold, kept_columns, seed_of
 
 
 @triton.jit
@@ -109,6 +110,7 @@ def layer_norm_backward(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,  # in one turn
+    STAGES: tl.constexpr,  # turns whose loads are under way
     DROPOUT: tl.constexpr,
 ):
     column = tl.arange(0, BLOCK)
@@ -119,7 +121,7 @@ def layer_norm_backward(
     for_weight = tl.zeros([BLOCK], tl.float32)
     for_shift = tl.zeros([BLOCK], tl.float32)
     for_bias = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < rows)[:, None] & real[None, :]
         place = row[:, None] * COLUMNS + column[None, :]
@@ -145,8 +147,14 @@ def layer_norm_backward(
 def tiling(columns: int, backward: bool) -> dict[str, int]:
     """How the kernels are cut for rows of `columns`: constants and options of their launch."""
     block = triton.next_power_of_2(columns)
-    rows = 2 if backward else 4
-    return {"COLUMNS": columns, "BLOCK": block, "ROWS": rows, "num_warps": 4 if block <= 1024 else 8}
+    wide = block > 1024
+    turns = {"ROWS": 2, "STAGES": 2 if wide else 3} if backward else {"ROWS": 4}
+    return {"COLUMNS": columns, "BLOCK": block, **turns, "num_warps": 8 if wide else 4}
+
+
+def resident(columns: int) -> int:
+    """Programs of backward that a multiprocessor holds."""
+    return 3 if columns <= 1024 else 2
 
 
 # --------------------------------------------------------------------------------------------- PyTorch's two operators
@@ -187,7 +195,7 @@ def _outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 )
 def _backward(grad_out, x, bias, residual, weight, mean, deviation, dropout, seed):  # type: ignore[no-untyped-def]
     grad_x, grad_residual, sums = _grads(x, dropout)
-    parts = x.new_empty(programs(x.device), 3, x.shape[1], dtype=torch.float32)
+    parts = x.new_empty(programs(x.device, resident(x.shape[1])), 3, x.shape[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
         layer_norm_backward[(len(parts),)](
             grad_out.contiguous(), x, bias, residual, weight, mean, deviation, seed, grad_x, grad_residual, parts,
@@ -254,13 +262,15 @@ def residual_layer_norm(
     shift: Float[Tensor, " H"],
     epsilon: float,
     dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Float[Tensor, "T H"]:
     """LN(residual + dropout(x + bias)); layouts at the head of this file.
 
     Args:
         x: a product without its bias.
-        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256. Drawn from PyTorch's
-            generator of the device, by a seed that backward uses again.
+        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256.
+        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
+            from PyTorch's generator.
 
     Raises:
         ValueError: an argument of a wrong type, device, shape or stride.
@@ -273,6 +283,6 @@ def residual_layer_norm(
     must(name, 0 <= dropout < 1, "dropout", dropout, "at least 0 and less than 1")
     if not uses_kernels(x):
         return residual_layer_norm_reference(x, bias, residual, weight, shift, epsilon, dropout)
-    seed = draw_seed(dropout, x.device)
+    seed = seed_of(dropout, seed, x.device)
     out, _, _ = _forward(x.contiguous(), bias, residual, weight, shift, epsilon, dropout, seed)
     return out

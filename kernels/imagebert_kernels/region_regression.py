@@ -4,7 +4,8 @@
 
 Layouts, all contiguous:
     hidden          [Q, H]
-    rows            [M] int64 rows of hidden, each at most once; -1, only behind all others: no row
+    rows            [M] int64 rows of hidden, each at most once. A negative one, -q, is no row, and only behind all
+                    others: q is then a row to which nothing is added, a different one each where time matters
     weight, bias    [F, H], [F]
     features        [R, F] int8, float16, bfloat16 or float32, as stored
     scales          [R] float32
@@ -163,10 +164,10 @@ def _differentiate(ctx, grad_loss):  # type: ignore[no-untyped-def]
     hidden, rows, weight = ctx.saved_tensors[:3]
     differences = _backward(*ctx.saved_tensors)  # [M, F]
     factor = grad_loss * (2 / len(weight))
-    at = rows.clamp(min=0)
+    at = rows.abs()
     # The factor goes to the small sides: differences keep the range of 16 bits to themselves.
     for_rows = ((differences @ weight) * factor).to(hidden.dtype)
-    for_hidden = torch.zeros_like(hidden).index_add(0, at, for_rows)
+    for_hidden = torch.zeros_like(hidden).index_add_(0, at, for_rows)
     for_weight = differences.T @ (hidden[at] * factor).to(hidden.dtype)
     for_bias = (differences.sum(0, dtype=torch.float32) * factor).to(weight.dtype)
     return for_hidden, None, for_weight, for_bias, None, None, None
@@ -182,7 +183,7 @@ def region_regression_loss_reference(
     hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, features: Tensor, scales: Tensor, regions: Tensor
 ) -> Tensor:
     """The operation in plain PyTorch, on any device and in any floating type."""
-    predictions = F.linear(hidden[rows.clamp(min=0)], weight, bias)
+    predictions = F.linear(hidden[rows.abs()], weight, bias)
     predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
     targets = features[regions].to(predictions.dtype) * scales[regions][:, None]
     return ((predictions - targets).square().mean(1) * (rows >= 0)).sum()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from imagebert_kernels import gelu, layer_norm
+
 ROOT = Path(__file__).parents[2]
 WITH_PRODUCTS = {
     ("attention", "forward"),
@@ -70,10 +72,24 @@ def test_attention_loads_16_bytes_at_a_time(compiled: list[dict[str, Any]]) -> N
 def test_rows_are_loaded_16_bytes_at_a_time(compiled: list[dict[str, Any]]) -> None:
     for c in compiled:
         if c["operation"] in ("layer_norm", "gelu", "classification") and c["dtype"] == "bf16":
-            # Besides: the seed, rows and labels (8 bytes), mean and deviation (4), one logit (2).
+            # Besides: the seed, rows and labels (8 bytes), mean and deviation (4), one logit and its bias (2). Where
+            # the next turns' loads come ahead, means and deviations of those too.
             narrow = sum(n for name, n in c["loads"].items() if not name.endswith(".128"))
-            assert narrow <= 5, c
-            assert c["loads"]["LDG.E.128"] >= 2, c
+            assert narrow <= 5 + 2 * (c["constants"].get("STAGES", 1) - 1), c
+            assert sum(n for name, n in c["loads"].items() if name.endswith(".128")) >= 2, c
+
+
+def test_backward_starts_as_many_programs_as_fit(compiled: list[dict[str, Any]]) -> None:
+    """One more would wait for the others' end; one less would leave memory idle. And loads come ahead of their turn."""
+    found = set()
+    for c in compiled:
+        if c["kernel"] == "backward" and c["operation"] in ("layer_norm", "gelu", "embedding"):
+            started = gelu.RESIDENT if c["operation"] == "gelu" else layer_norm.resident(c["size"])
+            assert c["programs"] >= started, c
+            assert sum(n for name, n in c["loads"].items() if name.startswith("LDGSTS")) >= 8, c
+            if c["operation"] != "embedding" and c["dropout"] == (c["operation"] == "layer_norm"):
+                found.add((c["operation"], c["size"], c["programs"] - started))
+    assert {extra for _, _, extra in found} == {0}
 
 
 def test_the_common_size_fills_hopper(compiled: list[dict[str, Any]]) -> None:
