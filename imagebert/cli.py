@@ -15,8 +15,7 @@ from typing import Any
 
 from imagebert import __version__
 from imagebert.config import SourceConfig, UsageError
-
-STOPPED = 75  # EX_TEMPFAIL: what schedulers requeue
+from imagebert.host import STOPPED, give_way
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imagebert").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = parsed.command
+    give_way()
     try:
         return command(parsed)
     except UsageError as error:
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "The whole of ImageBERT, small, on one CPU: corpus, two stages, fine-tuning, R@K, report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (%(default)s)")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
 
     extract = add("extract", _extract, "Photographs to a region store")
     extract.add_argument("images", type=Path, metavar="IMAGES", help="folder of pictures")
@@ -242,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument("--data", type=Path, default=Path("data"), help="{data} in the ladder (%(default)s)")
     ladder.add_argument("--out", type=Path, help="folder of the runs (runs/LADDER)")
     ladder.add_argument("--seeds", type=_positive, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
-    ladder.add_argument("--only", metavar="RUNG", help="this rung, and what it starts from")
+    ladder.add_argument(
+        "--only", action="append", default=[], metavar="RUNG", help="this rung, and what it starts from; any number"
+    )
     ladder.add_argument("--json", type=Path, help="also write the figures here")
 
     recipes = add("recipes", _recipes, "The recipes that ship with the package; with a name, its text")
@@ -314,7 +317,7 @@ def _data(parsed: argparse.Namespace) -> tuple[SourceConfig, Any]:
 def _demo(parsed: argparse.Namespace) -> int:
     from imagebert.demo.run import run_demo
 
-    if run_demo(parsed.out, parsed.seed) is None:
+    if run_demo(parsed.out, parsed.seed, parsed.overrides) is None:
         print("stopped; the same command goes on from here")
         return STOPPED
     return 0

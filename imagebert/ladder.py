@@ -100,26 +100,27 @@ def run_folder(out: Path, seeds: Sequence[int], seed: int, name: str) -> Path:
 
 
 def climb(
-    ladder: Ladder, out: Path, data: Path, seeds: Sequence[int], overrides: Sequence[str] = (), only: str | None = None
+    ladder: Ladder, out: Path, data: Path, seeds: Sequence[int], overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """Trains and evaluates all rungs for all seeds; returns the figures, or None if it was asked to stop.
 
     Args:
         data: what {data} stands for in the ladder's file
         overrides: key=value for every run
-        only: this rung, and what it starts from
+        only: these rungs, and what they start from; none: all
 
     Raises:
         UsageError: no such rung, or what is there was trained by another recipe.
     """
-    if only is not None and only not in [rung.name for rung in ladder.rungs]:
-        raise UsageError(f"no rung {only!r}: there are {', '.join(rung.name for rung in ladder.rungs)}")
+    for name in only:
+        if name not in [rung.name for rung in ladder.rungs]:
+            raise UsageError(f"no rung {name!r}: there are {', '.join(rung.name for rung in ladder.rungs)}")
     console = Console(stderr=True)
     source = _located(ladder.evaluate, data)
     rungs: list[dict[str, Any]] = []
     chance: dict[str, Any] = {}
     for rung in ladder.rungs:
-        if only is not None and rung.name != only:
+        if only and rung.name not in only:
             continue
         found = []
         for seed in seeds:
@@ -141,7 +142,7 @@ def climb(
         "rungs": rungs,
         "relations": _relations(ladder, rungs),
     }
-    if only is None:
+    if not only:
         (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 

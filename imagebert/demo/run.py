@@ -1,12 +1,16 @@
 """The demo: corpus, the paper's ladder of pre-training (Table 3) at small scale, fine-tuning, exact R@K, a report.
 
-The rungs are those of ladders/demo.yaml. Stopped at any point, the same command goes on.
+The rungs are those of ladders/demo.yaml, side by side on the cores that there are. Stopped at any point, the same
+command goes on.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +21,35 @@ from imagebert.demo.corpus import build
 from imagebert.demo.report import write_report
 from imagebert.ladder import climb, last_matrix, load_ladder, tables
 from imagebert.retrieval.matrix import load_scores
+from imagebert.side_by_side import train_side_by_side
 
 
-def run_demo(out: Path, seed: int) -> dict[str, Any] | None:
+def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
     """Runs the whole demo into `out`; returns what it also writes as report.json, or None if it was asked to stop.
 
     `seconds` are those of this call: less than the whole where an earlier call had got somewhere.
+
+    Args:
+        overrides: key=value for every run
     """
     console = Console(stderr=True)
     begun = time.perf_counter()
     console.rule("Corpus: rendered scenes, their regions, their captions")
     build(out / "data", seed)
-    figures = climb(load_ladder("demo"), out, out / "data", [seed])
+    ladder, settings = load_ladder("demo"), [f"seed={seed}", *overrides]
+    cores, data = len(os.sched_getaffinity(0)), out / "data"
+    if not train_side_by_side("demo", ladder, out, data, cores, settings, lambda line: print(line, file=sys.stderr)):
+        return None
+    figures = climb(ladder, out, data, [seed], overrides)  # all is trained and scored: it is put together
     if figures is None:
         return None
-    ladder = [
+    rungs = [
         {"name": rung["name"], "run": rung["run"], **{key: rung["seeds"][0][key] for key in ("ir", "tr", "steps")}}
         for rung in figures["rungs"]
     ]
-    report = {"chance": figures["chance"], "ladder": ladder, "seconds": time.perf_counter() - begun, "seed": seed}
+    report = {"chance": figures["chance"], "ladder": rungs, "seconds": time.perf_counter() - begun, "seed": seed}
     test = SourceConfig(regions=str(out / "data/test/regions"), pairs=str(out / "data/test/pairs"), split="test")
-    write_report(out, report, load_scores(last_matrix(figures)), test, [rung["run"] for rung in ladder])
+    write_report(out, report, load_scores(last_matrix(figures)), test, [rung["run"] for rung in rungs])
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for table in tables(figures):
         console.print(table)

@@ -31,9 +31,9 @@ class Sizes(NamedTuple):
     matched: tuple[int, int] | None = None
 
     def hold(self, lengths: Lengths, samples: Samples) -> bool:
-        found, rooms = contents(lengths, samples), self[:3]
+        found, rooms = [*contents(lengths, samples)], [*self[:3]]
         if self.matched is not None:
-            found, rooms = (*found, *matched(lengths, samples)), (*rooms, *self.matched)
+            found, rooms = [*found, *matched(lengths, samples)], [*rooms, *self.matched]
         return all(f <= room for f, room in zip(found, rooms, strict=True))
 
 

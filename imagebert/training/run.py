@@ -40,6 +40,7 @@ from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes
+from imagebert.host import keep_memory
 from imagebert.model import (
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
@@ -105,6 +106,7 @@ def _run(
         backend.choose(config.engine.kernels, distributed.device())
     except ValueError as error:
         raise UsageError(str(error)) from None
+    keep_memory()
     main = distributed.rank() == 0
     folder = Path(config.output)
 

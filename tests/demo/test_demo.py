@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 from PIL import Image
 
 import imagebert.demo.corpus as corpus_module
-import imagebert.ladder as ladder_module
-from imagebert.config import RunConfig, load_recipe
 from imagebert.data.records import WHOLE_IMAGE
 from imagebert.data.regions import RegionStore
 from imagebert.demo.corpus import RETRIEVAL, WEAK, build
@@ -84,15 +81,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {name: (12, mixture) for name, (_, mixture) in corpus_module.SETS.items()}
     monkeypatch.setattr(corpus_module, "SETS", sets)
 
-    def short(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-        return load_recipe(name, [*overrides, "schedule.steps=20", "schedule.batch_size=4"])
-
-    monkeypatch.setattr(ladder_module, "load_recipe", short)
-
 
 @pytest.mark.usefixtures("small")
 def test_the_whole_demo_in_small(tmp_path: Path) -> None:
-    report = run_demo(tmp_path / "demo", seed=0)
+    short = ["schedule.steps=20", "schedule.batch_size=4"]
+    report = run_demo(tmp_path / "demo", 0, short)
     assert report is not None
     assert json.loads((tmp_path / "demo/report.json").read_text()) == report
     assert report["seconds"] > 0
@@ -106,7 +99,7 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     assert page.count("<svg") == 3
     assert page.count("data:image/jpeg;base64") == 8 * 5 + 8
     assert page.count('class="query"') == 16
-    again = run_demo(tmp_path / "demo", seed=0)  # goes on from what is there: nothing is trained again
+    again = run_demo(tmp_path / "demo", 0, short)  # goes on from what is there: nothing is trained again
     assert again is not None
     assert again["ladder"][-1]["ir"] == report["ladder"][-1]["ir"]
 
