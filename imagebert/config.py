@@ -108,7 +108,7 @@ class OptimizerConfig:
     name: Literal["adamw", "lamb"] = "adamw"
     implementation: Literal["auto", "torch", "deepspeed", "apex"] = "auto"  # auto: the fastest that is installed
     learning_rate: float = 1e-4
-    # The batch that learning_rate is for, and how it grows with schedule.batch_size; see docs/recipes.md.
+    # The pairs a step that learning_rate is for, and how it grows with those that there are; see docs/recipes.md.
     learning_rate_batch: int | None = None
     learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -126,6 +126,7 @@ class ScheduleConfig:
     batch_tokens: int | None = None
     accumulation: int = 1  # microbatches per rank and step, at least
     microbatch_size: int | None = None  # pairs at most in a microbatch: fewer ranks accumulate more
+    microbatch_tokens: int | None = None  # instead, where steps have batch_tokens
     epochs: float | None = None
     steps: int | None = None
     warmup: float = 0.1  # share of all steps
@@ -138,8 +139,9 @@ class EngineConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     deterministic: bool = False
     kernels: Literal["auto", "reference", "triton"] = "auto"  # auto: Triton's on a GPU, else plain PyTorch
-    # eager; or with all microbatches filled up to one shape: each layer compiled, or the model as two CUDA graphs
-    step: Literal["eager", "compiled", "graphed"] = "eager"
+    # eager; or with all microbatches filled up to one shape: each layer compiled, or the model as two CUDA graphs.
+    # auto: what is fastest of those that this run can have (docs/recipes.md); the log says which, and why
+    step: Literal["auto", "eager", "compiled", "graphed"] = "eager"
     timeout_minutes: float = 10  # a step, a save or a start that takes longer ends the process
     max_skipped_steps: int = 10  # in a row, because loss or gradient is not finite; then the run stops
 
@@ -205,22 +207,20 @@ class RunConfig:
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
-        for name in ("steps", "epochs", "batch_size", "batch_tokens", "microbatch_size"):
+        for name in ("steps", "epochs", "batch_size", "batch_tokens", "microbatch_size", "microbatch_tokens"):
             value = getattr(self.schedule, name)
             if value is not None:
                 check.positive((f"schedule.{name}", value))
         batch = self.optimizer.learning_rate_batch
         if batch is not None:
             check.positive(("optimizer.learning_rate_batch", batch))
-        for key, given in (
-            ("optimizer.learning_rate_batch", batch),
-            ("schedule.microbatch_size", self.schedule.microbatch_size),
-        ):
+        for unit, other in (("size", "tokens"), ("tokens", "size")):
+            given = getattr(self.schedule, f"microbatch_{unit}")
             check(
-                given is None or self.schedule.batch_size is not None,
-                key,
-                f"is {given} and there is no schedule.batch_size",
-                "give that in place of batch_tokens",
+                given is None or getattr(self.schedule, f"batch_{unit}") is not None,
+                f"schedule.microbatch_{unit}",
+                f"is {given} and there is no schedule.batch_{unit}",
+                f"give that in place of batch_{other}, or microbatch_{other}",
             )
         check.share(
             ("model.hidden_dropout", self.model.hidden_dropout),
@@ -256,10 +256,11 @@ class RunConfig:
             "take auto for AdamW",
         )
         check(
-            self.engine.step != "graphed" or (self.schedule.accumulation == 1 and not self.schedule.microbatch_size),
+            self.engine.step != "graphed"
+            or not (self.schedule.accumulation > 1 or self.schedule.microbatch_size or self.schedule.microbatch_tokens),
             "engine.step",
-            "is graphed with schedule.accumulation above 1 or a microbatch_size",
-            "a replay writes its gradients over those of the last one: take compiled, or one microbatch a step",
+            "is graphed with schedule.accumulation above 1, a microbatch_size or microbatch_tokens",
+            "a replay writes its gradients over those of the last one: take auto or compiled, or one microbatch a step",
         )
         dual = self.pretraining.dual if self.task == "pretrain" else self.retrieval.dual
         check(
@@ -316,7 +317,7 @@ class _Checker:
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
 FREE_ON_RESUME = (
     *("output", "engine", "checkpoint", "evaluation", "logging", "optimizer.implementation"),
-    *("schedule.accumulation", "schedule.microbatch_size", "data.max_damaged_records"),
+    *("schedule.accumulation", "schedule.microbatch_size", "schedule.microbatch_tokens", "data.max_damaged_records"),
     *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
 )
 
@@ -342,6 +343,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunConfig:
     """Reads a recipe (a file, or the name of one that ships with the package) and applies `key=value` overrides.
 
+    Of two keys that exclude each other, such as batch_size and batch_tokens, the one that is overridden counts.
+
     Raises:
         UsageError: no such recipe, bad YAML, an unknown key, a wrong type or an impossible combination.
     """
@@ -354,8 +357,22 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunC
                 + _nearest(name_or_path, shipped)
             )
         path = RECIPES / f"{name_or_path}.yaml"
-    return build(RunConfig, apply_overrides(read_yaml(path), overrides), where=str(path))
+    tree = read_yaml(path)
+    named = {key for key, _, text in (override.partition("=") for override in overrides) if text != "null"}
+    for given, replaced in _EXCLUSIVE:
+        if f"schedule.{given}" in named and isinstance(tree.get("schedule"), dict):
+            for key in replaced:
+                tree["schedule"].pop(key, None)
+    return build(RunConfig, apply_overrides(tree, overrides), where=str(path))
 
+
+# A key of the schedule, and those that it takes the place of.
+_EXCLUSIVE = (
+    ("batch_size", ("batch_tokens", "microbatch_tokens")),
+    ("batch_tokens", ("batch_size", "microbatch_size")),
+    ("steps", ("epochs",)),
+    ("epochs", ("steps",)),
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -2,7 +2,7 @@
 # Stage 1 of pre-training: LAIT, from a BERT folder (the paper, section 3.2).
 #
 #     sbatch --nodes=4 slurm/stage1.sh --data /data --from /data/bert-base-uncased        or
-#     slurm/stage1.sh --nodes 2-4 --partition gpu --data /data schedule.batch_size=2048
+#     slurm/stage1.sh --nodes 2-4 --partition gpu --data /data schedule.batch_tokens=240000
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
 #SBATCH --nodes=1 --gpus-per-node=8 --cpus-per-task=64

@@ -34,7 +34,6 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("schedule.batch_size=true", "schedule.batch_size is True: give a whole number"),
         ("schedule.batch_size=0", "schedule.batch_size is 0: give a positive number"),
         ("model.hidden_dropout=1.5", "model.hidden_dropout is 1.5: give a share between 0 and 1"),
-        ("schedule.epochs=3", "give exactly one of the two"),
         ("schedule.steps=0", "schedule.steps is 0: give a positive number"),
         ("model.initialize_from=x", "give preset for new weights, or initialize_from"),
         ("optimizer.betas=[0.9]", "optimizer.betas has 1 values: give 2"),
@@ -42,7 +41,7 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("data.sources.3.split=x", "not an index into a list of 1"),
         ("schedule.steps.part=1", "schedule.steps is a value and has no parts"),
         ("learning_rate", "is not key=value"),
-        ("engine.step=graph", "engine.step is 'graph': give one of eager, compiled, graphed; did you mean graphed?"),
+        ("engine.step=graph", "engine.step is 'graph': give one of auto, eager, compiled, graphed; did you mean graphed?"),
     ],
 )
 def test_a_mistake_names_key_value_and_cure(override: str, message: str) -> None:
@@ -77,5 +76,20 @@ def test_differences_leaves_out_what_may_change() -> None:
 
 def test_a_replayed_step_has_one_microbatch() -> None:
     load_recipe(RECIPE, ["engine.step=graphed"])
-    with pytest.raises(UsageError, match=r"engine\.step is graphed with schedule\.accumulation above 1"):
-        load_recipe(RECIPE, ["engine.step=graphed", "schedule.accumulation=2"])
+    for many in (["schedule.accumulation=2"], ["schedule.batch_tokens=400", "schedule.microbatch_tokens=200"]):
+        with pytest.raises(UsageError, match=r"engine\.step is graphed with schedule\.accumulation above 1"):
+            load_recipe(RECIPE, ["engine.step=graphed", *many])
+        load_recipe(RECIPE, ["engine.step=auto", *many])
+
+
+def test_of_two_keys_that_exclude_each_other_the_given_one_counts() -> None:
+    schedule = load_recipe("stage1_lait", ["schedule.batch_size=64", "schedule.steps=7"]).schedule
+    assert (schedule.batch_size, schedule.batch_tokens, schedule.microbatch_tokens) == (64, None, None)
+    assert (schedule.steps, schedule.epochs) == (7, None)
+    schedule = load_recipe(RECIPE, ["schedule.batch_tokens=500", "schedule.batch_size=null"]).schedule
+    assert (schedule.batch_size, schedule.batch_tokens) == (None, 500)
+    for both in (["schedule.steps=7", "schedule.epochs=2"], ["schedule.batch_size=4", "schedule.batch_tokens=90"]):
+        with pytest.raises(UsageError, match="give exactly one of the two"):
+            load_recipe(RECIPE, both)
+    with pytest.raises(UsageError, match=r"microbatch_size is 4 and there is no schedule\.batch_size"):
+        load_recipe("stage1_lait", ["schedule.microbatch_size=4"])

@@ -164,6 +164,12 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
     }
 
 
+def zero_stage(config: RunConfig) -> int:
+    """How far the recipe's JSON shards: 0 to 3."""
+    merged = merge_deepspeed_config(config, "fp32", distributed.world_size())
+    return int(merged["zero_optimization"]["stage"])
+
+
 def resolve_precision(config: RunConfig) -> str:
     """fp32 or bf16: what `auto` means on this machine."""
     if config.engine.precision != "auto":

@@ -127,7 +127,7 @@ def mask_batch(
 
 
 def _compact(chosen: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `room` of the chosen: as flags [n], as ascending indices [room] with others behind, and their number."""
+    """The first `room` of the chosen: as flags [n], as ascending indices [room], others behind, and their number."""
     place = torch.arange(len(chosen), device=chosen.device)
     rank = torch.cumsum(chosen, 0)
     chosen = chosen & (rank <= room)

@@ -115,6 +115,11 @@ class Plan:
     def steps(self, epochs: float) -> int:
         return max(1, round(epochs * self._total / self._share))
 
+    @property
+    def pairs(self) -> float:
+        """Sampled in a step; on average, where steps go by tokens."""
+        return self._share * len(self.caption_image) / self._total
+
     def global_batch(self, step: int) -> Samples:
         """All pairs of a step, the same for any number of ranks."""
         captions = self._sampled(step)

@@ -28,7 +28,7 @@ from imagebert.config import RunConfig, UsageError, build, differences, load_rec
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import publish
 from imagebert.engine.checkpoints import Checkpoints, find_newest
-from imagebert.engine.engine import Engine
+from imagebert.engine.engine import Engine, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
@@ -98,7 +98,7 @@ def _run(
     make_evaluator: MakeEvaluator | None,
     alive: Callable[[], None],
 ) -> Stopped:
-    config = fit_microbatches(given, distributed.world_size())
+    config = choose_step(fit_microbatches(given, distributed.world_size()))
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -205,7 +205,7 @@ def _run(
                 checkpoints,
                 steps,
                 key=plan.key,
-                learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer),
+                learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer, plan.pairs),
                 log_every=config.logging.every_steps,
                 save_every=config.checkpoint.every_steps,
                 evaluate_every=config.evaluation.every_steps if evaluator is not None else 0,
@@ -230,12 +230,36 @@ def _run(
 
 
 def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
-    """The recipe with as many microbatches a step as `ranks` need to hold no more than schedule.microbatch_size."""
+    """The recipe with as many microbatches a step as `ranks` need to hold no more than schedule.microbatch_size, or
+    about schedule.microbatch_tokens."""
     schedule = config.schedule
-    if schedule.microbatch_size is None or schedule.batch_size is None:
+    if schedule.microbatch_size is not None and schedule.batch_size is not None:
+        needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
+    elif schedule.microbatch_tokens is not None and schedule.batch_tokens is not None:
+        needed = math.ceil(schedule.batch_tokens / (ranks * schedule.microbatch_tokens))
+    else:
         return config
-    needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
     return replace(config, schedule=replace(schedule, accumulation=max(schedule.accumulation, needed)))
+
+
+def choose_step(config: RunConfig) -> RunConfig:
+    """The recipe with engine.step as it can be where that is auto: graphed, else compiled, else eager."""
+    if config.engine.step != "auto":
+        return config
+    stage = zero_stage(config)
+    no_kernels = "there is no GPU" if not torch.cuda.is_available() else "the reference is chosen, not the kernels"
+    if not torch.cuda.is_available() or config.engine.kernels == "reference":
+        step, reason = "eager", no_kernels
+    elif stage == 3:
+        step, reason = "eager", "neither a compiled nor a graphed step follows ZeRO-3's gathering"
+    elif config.schedule.accumulation > 1:
+        step, reason = "compiled", "a graph's replay would write over gradients that accumulate"
+    elif config.model.global_image_token or config.model.dual_size:
+        step, reason = "compiled", "a graph marks no whole images and holds no dual head"
+    else:
+        step, reason = "graphed", "all microbatches can have one shape"
+    log.info("engine.step auto: %s, since %s", step, reason)
+    return replace(config, engine=replace(config.engine, step=step))
 
 
 def describe_step(config: RunConfig, plan: Plan, corpus: Corpus, step: int) -> dict[str, Any]:
@@ -305,7 +329,7 @@ def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
     if config.engine.step == "eager":
         return None
     if not torch.cuda.is_available() and (config.engine.step == "graphed" or config.engine.kernels != "triton"):
-        raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take eager")
+        raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take auto or eager")
     if config.engine.step == "graphed" and config.model.global_image_token:
         raise UsageError("engine.step graphed cannot mark whole images, whose number differs: take compiled or eager")
     if config.engine.kernels == "reference":

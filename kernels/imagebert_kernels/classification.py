@@ -13,9 +13,9 @@ Layouts, all contiguous:
 The logits without bias are one product of cuBLAS, in the type of the weight; there is no float32 copy of them. (With
 the bias, PyTorch would copy it over all logits before the product, as their rows are padded.) One kernel adds the bias,
 reads them once for the softmax' normaliser and once more, from the cache, to put the loss' gradient in their place:
-softmax minus one at the label. Backward is two products with that. A kernel that kept logits on the multiprocessor would compute a
-third product of this size again; writing and reading 16 bits a logit is cheaper. Rows of logits are padded to a
-multiple of 64, since a product whose rows begin at odd places (30,522 words!) leaves the fast path.
+softmax minus one at the label. Backward is two products with that. A kernel that kept logits on the multiprocessor
+would compute a third product of this size again; writing and reading 16 bits a logit is cheaper. Rows of logits are
+padded to a multiple of 64, since a product whose rows begin at odd places (30,522 words!) leaves the fast path.
 """
 
 from __future__ import annotations

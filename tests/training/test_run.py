@@ -22,11 +22,12 @@ from transformers import AutoConfig
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
+from imagebert.feed.packer import Packer
 from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
-from imagebert.training.run import Limits, export_run, fit_microbatches, run
+from imagebert.training.run import Limits, choose_step, export_run, fit_microbatches, make_plan, run
 from tests.corpora import change_last_feature, write_corpus
 
 PYTHON = sys.executable
@@ -329,6 +330,8 @@ def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> 
 def test_fewer_ranks_accumulate_more(recipe: list[str], sweep: dict[str, Path], tmp_path: Path) -> None:
     config = load_recipe(RECIPE, [*recipe, "schedule.microbatch_size=5"])
     assert [fit_microbatches(config, ranks).schedule.accumulation for ranks in (1, 2, 4)] == [4, 2, 1]
+    tokens = load_recipe(RECIPE, [*recipe, "schedule.batch_tokens=400", "schedule.microbatch_tokens=100"])
+    assert [fit_microbatches(tokens, ranks).schedule.accumulation for ranks in (1, 2, 4)] == [4, 2, 1]
     run(load_recipe(RECIPE, recipe), stop_at=5)
     run(load_recipe(RECIPE, [*recipe, "schedule.microbatch_size=5"]))
     assert losses(tmp_path / "run") == pytest.approx(losses(sweep["z0-a1-r1"]), rel=1e-4)
@@ -464,6 +467,47 @@ def test_how_data_comes_changes_nothing(recipe: list[str], tmp_path: Path) -> No
 def test_a_step_that_this_machine_cannot_run_is_named(recipe: list[str], step: str) -> None:
     with pytest.raises(UsageError, match=f"engine.step {step} needs a GPU"):
         run(load_recipe(RECIPE, [*recipe, f"engine.step={step}"]))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "overrides", "step", "reason"),
+    [
+        (False, [], "eager", "there is no GPU"),
+        (True, [], "graphed", "all microbatches can have one shape"),
+        (True, ["engine.kernels=reference"], "eager", "the reference is chosen"),
+        (True, ["engine.deepspeed=zero3"], "eager", "neither a compiled nor a graphed step follows ZeRO-3"),
+        (True, ["schedule.accumulation=2"], "compiled", "a graph's replay would write over gradients"),
+        (True, ["model.global_image_token=true"], "compiled", "a graph marks no whole images"),
+    ],
+)
+def test_the_step_that_a_run_can_have(
+    recipe: list[str],
+    gpu: bool,
+    overrides: list[str],
+    step: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with caplog.at_level("INFO"):
+        chosen = choose_step(load_recipe(RECIPE, [*recipe, "engine.step=auto", *overrides]))
+    assert chosen.engine.step == step
+    assert f"engine.step auto: {step}, since {reason}" in caplog.text
+    assert choose_step(chosen) is chosen
+
+
+def test_rates_follow_the_pairs_that_tokens_are(recipe: list[str]) -> None:
+    """72 captions; the mean pairs of a step of 200 tokens, counted over an epoch of steps."""
+    tokens = ["schedule.batch_tokens=200", "optimizer.learning_rate_batch=4", "schedule.steps=2"]
+    config = load_recipe(RECIPE, [*recipe, *tokens, "schedule.warmup=0", "schedule.decay=constant"])
+    corpus = Corpus(config.data.sources)
+    plan = make_plan(config, corpus, Packer(corpus, Limits.of(config.data)))
+    counted = np.mean([len(plan.global_batch(step).images) for step in range(400)])
+    assert plan.pairs == pytest.approx(counted, rel=0.01)
+    run(config)
+    line = read_log(Path(config.output) / "log.jsonl")[-1]
+    assert line["learning_rate"] == pytest.approx(1e-3 * (plan.pairs / 4) ** 0.5)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
