@@ -34,7 +34,7 @@ format: $(VENV)/.dev  ## rewrite the sources in the house's format
 
 bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training beside transformers' VisualBERT
 	$(BIN)/python -m benchmarks.ops --static
-	$(BIN)/python -m benchmarks.train --against visualbert
+	$(BIN)/python -m benchmarks.train
 
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.

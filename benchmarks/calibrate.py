@@ -4,8 +4,9 @@
     imagebert plan --gpu cpu --calibrate FILE
 
 Measured, medians of several: a square product's rate; the share of it that training reaches, through the engine on
-ready-made batches of --model; checkpoints of --checkpoint, saved while training goes on: seconds that training stands
-still, and that the whole save takes; over several ranks an all-reduce of a bucket and of one number.
+ready-made batches of --model, on a GPU with ZeRO 1 as in the paper's recipes; checkpoints of --checkpoint, saved while
+training goes on: seconds that training stands still, and that the whole save takes; over several ranks an all-reduce of
+a bucket and of one number.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from imagebert import distributed
 from imagebert.config import RunConfig, build
 from imagebert.data.corpus import Corpus
 from imagebert.engine.checkpoints import Checkpoints
-from imagebert.engine.engine import Engine
+from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.training.capacity import checkpoint_bytes, pair_flops
@@ -36,6 +37,7 @@ from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan
 
 GPU = torch.cuda.is_available()
+DEEPSPEED = "zero1" if GPU else "zero0"  # in bf16 zero0's step reads 169 numbers on the host: DeepSpeed 0.19.8, base
 
 
 def median_seconds(call: Callable[[], Any], times: int = 5) -> float:
@@ -60,8 +62,8 @@ class Training:
     """An engine and one batch of it."""
 
     def __init__(self, folder: Path, preset: str, pairs: int) -> None:
-        (folder / preset).mkdir()
-        source = write_random_corpus(folder / preset, "full", 64, 1, 2048, 1600)
+        folder.mkdir()
+        source = write_random_corpus(folder, "full", 64, 1, 2048, 1600)
         tree = {
             "task": "pretrain",
             "stage": "calibrate",
@@ -69,6 +71,7 @@ class Training:
             "data": {"sources": [{"regions": source.regions, "pairs": source.pairs}]},
             "model": {"preset": preset},
             "schedule": {"batch_size": pairs * distributed.world_size(), "steps": 1},
+            "engine": {"deepspeed": DEEPSPEED},
         }
         self.config: RunConfig = build(RunConfig, tree, "benchmark")
         corpus = Corpus(self.config.data.sources)
@@ -132,11 +135,11 @@ def main() -> None:
     matmul = matmul_rate()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        training = Training(folder, parsed.model, parsed.pairs)
+        training = Training(folder / "trained", parsed.model, parsed.pairs)
         step = median_seconds(training.step)
         share = training.flops() / step / matmul
         training.engine.close()
-        saved = Training(folder, parsed.checkpoint, 4 if not GPU else parsed.pairs)
+        saved = Training(folder / "saved", parsed.checkpoint, 4 if not GPU else parsed.pairs)
         cost = checkpoint_cost(saved, Path(distributed.gather(name)[0]), parsed.saves)
         saved.engine.close()
     constants = {"matmul": matmul, "share": share, "host_copy": cost["host_copy"], "disk": cost["disk"]}
@@ -148,12 +151,15 @@ def main() -> None:
         constants["inside"] = constants["between"] = 2 * (ranks - 1) / ranks * size / seconds
         constants["latency"] = median_seconds(lambda: distributed.total_on_device(one), 50)
     if distributed.rank() == 0:
-        table = Table("", "", title=f"{ranks} ranks; {parsed.model} trains, {parsed.checkpoint} is saved")
+        engine = {"deepspeed": DEEPSPEED, "precision": resolve_precision(training.config)}
+        title = f"{ranks} ranks, {', '.join(engine.values())}; {parsed.model} trains, {parsed.checkpoint} is saved"
+        table = Table("", "", title=title)
         for key, value in {**constants, **{f"checkpoint: {k}": v for k, v in cost.items()}}.items():
             table.add_row(key, f"{value:.4g}")
         Console().print(table)
         lines = [Line("pause of training, of a save", cost["seconds_paused"] / cost["seconds"], 0.1, at_most=True)]
-        publish({"constants": constants, "checkpoint": cost, "ranks": ranks}, lines, parsed.json)
+        figures = {"engine": engine, "constants": constants, "checkpoint": cost, "ranks": ranks}
+        publish(figures, lines, parsed.json)
 
 
 if __name__ == "__main__":

@@ -91,18 +91,20 @@ def main() -> None:
     if parsed.cold:
         publish({"cold": {data.feature_type: cold(data) for data in stores}}, [], parsed.json)
         return
-    figures, lines = {}, []
+    figures: dict[str, Any] = {}
+    lines: list[Line] = []
     for data in stores:
         prepare_peers(data)
-        found = compare(data, parsed.seconds, parsed.turns)
-        figures[data.feature_type] = found
+        for found in compare(data, parsed.seconds, parsed.turns):
+            figures[data.feature_type] = found
+            publish(figures, [], parsed.json)  # after each turn: a limit of time loses only the rest
         show(data.feature_type, found)
         lines += lines_of(data.feature_type, found)
         publish(figures, lines, parsed.json)
 
 
-def compare(data: Data, seconds: float, turns: int) -> dict[str, dict[str, float]]:
-    """Medians over the turns."""
+def compare(data: Data, seconds: float, turns: int) -> Iterator[dict[str, dict[str, float]]]:
+    """After each turn the medians so far."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES if runs_here(name)}
     for _ in range(turns):
         for name, results in runs.items():
@@ -110,10 +112,10 @@ def compare(data: Data, seconds: float, turns: int) -> dict[str, dict[str, float
             call += ["--features", data.feature_type, "--seconds", str(seconds), "--device", str(data.device)]
             done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
-    return {
-        name: {figure: statistics.median(result[figure] for result in results) for figure in results[0]}
-        for name, results in runs.items()
-    }
+        yield {
+            name: {figure: statistics.median(result[figure] for result in results) for figure in results[0]}
+            for name, results in runs.items()
+        }
 
 
 def measure(batches: Batches, seconds: float) -> dict[str, float]:

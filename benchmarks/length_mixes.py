@@ -26,13 +26,19 @@ VOCABULARY = 30522
 
 
 def write_random_corpus(
-    folder: Path, mix: str, images: int, captions: int, feature_size: int, classes: int
+    folder: Path,
+    mix: str,
+    images: int,
+    captions: int,
+    feature_size: int,
+    classes: int,
+    pieces: int = VOCABULARY,
 ) -> SourceConfig:
     """A corpus of random features and words with the lengths of `mix` (a file in benchmarks/lengths/)."""
     rng = np.random.default_rng(0)
     names = [f"class {i}" for i in range(classes)]
     vocabulary = folder / "vocab.txt"
-    words = [f"w{i:05d}" for i in range(VOCABULARY - len(SPECIALS))]
+    words = [f"w{i:05d}" for i in range(pieces - len(SPECIALS))]
     vocabulary.write_text("\n".join([*SPECIALS, *words]) + "\n")
     with write_regions(folder / "regions", names, {"name": "random"}) as writer:
         for image, n in enumerate(draw_lengths(rng, mix, "regions", images)):

@@ -107,11 +107,17 @@ def _print_floors(floors: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
-def on_gpu(pair_counts: list[int]) -> tuple[dict[str, Any], list[Line]]:
-    limits = ceilings()
-    operations, lines = ops_parts.on_gpu(limits)
-    rows, attention_lines = ops_attention.on_gpu(limits, pair_counts)
-    return {"ceilings": limits, "operations": operations, "attention": rows}, [*lines, *attention_lines]
+def on_gpu(pair_counts: list[int], path: Path | None) -> tuple[dict[str, Any], list[Line]]:
+    """All figures, written to `path` as they come: a limit of time loses only the rest."""
+    figures: dict[str, Any] = {"ceilings": ceilings(), "operations": [], "attention": []}
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        figures[part] += rows
+        publish(figures, [], path)
+
+    lines = ops_parts.on_gpu(figures["ceilings"], lambda rows: keep("operations", rows))
+    lines += ops_attention.on_gpu(figures["ceilings"], pair_counts, lambda rows: keep("attention", rows))
+    return figures, lines
 
 
 def main() -> None:
@@ -127,9 +133,9 @@ def main() -> None:
     elif not torch.cuda.is_available():
         parser.exit(2, "no GPU here: --static shows what needs none\n")
     elif parsed.tune:
-        publish(ops_attention.tune(parsed.tune), [], parsed.json)
+        ops_attention.tune(parsed.tune, lambda found: publish(found, [], parsed.json))
     else:
-        figures, lines = on_gpu(parsed.pairs)
+        figures, lines = on_gpu(parsed.pairs, parsed.json)
         publish(figures, lines, parsed.json)
         if parsed.plots is not None:
             ops_attention.plot(figures["attention"], figures["ceilings"], parsed.plots)

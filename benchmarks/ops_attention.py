@@ -250,8 +250,10 @@ def measure(shape: Shape, name: str) -> dict[str, Any]:
     return row
 
 
-def on_gpu(limits: dict[str, float], pair_counts: list[int]) -> tuple[list[dict[str, Any]], list[Line]]:
-    """All candidates at all shapes, and the lines that ours must reach."""
+def on_gpu(
+    limits: dict[str, float], pair_counts: list[int], keep: Callable[[list[dict[str, Any]]], None]
+) -> list[Line]:
+    """All candidates at all shapes: the lines that ours must reach. `keep` is given each's figures as they come."""
     rows = []
     for mix in MIXES:
         for model in HEADS:
@@ -261,10 +263,10 @@ def on_gpu(limits: dict[str, float], pair_counts: list[int]) -> tuple[list[dict[
                         continue
                     row = measure(shape(mix, model, pairs), name)
                     rows.append(row)
+                    keep([row])
                     print(json.dumps(row), flush=True)
-    lines = _lines(rows, limits)
     _print(rows, limits)
-    return rows, lines
+    return _lines(rows, limits)
 
 
 def _lines(rows: list[dict[str, Any]], limits: dict[str, float]) -> list[Line]:
@@ -327,10 +329,11 @@ def plot(rows: list[dict[str, Any]], limits: dict[str, float], folder: Path) -> 
 # ------------------------------------------------------------------------------------------------------------- tune
 
 
-def tune(mix: str) -> dict[str, Any]:
-    """Seconds of ours with every tiling that could hold the mix's pairs, fastest first; base, 256 pairs.
+def tune(mix: str, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Seconds of ours with every tiling that could hold the mix's pairs; base, 256 pairs.
 
-    What is fastest goes into the tables of attention.py, after the compile gate.
+    `keep` is given all figures so far after each tiling. What is fastest goes into the tables of attention.py, after
+    the compile gate.
     """
     from benchmarks.compiled import CHIPS, attention_configuration, compile_ahead
 
@@ -346,7 +349,7 @@ def tune(mix: str) -> dict[str, Any]:
         table = (attention._HOPPER_FORWARD, attention._HOPPER_BACKWARD)[number]
         passes = [one[number] for one in sets]
         shown = Table("tiling", f"{direction}, us")
-        rows = []
+        rows = found[direction] = []
         for tiling in [attention._fitting(shipped[number], max(where.lengths)), *tilings[direction]]:
             table[SIZE] = (tiling,)
             try:
@@ -354,12 +357,11 @@ def tune(mix: str) -> dict[str, Any]:
             except Exception as error:  # too much shared memory or too few registers
                 rows.append({"tiling": tiling._asdict(), "error": str(error)[:200]})
             print(json.dumps(rows[-1]), flush=True)
+            keep({"mix": mix, "tilings": found})
         table[SIZE] = shipped[number]
         for row in sorted((r for r in rows if "seconds" in r), key=lambda r: r["seconds"])[:12]:
             shown.add_row(str(tuple(row["tiling"].values())), f"{row['seconds'] * 1e6:.1f}")
         Console(width=140).print(shown)
-        found[direction] = rows
-    return {"mix": mix, "tilings": found}
 
 
 def _tilings(direction: str, longest: int) -> list[attention.Tiling]:

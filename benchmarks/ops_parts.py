@@ -324,16 +324,19 @@ def measure(name: str, operation: Operation, model: str, mix: str, pairs: int) -
     return rows
 
 
-def on_gpu(limits: dict[str, float], pairs: int = 256) -> tuple[list[dict[str, Any]], list[Line]]:
-    """All operations at base and large, full and real lengths, and the lines that ours must reach."""
-    rows = [
-        row
-        for name, operation in OPERATIONS.items()
-        for model, mix in (("base", "full"), ("base", "real"), ("large", "full"))
-        for row in measure(name, operation, model, mix, pairs)
-    ]
+def on_gpu(limits: dict[str, float], keep: Callable[[list[dict[str, Any]]], None], pairs: int = 256) -> list[Line]:
+    """All operations at base and large, full and real lengths: the lines that ours must reach.
+
+    `keep` is given the figures of each as they come.
+    """
+    rows = []
+    for name, operation in OPERATIONS.items():
+        for model, mix in (("base", "full"), ("base", "real"), ("large", "full")):
+            found = measure(name, operation, model, mix, pairs)
+            keep(found)
+            rows += found
     _print(rows, limits)
-    return rows, [line for name in OPERATIONS for line in _lines(name, rows)]
+    return [line for name in OPERATIONS for line in _lines(name, rows)]
 
 
 def _lines(name: str, rows: list[dict[str, Any]]) -> list[Line]:

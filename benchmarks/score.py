@@ -21,7 +21,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
-    settings, lines = [], []
+    settings: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for mix in parsed.mix:
-        figures = measure(mix, parsed)
-        settings.append(figures)
+        settings.append({})
+        for figures in measure(mix, parsed):
+            settings[-1] = figures
+            publish({"settings": settings}, [], parsed.json)  # after each turn: a limit of time loses only the rest
+        show(figures)
         by = figures["pairs_per_second"]
         best = max(rate for name, rate in by.items() if name.startswith("imagebert") and "packed" not in name)
         lines += [Line(f"{mix}: pairs/s over VisualBERT's", best / by["visualbert"], 2.5)]
@@ -79,7 +83,8 @@ def main() -> None:
         publish({"settings": settings}, lines, parsed.json)
 
 
-def measure(mix: str, parsed: argparse.Namespace) -> dict[str, Any]:
+def measure(mix: str, parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """After each turn the figures so far."""
     shape = MODELS.get(parsed.model, CPU_MODEL)
     dtype = torch.bfloat16 if GPU else torch.float32
     with tempfile.TemporaryDirectory() as folder:
@@ -112,23 +117,27 @@ def measure(mix: str, parsed: argparse.Namespace) -> dict[str, Any]:
                 score()
                 if turn:
                     seconds[name].append(now() - begun)
-    rates = {name: candidates[name][1] / statistics.median(s) for name, s in seconds.items()}
-    table = Table("", "pairs/s", "of VisualBERT's", title=f"{parsed.model}, {mix}, {len(pairs[0]):,} pairs, {dtype}")
+            if turn:
+                yield {
+                    "model": parsed.model,
+                    "layers": shape.layers,
+                    "hidden_size": shape.hidden,
+                    "mix": mix,
+                    "pairs": len(pairs[0]),
+                    "batch": parsed.batch,
+                    "precision": str(dtype),
+                    "seconds": seconds,
+                    "pairs_per_second": {n: candidates[n][1] / statistics.median(s) for n, s in seconds.items()},
+                    "error": error,
+                }
+
+
+def show(figures: dict[str, Any]) -> None:
+    title = f"{figures['model']}, {figures['mix']}, {figures['pairs']:,} pairs, {figures['precision']}"
+    table, rates = Table("", "pairs/s", "of VisualBERT's", title=title), figures["pairs_per_second"]
     for name, rate in rates.items():
         table.add_row(name, f"{rate:,.0f}", f"{rate / rates['visualbert']:.2f}")
     Console().print(table)
-    return {
-        "model": parsed.model,
-        "layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "mix": mix,
-        "pairs": len(pairs[0]),
-        "batch": parsed.batch,
-        "precision": str(dtype),
-        "seconds": seconds,
-        "pairs_per_second": rates,
-        "error": error,
-    }
 
 
 def now() -> float:

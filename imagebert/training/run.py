@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -246,11 +246,12 @@ def choose_step(config: RunConfig) -> RunConfig:
     """The recipe with engine.step as it can be where that is auto: graphed, else compiled, else eager."""
     if config.engine.step != "auto":
         return config
-    stage = zero_stage(config)
-    no_kernels = "there is no GPU" if not torch.cuda.is_available() else "the reference is chosen, not the kernels"
-    if not torch.cuda.is_available() or config.engine.kernels == "reference":
-        step, reason = "eager", no_kernels
-    elif stage == 3:
+    step: Literal["eager", "compiled", "graphed"]
+    if not torch.cuda.is_available():
+        step, reason = "eager", "there is no GPU"
+    elif config.engine.kernels == "reference":
+        step, reason = "eager", "the reference is chosen, not the kernels"
+    elif zero_stage(config) == 3:
         step, reason = "eager", "neither a compiled nor a graphed step follows ZeRO-3's gathering"
     elif config.schedule.accumulation > 1:
         step, reason = "compiled", "a graph's replay would write over gradients that accumulate"

@@ -111,6 +111,7 @@ def test_an_error_in_a_worker_reaches_the_consumer(source: SourceConfig, tmp_pat
 
 def test_dali_would_copy_what_it_gives_out() -> None:
     """Why DaliCarrier gives out the first bytes only on a CPU; should this fail, DALI does better: give out all."""
+    pytest.importorskip("nvidia.dali")
     from nvidia.dali import Pipeline, fn, types
 
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
