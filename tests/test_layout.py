@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 GATES = {
@@ -54,6 +58,16 @@ def test_triton_stays_among_the_kernels() -> None:
         p for p in (ROOT / "imagebert").rglob("*.py") if re.search(r"^\s*(import|from) triton\b", p.read_text(), re.M)
     ]
     assert users == []
+
+
+@pytest.mark.parametrize(("asked", "seen"), [(None, ""), ("1", ""), ("0", "3")])
+def test_tests_hide_a_gpu_unless_it_is_asked_for(asked: str | None, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    if asked is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", asked)
+    runpy.run_path(str(ROOT / "tests/conftest.py"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -134,8 +134,10 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
             f"optimizer.name lamb with ZeRO stage {stage}: LAMB needs the norm of whole tensors, which a shard does "
             "not have. Use engine.deepspeed=zero0, or optimizer.name=adamw"
         )
-    if world_size == 1 and "overlap_comm" in merged["zero_optimization"]:
-        # There is no communication to overlap, and DeepSpeed waits for the GPU whenever it reduces.
+    within_a_node = stage < 3 and world_size <= torch.cuda.device_count()
+    if (world_size == 1 or within_a_node) and "overlap_comm" in merged["zero_optimization"]:
+        # DeepSpeed makes the host wait for the GPU whenever it reduces. Alone there is nothing to overlap; between the
+        # GPUs of a node, less than the waiting costs.
         merged["zero_optimization"]["overlap_comm"] = False
     accumulation = config.schedule.accumulation
     monitors = {

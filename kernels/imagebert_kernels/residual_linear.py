@@ -43,7 +43,7 @@ def _may_be_overwritten(grad: Tensor, other: Tensor) -> bool:
     by itself."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not grad.is_contiguous():
         return False
-    return grad.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+    return grad.untyped_storage()._cdata != other.untyped_storage()._cdata
 
 
 def residual_linear(

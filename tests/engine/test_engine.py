@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagebert.config import RunConfig, UsageError, load_recipe
 from imagebert.engine.engine import find_deepspeed_config, merge_deepspeed_config
@@ -23,10 +24,23 @@ def test_shipped_configurations_merge(name: str) -> None:
     assert merged["bf16"] == {"enabled": True, "check_grad_overflow": False}
 
 
-def test_a_single_rank_overlaps_nothing() -> None:
-    for ranks in (1, 2):
-        merged = merge_deepspeed_config(recipe("engine.deepspeed=zero1"), "bf16", ranks)
-        assert merged["zero_optimization"]["overlap_comm"] == (ranks > 1)
+@pytest.mark.parametrize(
+    ("name", "gpus", "ranks", "overlaps"),
+    [
+        ("zero1", 0, 1, False),
+        ("zero1", 0, 2, True),
+        ("zero1", 8, 8, False),
+        ("zero2", 8, 8, False),
+        ("zero1", 8, 16, True),
+        ("zero3", 8, 8, True),  # which fetches weights ahead by it
+    ],
+)
+def test_what_is_not_worth_overlapping_is_not(
+    name: str, gpus: int, ranks: int, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    merged = merge_deepspeed_config(recipe(f"engine.deepspeed={name}"), "bf16", ranks)
+    assert merged["zero_optimization"]["overlap_comm"] == overlaps
 
 
 @pytest.mark.parametrize(
