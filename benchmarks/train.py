@@ -47,6 +47,7 @@ from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.engine.metrics import read_log
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
+from imagebert.host import keep_memory
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan, make_sizes, run
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="VisualBERT through torch.compile too")
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
+    keep_memory()  # for all candidates, as training does
     if GPU:
         torch.set_float32_matmul_precision("high")
     settings, lines = [], []

@@ -26,6 +26,7 @@ Programs start in the order of the batch: put long sequences first, and no multi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -625,46 +626,62 @@ def packed_attention_reference(
     the other, as in sorted batches, nothing is padded or gathered.
     """
     query_cu_seqlens = cu_seqlens if query_cu_seqlens is None else query_cu_seqlens
-    queries, keys, values = _parts(packed, queries)
     query_ends, key_ends = query_cu_seqlens.tolist(), cu_seqlens.tolist()
+    rows, shape = len(packed if queries is None else queries), packed.shape[-2:]
+    # All sequences' rows are cut, or gathered, at once: a gradient of each cut would be as large as the whole.
     if runs := _runs(query_ends, key_ends):
+        pieces = _cut(packed, [keys for _, _, keys in runs])
+        asking = [None] * len(runs) if queries is None else _cut(queries, [asked for _, asked, _ in runs])
         parts = []
-        for sequences, query_rows, key_rows in runs:
-            q, k, v = (
-                t[rows].view(sequences, -1, *t.shape[1:]).transpose(1, 2)  # [b, N, q or k, D]
-                for t, rows in ((queries, query_rows), (keys, key_rows), (values, key_rows))
-            )
-            out = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-            parts.append(out.transpose(1, 2).flatten(0, 1))
-        if (behind := len(queries) - query_ends[-1]) > 0:
-            parts.append(queries.new_zeros(behind, *queries.shape[1:]))
+        for (sequences, _, _), q, kv in zip(runs, asking, pieces, strict=True):
+            q = None if q is None else q.view(sequences, -1, *shape)
+            out = _attended(q, kv.view(sequences, -1, *packed.shape[1:]), scale, dropout)
+            parts.append(out.flatten(0, 1))
+        if (behind := rows - query_ends[-1]) > 0:
+            parts.append(packed.new_zeros(behind, *shape))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
-    groups = _groups(tuple(query_ends), tuple(key_ends), queries.device)
-    outs = []
-    for group in groups:
-        out = scaled_dot_product_attention(
-            queries[group.query_rows].transpose(1, 2),  # [b, N, q, D]
-            keys[group.key_rows].transpose(1, 2),  # [b, N, k, D]
-            values[group.key_rows].transpose(1, 2),
-            attn_mask=group.mask,
-            dropout_p=dropout,
-            scale=scale,
-        )
-        outs.append(out.transpose(1, 2).flatten(0, 1)[group.kept])
+    groups = _groups(tuple(query_ends), tuple(key_ends), packed.device)
     if not groups:
-        return torch.zeros_like(queries)
+        return packed.new_zeros(rows, *shape)
+    gathered = _gather(packed, [group.key_rows for group in groups])
+    asking = [None] * len(groups) if queries is None else _gather(queries, [group.query_rows for group in groups])
+    outs = [
+        _attended(q, kv, scale, dropout, group.mask).flatten(0, 1)[group.kept]
+        for group, q, kv in zip(groups, asking, gathered, strict=True)
+    ]
     covered = torch.cat(outs)[_order(groups)]
-    return torch.nn.functional.pad(covered, (0, 0, 0, 0, 0, len(queries) - len(covered)))
+    return torch.nn.functional.pad(covered, (0, 0, 0, 0, 0, rows - len(covered)))
+
+
+def _attended(
+    queries: Tensor | None, packed: Tensor, scale: float, dropout: float, mask: Tensor | None = None
+) -> Tensor:
+    """[b, q, N, D] from queries [b, q, N, D] with keys and values [b, k, 2, N, D], or from all three [b, k, 3, N, D]."""
+    parts = packed.unbind(2) if queries is None else (queries, *packed.unbind(2))
+    asked, keys, values = (part.transpose(1, 2) for part in parts)  # [b, N, q or k, D]
+    out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return out.transpose(1, 2)
+
+
+def _cut(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """The pieces of so many rows each; what is behind them is nobody's."""
+    return rows.split([*sizes, len(rows) - sum(sizes)])[:-1]
+
+
+def _gather(rows: Tensor, index: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of each index [b, n], as [b, n, ...]."""
+    taken = rows[torch.cat([i.flatten() for i in index])].split([i.numel() for i in index])
+    return [piece.view(*i.shape, *rows.shape[1:]) for piece, i in zip(taken, index, strict=True)]
 
 
 # Sequences of one length that make a run of their own worth a call.
 _RUN = 4
 
 
-def _runs(query_ends: list[int], key_ends: list[int]) -> list[tuple[int, slice, slice]]:
-    """Runs of sequences of one length: how many, rows of their queries, rows of their keys. None where they are short
-    or have no query or key."""
-    runs: list[tuple[int, slice, slice]] = []
+def _runs(query_ends: list[int], key_ends: list[int]) -> list[tuple[int, int, int]]:
+    """Runs of sequences of one length: how many, how many queries they have together, how many keys. None where they
+    are short or have no query or key."""
+    runs: list[tuple[int, int, int]] = []
     start, lengths = 0, (0, 0)
     for b in range(1, len(key_ends)):
         following = (query_ends[b] - query_ends[b - 1], key_ends[b] - key_ends[b - 1])
@@ -678,8 +695,8 @@ def _runs(query_ends: list[int], key_ends: list[int]) -> list[tuple[int, slice, 
     return [*runs, _run(start, len(key_ends) - 1, query_ends, key_ends)] if len(key_ends) > 1 else []
 
 
-def _run(start: int, end: int, query_ends: list[int], key_ends: list[int]) -> tuple[int, slice, slice]:
-    return end - start, slice(query_ends[start], query_ends[end]), slice(key_ends[start], key_ends[end])
+def _run(start: int, end: int, query_ends: list[int], key_ends: list[int]) -> tuple[int, int, int]:
+    return end - start, query_ends[end] - query_ends[start], key_ends[end] - key_ends[start]
 
 
 class _Group(NamedTuple):
