@@ -17,9 +17,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("IMAGEBERT_KERNELS", "triton")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels are only described, but must import
-
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -28,14 +26,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import batch_of
+from benchmarks.mixes import SPECIALS, draw_lengths
 from benchmarks.report import publish
 from benchmarks.step import ITEM, Model, Work, work_of
-from imagebert.feed.sizes import room_for_masked
+from imagebert.feed import sizes
+from imagebert.feed.plan import Lengths, Negatives, Plan
+from imagebert.feed.sizes import choose_sizes, room_for_masked
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
-from imagebert_kernels import gelu, layer_norm
+from imagebert_kernels import backend, classification, gelu, layer_norm
 
 PAIRS, MASKED, MATCHED = 256, 0.15, 0.5
 BASE = Model(12, 768)
+
+# Trees before they were for matched pairs only, and their fill named different rows, are counted too.
+_MATCHED_ROOMS = hasattr(sizes, "matched")
 
 # Launches of our operators: kernels, and PyTorch's around them.
 _LAUNCHES = {
@@ -88,9 +92,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def rooms(work: Work) -> tuple[int, int]:
     """Rows that a filled batch has for masked words and regions, as feed/sizes.py chooses them for this tree."""
-    try:
-        from imagebert.feed.sizes import matched  # noqa: F401
-    except ImportError:  # before rooms were for matched pairs only
+    if not _MATCHED_ROOMS:
         return room_for_masked(round(1.02 * work.texts), MASKED), room_for_masked(round(1.02 * work.regions), MASKED)
     # Three deviations of the number of pairs that match, and as much spare as there is for all else.
     share = 1.02 * (MATCHED + 3 * (MATCHED * (1 - MATCHED) / work.pairs) ** 0.5)
@@ -103,6 +105,8 @@ def count() -> dict[str, Any]:
     exact = work_of("full", PAIRS)
     words, regions = rooms(exact)
     work = exact._replace(masked_words=words, masked_regions=regions)
+    asked = os.environ.get(backend.VARIABLE)
+    os.environ[backend.VARIABLE] = "triton"  # the kernels' operators, which a fake tensor only describes
     with FakeTensorMode():
         torch.set_default_dtype(torch.bfloat16)
         model = ImageBertForPreTraining(ImageBertConfig.preset("base")).train()
@@ -110,6 +114,10 @@ def count() -> dict[str, Any]:
         batch = batch_of(work, BASE.features)
         with _Counter() as counter:
             sum(model(batch)).backward()
+    if asked is None:
+        del os.environ[backend.VARIABLE]
+    else:
+        os.environ[backend.VARIABLE] = asked
     tilings = {"gelu": gelu.tiling(4 * BASE.hidden, True), "layer_norm": layer_norm.tiling(BASE.hidden, True)}
     resident = {
         "gelu": getattr(gelu, "RESIDENT", 2),
@@ -121,6 +129,10 @@ def count() -> dict[str, Any]:
         "gigabytes_of_pytorch": counter.bytes / 1e9,
         "rows_read": PAIRS + words + regions,
         "rows_needed": round(exact.reads),
+        # Fill that names one row: its gradients are added one after the other.
+        "rows_added_in_turn": 0 if _MATCHED_ROOMS else PAIRS + words + regions - round(exact.reads),
+        # Rows of word logits that a bias is copied over before their product.
+        "logits_copied": 0 if "bias" in classification.classification_softmax.arg_names else words,
         "word_room": words,
         "region_room": regions,
         # Bytes that a multiprocessor's programs of backward have asked for while they compute.
@@ -166,19 +178,55 @@ def savings(before: dict[str, Any], after: dict[str, Any], card: Card) -> dict[s
     fewer = {key: before[key] - after[key] for key in ("rows_read", "word_room", "region_room")}
     flops = 60 * h * h * fewer["rows_read"] + 6 * fewer["word_room"] * h * (BASE.words + h)
     flops += fewer["region_room"] * h * (6 * BASE.classes + 8 * BASE.features)
+    logits = (before["logits_copied"] - after["logits_copied"]) * BASE.words
     launches = before["launches"] - after["launches"] - copies
     seconds = {
         "backward of GELU and LayerNorm loads ahead": sum(
             walking(before, name, loaded) - walking(after, name, loaded) for name, loaded in loads.items()
         ),
         "residual products in place": copies * 2 * ITEM * h * rows / BASE.layers / card.bandwidth,
-        "fill names different rows": (before["rows_read"] - before["rows_needed"]) * card.serial_row,
+        "fill names different rows": (before["rows_added_in_turn"] - after["rows_added_in_turn"]) * card.serial_row,
         "rooms for matched pairs": flops / card.matmul,
         # Written over all logits, and read by the product.
-        "no bias copied over word logits": 2 * ITEM * before["word_room"] * BASE.words / card.bandwidth,
+        "no bias copied over word logits": 2 * ITEM * logits / card.bandwidth,
         "one draw of seeds, and other launches": launches * card.launch,
     }
     return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def later() -> dict[str, Any]:
+    """What would be saved by what is not built: counted for base, in the same model."""
+    work, h = work_of("full", PAIRS), BASE.hidden
+    # Of each parameter: copied to a bucket, divided, copied to a partition, squared, joined, cast, updated, cast; or a
+    # gradient of 16 bits read, master and moments read and written, a weight of 16 bits written.
+    now, least = 74 * BASE.parameters, 28 * BASE.parameters
+    bias = 3 * h * ITEM * work.tokens * (BASE.layers - 1)
+    forward = 2 * 12 * h * h * work.tokens * (BASE.layers - 1)
+    return {
+        "update_gigabytes_now": now / 1e9,
+        "update_gigabytes_least": least / 1e9,
+        "update_ms": {name: 1e3 * (now - least) / card.bandwidth for name, card in CARDS.items()},
+        "bias_gigabytes": bias / 1e9,
+        "bias_ms": {name: 1e3 * bias / card.bandwidth for name, card in CARDS.items()},
+        "fill_of_pairs": fill("real", by_tokens=False),
+        "fill_of_tokens": fill("real", by_tokens=True),
+        "products_gflop": 2 * forward / 1e9,
+        "fp8_ms": 1e3 * forward / CARDS["H100"].matmul,
+    }
+
+
+def fill(mix: str, by_tokens: bool, pairs: int = 40_000, parts: int = 4) -> float:
+    """The share of a filled microbatch that is fill, on average: steps of 1,024 pairs, or as many tokens, in four."""
+    rng = np.random.default_rng(0)
+    regions, words = draw_lengths(rng, mix, "regions", pairs), draw_lengths(rng, mix, "words", pairs)
+    tokens = int((regions + words + SPECIALS).mean() * PAIRS * parts)
+    size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * parts}
+    negatives = Negatives(share=MATCHED, candidates=1, source="batch")
+    plan = Plan(np.arange(pairs), Lengths(regions, words), negatives, seed=0, stage="fill", parts=parts, **size)
+    chosen = choose_sizes(plan, MASKED, MASKED)
+    microbatches = [part for step in range(32) for part in plan.step(step, 0, 1)]
+    real = np.mean([plan.lengths.tokens(m).sum() for m in microbatches if chosen.hold(plan.lengths, m)])
+    return float(1 - real / (chosen.regions + chosen.texts))
 
 
 def show(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, dict[str, float]]:

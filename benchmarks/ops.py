@@ -7,12 +7,13 @@
 Attention in ops_attention.py, all other operations in ops_parts.py; bf16, dropout 0.1; base and large; length mixes of
 mixes.py. Timed are replays of a CUDA graph that goes round inputs larger than the L2 cache; medians. `--static` prints
 what compiling shows, the time that memory, matrix units and the issue of instructions take attention at least on an
-H200, and the floors of a whole step, part by part.
+H200, the floors of a whole step, part by part, and a step's launches and bytes beside those of an older tree.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ops_attention, ops_parts
+from benchmarks import counted, ops_attention, ops_parts
 from benchmarks.mixes import MIXES
 from benchmarks.report import Line, publish
 from benchmarks.step import H200_BANDWIDTH, H200_MATMUL, MODELS, model_flops, parts, work_of
@@ -39,7 +40,10 @@ def static() -> dict[str, Any]:
     shapes = [ops_attention.shape(mix, model, PAIRS) for mix in MIXES for model in MODELS]
     floors = [ops_attention.floor(shape, d, results) for shape in shapes for d in ops_attention.DIRECTIONS]
     _print_floors(floors)
-    return {"compiled": results, "floors": floors, "steps": step_floors()}
+    before = json.loads((Path(__file__).parent / "results/counted_before.json").read_text())["figures"]
+    now = counted.count()
+    step = {"before": before, "now": now, "saved": counted.show(before, now), "later": counted.later()}
+    return {"compiled": results, "floors": floors, "steps": step_floors(), "counted": step}
 
 
 def step_floors() -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def render() -> str:
         keep_trailing_newline=True,
         trim_blocks=False,
     )
-    trained = [result for name in ("base", "large") if (result := _result(f"train_gpu_{name}"))]
+    trained = _by_card("train_gpu", "_base", "_real", "_large", "_compiled")
 
     def gpu_step(floor: dict[str, Any]) -> dict[str, float] | None:
         """Measured seconds by part of the fastest of ours, beside a step's floors."""
@@ -37,15 +37,16 @@ def render() -> str:
     environment.globals |= {"gpu_step": gpu_step, "parts_of": _parts_of}
     return environment.get_template("performance.md.j2").render(
         train=_result("train_cpu"),
-        kept=_result("train_cpu_kept_memory"),
-        scored=[result for name in ("score_cpu", "score_gpu") if (result := _result(name))],
+        train_before=_result("train_cpu_before"),
+        scored=[_result("score_cpu"), *_by_card("score_gpu", "")],
         score_kept=_result("score_cpu_kept_memory"),
         feed=_result("feed_cpu"),
         soak=_result("feed_soak_cpu"),
         cold=_result("feed_cold_cpu"),
         static=_result("ops_static"),
+        counted_commit=(_result("counted_before") or {})["commit"],
         memory=_result("memory"),
-        gpu=_result("ops_gpu"),
+        gpus=_by_card("ops_gpu", ""),
         gpu_trained=trained,
     )
 
@@ -57,6 +58,12 @@ def _parts_of(candidates: list[tuple[str, dict[str, Any]]]) -> list[str]:
         for part, seconds in row["seconds_by_part"].items():
             found[part] = found.get(part, 0.0) + seconds
     return sorted(found, key=lambda part: -found[part])
+
+
+def _by_card(stem: str, *parts: str) -> list[dict[str, Any]]:
+    """What gpu_suite.sh wrote of each card: its files are named by them."""
+    names = [f"{stem}_{card}{part}" for card in ("h100", "h200", "other") for part in parts]
+    return [result for name in names if (result := _result(name))]
 
 
 def _result(name: str) -> dict[str, Any] | None:

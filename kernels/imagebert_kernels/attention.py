@@ -656,7 +656,7 @@ def packed_attention_reference(
 def _attended(
     queries: Tensor | None, packed: Tensor, scale: float, dropout: float, mask: Tensor | None = None
 ) -> Tensor:
-    """[b, q, N, D] from queries [b, q, N, D] with keys and values [b, k, 2, N, D], or from all three [b, k, 3, N, D]."""
+    """[b, q, N, D] from queries [b, q, N, D] with keys and values [b, k, 2, N, D], or from all [b, k, 3, N, D]."""
     parts = packed.unbind(2) if queries is None else (queries, *packed.unbind(2))
     asked, keys, values = (part.transpose(1, 2) for part in parts)  # [b, N, q or k, D]
     out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
