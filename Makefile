@@ -39,7 +39,7 @@ bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training bes
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.
 $(VENV)/.installed: setup.py constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "imagebert needs Python 3.10 or newer")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "imagebert needs Python 3.11 to 3.13: its pinned packages have builds for those")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch numpy setuptools
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed

@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # kernels/ is a source root, not a package: Hugging Face publishes a package called `kernels`, and a
     # kernels/__init__.py of ours on the path would shadow it and break `import transformers`.
     packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert_kernels"],
