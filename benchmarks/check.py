@@ -147,7 +147,7 @@ class Trainer:
         engine, objective = Engine(make_model(config, corpus), config), make_objective(config)
         try:
             if way.step == "graphed":
-                engine.capture(batches[0])
+                engine.capture(next(batch for batch in batches if batch.tokens > batch.real_tokens))
             engine.set_learning_rate(config.optimizer.learning_rate)
             found = []
             for step, batch in enumerate(batches):

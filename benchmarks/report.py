@@ -98,4 +98,6 @@ def publish(figures: dict[str, Any], lines: list[Line], path: Path | None) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         recorded = [{**line._asdict(), "holds": line.holds} for line in lines]
         result = {**environment(), "figures": figures, "lines": recorded}
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part = path.with_name(f"{path.name}.part")  # a benchmark that is stopped while it writes leaves the one before
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)

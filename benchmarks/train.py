@@ -304,7 +304,7 @@ def ours(config: RunConfig, step: str) -> Candidate:
     model = make_model(config, corpus)
     engine, objective = Engine(model, config), make_objective(config)
     if step == "graphed":
-        engine.capture(batches[0])
+        engine.capture(next(batch for batch in batches if batch.tokens > batch.real_tokens))
 
     def train(batch: PackedBatch) -> None:
         losses = objective.losses(engine(batch), batch)

@@ -6,6 +6,7 @@ more. What is left over is fill behind the pairs. A rare microbatch that does no
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -76,6 +77,12 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
     word_most, region_most = (math.ceil(_SPARE * most) for most in learnt_most)
     masked = room_for_masked(word_most, words), room_for_masked(region_most, regions)
     return Sizes(math.ceil(pairs), region_room, text_room, masked, (word_most, region_most))
+
+
+def first_held(plan: Plan, sizes: Sizes, rank: int, world: int) -> Samples:
+    """The first microbatch of a rank that has the shape that was chosen for all: any step's may be an exception."""
+    microbatches = (part for step in itertools.count() for part in plan.step(step, rank, world))
+    return next(part for part in microbatches if sizes.hold(plan.lengths, part))
 
 
 def _rounded(number: float) -> int:

@@ -226,7 +226,7 @@ class ImageBertModel(ImageBertPreTrainedModel):
             arguments = hidden, batch.cu_seqlens, batch.max_seqlen, reads, of_layer
             if self.config.gradient_checkpointing and self.training:
                 # With seeds the layer draws nothing, and a CUDA graph may not look at the generator.
-                drawing = None in of_layer
+                drawing = any(seed is None for seed in of_layer)
                 hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=drawing)
             else:
                 hidden = layer(*arguments)

@@ -39,7 +39,7 @@ from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
-from imagebert.feed.sizes import Sizes, choose_sizes
+from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.host import keep_memory
 from imagebert.model import (
     ImageBertConfig,
@@ -138,8 +138,8 @@ def _run(
     start, seconds = _resume(engine, checkpoints, identity)
     alive()
     if config.engine.step == "graphed":
-        # Step 0's, whose shape is the one that was chosen for all; another step's may be an exception.
-        samples = plan.step(0, distributed.rank(), distributed.world_size())[0]
+        assert sizes is not None
+        samples = first_held(plan, sizes, distributed.rank(), distributed.world_size())
         first = packer.pack(samples, Arena(), 0, masking, sizes, distributed.device())
         engine.capture(first)
     _write_recipe(folder, given)

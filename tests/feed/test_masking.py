@@ -11,7 +11,7 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking, mask_batch, mask_regions, mask_words
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
-from imagebert.feed.sizes import Sizes, choose_sizes, contents
+from imagebert.feed.sizes import Sizes, choose_sizes, contents, first_held
 
 MASKING = Masking(key=stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=1000)
 COUNT = 200_000
@@ -140,6 +140,15 @@ def test_sizes_hold_what_the_plan_gives(source: SourceConfig) -> None:
     for tight in (sizes._replace(regions=1), sizes._replace(matched=(1, 1))):
         batch = packer.pack(parts[0], Arena(), 0, None, tight)
         assert batch.tokens == batch.real_tokens
+
+
+def test_the_shape_for_all_is_not_an_exceptions(source: SourceConfig) -> None:
+    packer, plan, _ = make(source)
+    found = [contents(packer.lengths, part) for step in range(9) for part in plan.step(step, 0, 1)]
+    # Rooms that the first does not fit into, but a later one.
+    sizes = Sizes(*next(later for later in found if any(a < b for a, b in zip(later, found[0], strict=True))))
+    assert not sizes.hold(packer.lengths, plan.step(0, 0, 1)[0])
+    assert sizes.hold(packer.lengths, first_held(plan, sizes, 0, 1))
 
 
 def test_rooms_are_for_matched_pairs(source: SourceConfig) -> None:
