@@ -8,7 +8,7 @@ A pair is `[CLS] RoI_1 ... RoI_o [SEP] w_0 ... w_{n-1} [SEP]` (paper, section 3)
 nothing is padded: pair b owns tokens cu_seqlens[b] to cu_seqlens[b+1]. T = R + the word pieces and specials.
 
 Where all batches must have one shape (feed/sizes.py), some fill lies behind the pairs: tokens that belong to no pair,
-pairs of no tokens, rows of -1. Whatever reads a batch gives the same result with it and without.
+pairs of no tokens, negative rows. Whatever reads a batch gives the same result with it and without.
 """
 
 from __future__ import annotations
