@@ -3,7 +3,7 @@
 Three ideas. A recipe is complete: what it does not say is the default written here, and nothing else. A mistake is
 an error that names the key, the value and the cure: unknown keys are answered with the nearest right one, numbers
 that YAML would read as text (`1e-4`) are read as numbers, a key given twice is refused. The tree is plain data: it
-imports nothing of ImageBERT, so that every floor may read it.
+imports nothing of ImageBERT but how files are read, so that every floor may read it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,10 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from imagebert.errors import UsageError as UsageError
+from imagebert.files import read_text
+
 Tree = TypeVar("Tree")
-
-
-class UsageError(Exception):
-    """The call was wrong: a bad key, a missing file, data that does not fit. One sentence that says what to do.
-
-    The command prints it without a traceback and exits with code 2.
-    """
 
 
 # ---------------------------------------------------------------------------------------------------------- the tree
@@ -375,6 +371,7 @@ _EXCLUSIVE = (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
+RECIPE_BYTES = 1 << 20  # at most
 
 
 def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
@@ -428,11 +425,7 @@ def to_yaml(config: Any) -> str:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file whose top level is a mapping, strictly."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(read_text(path, RECIPE_BYTES), str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path} holds {type(tree).__name__}, not a mapping of keys to values")
     return tree

@@ -31,7 +31,7 @@ import numpy as np
 
 from imagebert.config import UsageError
 from imagebert.data.environments import Reader, Writer
-from imagebert.data.folder import check_free, file_digest, incomplete, make_folder, replace_folder
+from imagebert.data.folder import check_free, incomplete, make_folder, replace_folder
 from imagebert.data.records import (
     FEATURE_TYPES,
     WHOLE_IMAGE,
@@ -41,6 +41,7 @@ from imagebert.data.records import (
     encode_record,
 )
 from imagebert.data.regions import FORMAT, VERSION
+from imagebert.files import file_digest
 from imagebert.workers import ALONE, Workers
 
 SHARD_BYTES = 4 << 30

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from imagebert.data.folder import file_digest
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.demo.scenes import COLORS, SHAPES, outline
+from imagebert.files import file_digest
 
 FEATURE_SIZE = 96
 _GRID = 8

@@ -23,8 +23,9 @@ from typing import Any, Protocol
 
 from imagebert import distributed
 from imagebert.config import UsageError
-from imagebert.data.folder import file_digest, incomplete, replace_folder
+from imagebert.data.folder import incomplete, replace_folder
 from imagebert.engine.shards import Snapshot, write_shard
+from imagebert.files import file_digest
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagebert.config import UsageError
-from imagebert.data.folder import file_digest
+from imagebert.files import file_digest
 
 Network = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 

@@ -24,8 +24,9 @@ import torch
 from imagebert import distributed
 from imagebert.config import UsageError, load_recipe
 from imagebert.data.corpus import Corpus, Items
-from imagebert.data.folder import file_digest, make_folder
+from imagebert.data.folder import make_folder
 from imagebert.feed.packer import Limits
+from imagebert.files import file_digest
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
 from imagebert.retrieval.candidates import read_embeddings, two_step

@@ -22,7 +22,6 @@ from rich.progress import track
 
 from imagebert.config import UsageError
 from imagebert.data.corpus import LooseItems, StoreImages
-from imagebert.data.folder import file_digest
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.regions import RegionStore
@@ -30,6 +29,7 @@ from imagebert.data.tokens import Tokenizer
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
+from imagebert.files import file_digest
 from imagebert.model.attention_maps import word_region_attention
 from imagebert.retrieval.candidates import nearest
 from imagebert.retrieval.evaluation import make_scorer

@@ -1,0 +1,213 @@
+"""Files from anywhere, read by bounds; JSON that knows its own digest.
+
+A path may lead to a pipe that never ends, a JSON may be nested until Python gives up, a file may be cut or changed.
+Whatever is read here ends in its content or in one sentence. What this program writes about its artefacts it seals: a
+JSON object whose last entry, `digest`, is the SHA-256 of all others, so that a changed byte is told from a wish.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imagebert.errors import UsageError
+
+JSON_BYTES = 256 << 20  # of a file that is read whole
+_DEEPEST = 64  # of containers in containers
+
+# What the disk or its network has, not the caller.
+_FAULTS = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading, without ever waiting for it.
+
+    Raises:
+        UsageError: it is not there, may not be read, or is no regular file (a pipe, a socket, a device, a folder).
+        OSError: the disk fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a zero byte in the name
+        raise UsageError(f"{str(path)!r} is no name of a file") from None
+    except OSError as error:
+        if error.errno in _FAULTS:
+            raise
+        if error.errno == errno.ENXIO:  # a socket
+            raise UsageError(f"{path} is no regular file: give a file, not a pipe or a device") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{path} is no regular file: give a file, not a folder, a pipe or a device")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
+    """A whole file of at most `most` bytes.
+
+    Raises:
+        UsageError: as `open_regular` does, or it is larger.
+        OSError: the disk fails.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UsageError(f"{path} has more than {most:,} bytes: that is no file of its kind")
+    return data
+
+
+def read_text(path: Path, most: int = JSON_BYTES) -> str:
+    """A whole file of UTF-8.
+
+    Raises:
+        UsageError: as `read_bytes` does, or it is no UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): it is damaged") from None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text of bounded depth.
+
+    Raises:
+        UsageError: it is none; `where` says which.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deep: it is damaged") from None
+    except ValueError as error:  # UnicodeDecodeError, and numbers of thousands of digits, too
+        raise UsageError(f"{where} is no JSON ({error}): it is damaged") from None
+    level, depth = [value], 0
+    while level := [child for node in level if isinstance(node, dict | list) for child in _children(node)]:
+        depth += 1
+        if depth > _DEEPEST:
+            raise UsageError(f"{where} is nested deeper than {_DEEPEST}: it is damaged")
+    return value
+
+
+def _children(node: dict[str, Any] | list[Any]) -> list[Any]:
+    """Those that may have children."""
+    values = node.values() if isinstance(node, dict) else node
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The value in a JSON file; see `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, most), str(path))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that exists whole or not at all, and is on disk when this returns.
+
+    Raises:
+        OSError: the disk is full or failing; what stood there is as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"writing {path} failed, it is as it was: {error.strerror}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON as `write_bytes` does."""
+    write_bytes(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- sealed
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain data, however it is written: in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with its digest behind."""
+    plain = json.loads(json.dumps(content))  # as it will be read: tuples are lists
+    return {**plain, "digest": digest_of(plain)}
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> str:
+    """Writes plain data with its digest, which is returned; see `write_bytes`."""
+    with_digest = sealed(content)
+    write_json(path, with_digest)
+    digest: str = with_digest["digest"]
+    return digest
+
+
+def read_sealed(path: Path, cure: str = "restore it") -> dict[str, Any]:
+    """What `write_sealed` wrote, its digest included.
+
+    Raises:
+        UsageError: it is not there, or has changed since; `cure` says what to do.
+        OSError: the disk fails.
+    """
+    try:
+        content = read_json(path)
+    except UsageError as error:
+        raise UsageError(f"{error}; {cure}") from None
+    if not isinstance(content, dict) or "digest" not in content:
+        raise UsageError(f"{path} has no digest of its content, it is damaged or of an older version: {cure}")
+    if digest_of({k: v for k, v in content.items() if k != "digest"}) != content["digest"]:
+        raise UsageError(f"{path} has changed since it was written: {cure}")
+    return content
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+DIGESTS = "digests.json"
+
+
+def write_digests(folder: Path, names: list[str] | None = None, **more: Any) -> str:
+    """Writes digests.json: size and SHA-256 of files of a folder, and `more`; returns its digest.
+
+    Args:
+        names: None: all files in the folder itself
+    """
+    if names is None:
+        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != DIGESTS)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
+    return write_sealed(folder / DIGESTS, {**more, "files": files})
+
+
+def check_digests(folder: Path, cure: str = "restore it", names: list[str] | None = None) -> dict[str, Any]:
+    """digests.json of a folder, after files were compared with it.
+
+    Args:
+        names: those to compare; None: all that it lists
+
+    Raises:
+        UsageError: it, or a file, is missing or has changed since; `cure` says what to do.
+        OSError: the disk fails.
+    """
+    content = read_sealed(folder / DIGESTS, cure)
+    for name in content["files"] if names is None else names:
+        entry, file = content["files"].get(name), folder / name
+        if entry is None:
+            raise UsageError(f"{folder / DIGESTS} does not list {name}: {cure}")
+        if not file.is_file():
+            raise UsageError(f"{file} is missing: {cure}")
+        if file.stat().st_size != entry["bytes"] or file_digest(file) != entry["sha256"]:
+            raise UsageError(f"{file} has changed since it was written: {cure}")
+    return content

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from imagebert.errors import UsageError
+from imagebert.files import (
+    check_digests,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_sealed,
+    read_text,
+    write_bytes,
+    write_digests,
+    write_json,
+    write_sealed,
+)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path, Path("/dev/zero")):
+            with pytest.raises(UsageError, match=f"{path} is no regular file"):
+                open_regular(path)
+    with pytest.raises(UsageError, match="cannot read .*nothing: No such file"):
+        open_regular(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="is no name of a file"):
+        open_regular(Path("a\0b"))
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(UsageError, match="more than 4 bytes"):
+        read_bytes(path, 4)
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(UsageError, match="no UTF-8 .* at byte 2"):
+        read_text(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 70 + "1" + "}" * 70, "9" * 5000, "{", b"\xff", "nul"])
+def test_json_of_no_use(text: str | bytes) -> None:
+    with pytest.raises(UsageError, match="a.json is .*damaged"):
+        parse_json(text, "a.json")
+
+
+def test_json_of_some_use() -> None:
+    deep = "[" * 60 + "]" * 60
+    assert parse_json(deep, "a.json") == json.loads(deep)
+
+
+def test_every_changed_byte_of_sealed_json_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "meta.json"
+    content = {"name": "Grünes Feld", "numbers": [1, 2.5, -3e-9, None, True], "inner": {"a": "b"}}
+    digest = write_sealed(path, content)
+    assert read_sealed(path) == {**content, "digest": digest}
+    data = path.read_bytes()
+    named = 0
+    for at in range(len(data)):
+        for bit in (1, 8, 32):
+            path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            try:
+                assert read_sealed(path) == {**content, "digest": digest}
+            except UsageError as error:
+                assert "meta.json" in str(error)
+                named += 1
+    assert named > 2 * len(data)
+
+
+def test_digests_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    digest = write_digests(tmp_path, kind="test")
+    found = check_digests(tmp_path)
+    assert (found["digest"], found["kind"], sorted(found["files"])) == (digest, "test", ["a", "b"])
+    (tmp_path / "b").write_text("3")
+    check_digests(tmp_path, names=["a"])
+    with pytest.raises(UsageError, match=r"b has changed since it was written: copy it again"):
+        check_digests(tmp_path, "copy it again")
+    (tmp_path / "b").unlink()
+    with pytest.raises(UsageError, match=r"b is missing"):
+        check_digests(tmp_path)
+    with pytest.raises(UsageError, match=r"digests.json does not list c"):
+        check_digests(tmp_path, names=["c"])
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"writing .*x.json failed, it is as it was: No space left"):
+        write_bytes(path, b"2")
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
