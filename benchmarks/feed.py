@@ -25,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lmdb
 import numpy as np
 import torch
 from rich.console import Console
@@ -202,17 +203,25 @@ def memcpy(data: Data) -> Batches:
 def raw_lmdb(data: Data) -> Batches:
     """The same from LMDB's pages, by key: nothing is checked and nothing is laid out."""
     store = RegionStore(data.folder / "regions")
+    get = [_lmdb_get(store.folder_of(shard["name"])) for shard in store.shards]
+    keys, shards = store.index["key"].tolist(), store.index["shard"].tolist()
     arenas = [Arena().take(PAIRS * data.record_bytes).numpy() for _ in range(3)]
-    order = np.random.default_rng(0).permutation(len(store))
+    order = np.random.default_rng(0).permutation(len(store)).tolist()
     batch = 0
     while True:
         target, to = arenas[batch % 3], 0
-        images = order[(batch * PAIRS + np.arange(PAIRS)) % len(order)]
-        for record in store.raw(images):
+        for k in range(PAIRS):
+            image = order[(batch * PAIRS + k) % len(order)]
+            record = get[shards[image]](keys[image])
             target[to : to + data.record_bytes] = np.frombuffer(record, np.uint8)[-data.record_bytes - 4 : -4]
             to += data.record_bytes
         batch += 1
         yield PAIRS, PAIRS * data.record_bytes
+
+
+def _lmdb_get(shard: Path) -> Callable[[bytes], memoryview]:
+    environment = lmdb.open(str(shard), readonly=True, lock=False, readahead=False)
+    return environment.begin(buffers=True).get
 
 
 def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = True) -> Batches:

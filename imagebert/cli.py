@@ -365,7 +365,7 @@ def _pairs(parsed: argparse.Namespace) -> int:
 
 def _import(parsed: argparse.Namespace) -> int:
     from imagebert.data.readers import FORMATS, open_reader
-    from imagebert.data.transfer import Target
+    from imagebert.data.transfer import Target, describe_sources
     from imagebert.workers import workers
 
     if parsed.format == "formats":
@@ -382,7 +382,8 @@ def _import(parsed: argparse.Namespace) -> int:
         # Visual Genome's classes, when their names are not told: most published features have them.
         names = classes or [f"object {number}" for number in range(1600)]
         target = Target(out, names, extractor, parsed.features, parsed.shard_gib << 30, parsed.overwrite)
-        job = {"import": parsed.format, "sources": [str(path.resolve()) for path in sources], "classes": names}
+        known = describe_sources(sources) if team.rank == 0 else []  # which alone asks whether it is the same
+        job = {"import": parsed.format, "sources": known, "classes": names}
         return _transfer(reader, target, job, parsed.strict, team)
 
 
@@ -477,10 +478,12 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
     with workers() as team:
         reader = StoreReader(sources, keys)
         features = parsed.features or reader.feature_type
-        target = Target(out, reader.classes, reader.extractor, features, parsed.shard_gib << 30, parsed.overwrite)
+        shard_bytes = parsed.shard_gib << 30
+        target = Target(
+            *(out, reader.classes, reader.extractor, features, shard_bytes, parsed.overwrite, reader.contents)
+        )
         chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        job = {"stores": [str(path.resolve()) for path in sources], "keys": chosen}
-        return _transfer(reader, target, job, True, team)
+        return _transfer(reader, target, {"stores": reader.contents, "keys": chosen}, True, team)
 
 
 def _stage(parsed: argparse.Namespace) -> int:

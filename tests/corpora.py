@@ -10,8 +10,9 @@ from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, crc32
 from imagebert.data.region_writer import write_regions
-from imagebert.data.regions import RegionStore
+from imagebert.data.regions import RegionStore, content_of, describe_array
 from imagebert.data.tokens import SPECIALS, Tokenizer
+from imagebert.files import write_sealed
 
 WORDS = [f"word{i:02d}" for i in range(40)]
 FEATURE_SIZE, CLASSES = 12, 5
@@ -63,14 +64,20 @@ def write_corpus(
 
 
 def change_last_feature(regions: Path, key: str, feature: bytes, checksum: bool) -> None:
-    """Overwrites the last feature of an image in the store's file; with its checksum nobody notices."""
+    """Overwrites the last feature of an image in the store's file; with checksums, as if it had come so."""
     store = RegionStore(regions)
     (number,) = store.find(np.array([key.encode()]))
-    row = store.index[number]
+    index = np.array(store.index)
+    row = index[number]
     record = bytearray(next(store.raw(np.array([number]))))
     record[-4 - len(feature) : -4] = feature
     if checksum:
+        row["checksum"] = crc32(record[:-4])
         record[-4:] = crc32(record[:-4]).to_bytes(4, "little")
+        np.save(store.path / "index.npy", index)
+        meta = {name: value for name, value in store.meta.items() if name != "digest"}
+        meta |= {"index": describe_array(store.path / "index.npy"), "content": content_of(meta, index)}
+        write_sealed(store.path / "meta.json", meta)
     with (store.folder_of(store.shards[int(row["shard"])]["name"]) / "data.mdb").open("r+b") as file:
         file.seek(int(row["offset"]))
         file.write(record)

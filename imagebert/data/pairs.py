@@ -1,32 +1,37 @@
 """PairStore: captions beside their image's key, split and relevance; word pieces tokenised once, as uint16.
 
-meta.json                        format, counts, split names, digest of the vocabulary
+meta.json                        format, counts, split names, digests (files.py)
 vocab.txt                        the vocabulary that the word pieces number
 images.npy, pair_image.npy       distinct image keys [I]; each pair's place among them [pairs]
 pieces.npy, piece_ends.npy       word pieces of all captions, flat; where each caption ends
+piece_digests.npy                64 bits of each caption's pieces: captions of equal ones are equal to a model
 text.npy, text_ends.npy          the captions themselves, UTF-8, flat; where each ends
 pair_split.npy, relevance.npy    number of the split; relevance score (NaN: none)
+
+meta.json is sealed and has every other file's checksum, which is compared when the file is first used.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 from array import array
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imagebert.config import UsageError
 from imagebert.data.folder import publish
-from imagebert.data.regions import read_meta
+from imagebert.data.regions import describe_array, read_array, read_meta
 from imagebert.data.tokens import Tokenizer
+from imagebert.errors import UsageError
+from imagebert.files import digest_of, file_digest, write_sealed
 
-_FORMAT, _VERSION = "imagebert-pairs", 1
+FORMAT, VERSION = "imagebert-pairs", 2
 _BLOCK = 1 << 16  # captions tokenised at once
 
 
@@ -54,42 +59,56 @@ def flaw(caption: Caption) -> str:
 class PairStore:
     """A store opened for reading. `len` is its pairs.
 
+    Attributes:
+        content: SHA-256 of all that it holds
+
     Raises:
-        UsageError: not a store, of another version, empty, or not whole.
+        UsageError: not a store, of another version, empty, changed since it was written, or not whole.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        meta = read_meta(self.path, _FORMAT, _VERSION, "imagebert pairs")
-        self.splits: list[str] = meta["splits"]
-        self.vocabulary_digest: str = meta["vocabulary_digest"]
-        self.dataset: str = meta.get("dataset", "")  # as Karpathy's file calls it
+        self.meta = read_meta(self.path, FORMAT, VERSION, "imagebert pairs")
+        self.splits: list[str] = self.meta["splits"]
+        self.vocabulary_digest: str = self.meta["vocabulary_digest"]
+        self.dataset: str = self.meta["dataset"]  # as Karpathy's file calls it
+        self.content: str = self.meta["content"]
         self.images = self._load("images")
         self.pair_image: NDArray[np.int32] = self._load("pair_image")
         self.pieces: NDArray[np.uint16] = self._load("pieces")
         self.piece_ends: NDArray[np.int64] = self._load("piece_ends")
+        self.piece_digests: NDArray[np.uint64] = self._load("piece_digests")
         self.relevance: NDArray[np.float32] = self._load("relevance")
         self.pair_split: NDArray[np.uint8] = self._load("pair_split")
-        self._text: NDArray[np.uint8] = self._load("text")
-        self._text_ends: NDArray[np.int64] = self._load("text_ends")
         if len(self) == 0:
             raise UsageError(f"the pair store {self.path} is empty: give `imagebert pairs` a file with captions")
 
     def _load(self, name: str) -> NDArray:  # type: ignore[type-arg]
-        try:
-            return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # what a damaged .npy may raise is no closed list
-            raise UsageError(f"{self.path}/{name}.npy is missing or damaged ({error}): make the store again") from None
+        return read_array(self.path / f"{name}.npy", self.meta["arrays"][name])
+
+    @cached_property
+    def _texts(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All texts, and where each ends; training asks for none."""
+        return self._load("text"), self._load("text_ends")
 
     def __len__(self) -> int:
         return len(self.pair_image)
 
     def text(self, pair: int) -> str:
-        start = self._text_ends[pair - 1] if pair else 0
-        return self._text[start : self._text_ends[pair]].tobytes().decode("utf-8")
+        text, ends = self._texts
+        start = ends[pair - 1] if pair else 0
+        return text[start : ends[pair]].tobytes().decode("utf-8")
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.path / "vocab.txt")
+        """That of its pieces.
+
+        Raises:
+            UsageError: vocab.txt has changed since the captions were tokenised.
+        """
+        tokenizer = Tokenizer(self.path / "vocab.txt")
+        if tokenizer.digest != self.vocabulary_digest:
+            raise UsageError(f"{tokenizer.path} has changed since it was written: restore the store")
+        return tokenizer
 
 
 def write_pairs(
@@ -111,6 +130,7 @@ def write_pairs(
     splits: dict[str, int] = {}
     pair_image, pair_split, relevance = array("i"), array("B"), array("f")
     pieces, piece_counts, texts, text_sizes = array("H"), array("q"), bytearray(), array("q")
+    piece_digests = bytearray()
     numbered = enumerate(captions)
     while block := list(islice(numbered, _BLOCK)):
         for number, caption in block:
@@ -126,8 +146,10 @@ def write_pairs(
             texts += utf8
             text_sizes.append(len(utf8))
         for encoded in tokenizer.encode([caption.text for _, caption in block]):
-            pieces.extend(encoded)
-            piece_counts.append(len(encoded))
+            own = array("H", encoded)
+            pieces.extend(own)
+            piece_counts.append(len(own))
+            piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
     if not pair_image:
         raise UsageError(f"no captions for {path}: the input is empty")
     arrays: dict[str, NDArray[np.generic]] = {
@@ -135,14 +157,15 @@ def write_pairs(
         "pair_image": np.array(pair_image, np.int32),
         "pieces": np.array(pieces, np.uint16),
         "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
+        "piece_digests": np.frombuffer(piece_digests, "<u8"),
         "text": np.frombuffer(texts, np.uint8),
         "text_ends": np.cumsum(text_sizes, dtype=np.int64),
         "pair_split": np.array(pair_split, np.uint8),
         "relevance": np.array(relevance, np.float32),
     }
     meta = {
-        "format": _FORMAT,
-        "version": _VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "pairs": len(pair_image),
         "images": len(images),
         "splits": list(splits),
@@ -153,4 +176,12 @@ def write_pairs(
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
         shutil.copyfile(tokenizer.path, folder / "vocab.txt")
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        seal_pairs(folder, meta)
+
+
+def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:
+    """Writes meta.json of a folder that has all other files."""
+    files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    meta = {**meta, "arrays": {name: describe_array(path) for name, path in files.items()}}
+    content = digest_of({**meta, "files": {name: file_digest(path) for name, path in files.items()}})
+    write_sealed(folder / "meta.json", {**meta, "content": content})

@@ -40,8 +40,6 @@ WHOLE_IMAGE = 65535
 _VERSION = 1
 _HEADER = struct.Struct("<BBHIII")
 _CHECKSUM = struct.Struct("<I")
-# The CRC-32 of anything with its own CRC-32 behind it.
-WHOLE_CHECKSUM = 0x2144DF1C
 
 
 class RegionRecord(NamedTuple):

@@ -1,9 +1,10 @@
 """Writes region stores, by one process or several, so that a kill at any instant loses little and damages nothing.
 
 The store grows in `.NAME.incomplete` beside its place and is renamed when it is whole. Every commit of some records
-is on disk before a line about it goes to the writer's journal; a second call reads the journals and goes on. What was
-committed and not noted comes again: it is written over, or stays in its shard, in no index. Writers of one job share
-the folder: each has its own shards and its own journal.
+is on disk before a line about it goes to the writer's journal; a second call reads the journals, ends the shard that
+was begun and goes on with another. What was committed and not noted comes again, and stays in its shard, in no index.
+Writers of one job share the folder: each has its own shards and its own journal. Lines and notes are sealed (files.py):
+what a changed line and those behind it say is written anew.
 
     job.json               what is being written; another job is refused
     journal-000.jsonl      one line a commit: shard, keys, statistics; one line a finished shard: size and SHA-256
@@ -29,7 +30,6 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from imagebert.config import UsageError
 from imagebert.data.environments import Reader, Writer
 from imagebert.data.folder import check_free, incomplete, make_folder, replace_folder
 from imagebert.data.records import (
@@ -40,12 +40,15 @@ from imagebert.data.records import (
     decode_record,
     encode_record,
 )
-from imagebert.data.regions import FORMAT, VERSION
-from imagebert.files import file_digest
+from imagebert.data.regions import FORMAT, INDEX_FIELDS, VERSION, RegionStore, content_of, describe_array
+from imagebert.errors import UsageError
+from imagebert.files import digest_of, file_digest, parse_json, read_sealed, sealed, write_sealed
 from imagebert.workers import ALONE, Workers
 
 SHARD_BYTES = 4 << 30
 _COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
+
+_Row = tuple[int, int, int]  # regions, whether the first is the whole image, CRC-32
 
 
 @dataclass
@@ -55,6 +58,8 @@ class _Shard:
     name: str
     names: bytearray = field(default_factory=bytearray)  # keys in UTF-8, a zero byte behind each
     regions: array[int] = field(default_factory=lambda: array("H"))
+    whole: array[int] = field(default_factory=lambda: array("B"))  # whether the first of them is the whole image
+    checksums: array[int] = field(default_factory=lambda: array("I"))
     stored_bytes: int = 0
     sealed: dict[str, Any] | None = None  # file_bytes and sha256
     offsets: array[int] = field(default_factory=lambda: array("Q"))  # of the records in the file, once it is sealed
@@ -74,7 +79,6 @@ class _Statistics:
     square_error: float = 0.0
     low: float = math.inf
     high: float = -math.inf
-    whole_image: bool = True  # every record begins with the whole image
 
     def add(self, other: _Statistics) -> None:
         self.count += other.count
@@ -82,7 +86,6 @@ class _Statistics:
         self.squares += other.squares
         self.square_error += other.square_error
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        self.whole_image &= other.whole_image
 
     def of_store(self) -> dict[str, float]:
         mean = self.sum / max(self.count, 1)
@@ -108,9 +111,13 @@ class _Journal:
         if path.exists():
             with path.open("rb") as file:
                 for line in file:
-                    if not line.endswith(b"\n"):  # cut off by the kill
-                        break
-                    self._note(json.loads(line))
+                    try:
+                        entry = parse_json(line, str(path)) if line.endswith(b"\n") else {}
+                    except UsageError:
+                        entry = {}
+                    if not isinstance(entry, dict) or sealed(_without(entry)) != entry:
+                        break  # cut off by a kill, or damaged: what it and those behind it say is written anew
+                    self._note(entry)
                     self._size += len(line)
 
     def _note(self, entry: dict[str, Any]) -> None:
@@ -119,8 +126,11 @@ class _Journal:
             shard.sealed = {"file_bytes": entry["file_bytes"], "sha256": entry["sha256"]}
             shard.offsets.extend(entry["offsets"])
         else:
-            shard.names += b"".join(key.encode("utf-8") + b"\0" for key, _ in entry["rows"])
-            shard.regions.extend(regions for _, regions in entry["rows"])
+            keys, regions, whole, checksums = zip(*entry["rows"], strict=True)
+            shard.names += b"".join(key.encode("utf-8") + b"\0" for key in keys)
+            shard.regions.extend(regions)
+            shard.whole.extend(whole)
+            shard.checksums.extend(checksums)
             shard.stored_bytes += entry["bytes"]
             self.feature_size = entry["feature_size"]
             self.statistics.add(_Statistics(**entry["statistics"]))
@@ -132,11 +142,15 @@ class _Journal:
         return file
 
     def append(self, file: FileIO, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
+        line = json.dumps(sealed(entry)).encode() + b"\n"
         if file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
         self._note(entry)
+
+
+def _without(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "digest"}
 
 
 class RegionWriter:
@@ -157,15 +171,15 @@ class RegionWriter:
         self._written = np.sort(np.array(written, "S16"))
         self._seen: set[str] = set()
         self._file = self._journal.open()
-        self._pending: list[tuple[str, int, bytes]] = []
+        self._pending: list[tuple[str, bytes, _Row]] = []
         self._pending_bytes = 0
         self._statistics = _Statistics()
         self._environment: Writer | None = None
         shards = list(self._journal.shards.values())
         self._shard = shards[-1] if shards and shards[-1].sealed is None else None
-        if self._shard is not None:
-            self._environment = Writer(folder / self._shard.name)
+        self._seal()  # of an earlier call
         self.accepted = 0  # images that this writer has, by this call or an earlier one
+        self.refused = 0  # images that this writer was not given, for meta.json
         self.twice = 0  # after the end: how many came twice, at different writers
 
     def has(self, key: str) -> bool:
@@ -198,7 +212,8 @@ class RegionWriter:
         self._seen.add(key)
         self.accepted += 1
         self._feature_size = record.features.shape[1]
-        self._pending.append((key, len(record.features), data))
+        checksum = int.from_bytes(data[-4:], "little")
+        self._pending.append((key, data, (len(record.features), int(record.classes[0] == WHOLE_IMAGE), checksum)))
         self._pending_bytes += len(data)
         if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
@@ -244,7 +259,6 @@ class RegionWriter:
                 square_error,
                 float(features.min()),
                 float(features.max()),
-                bool(record.classes[0] == WHOLE_IMAGE),
             )
         )
         return data
@@ -261,10 +275,10 @@ class RegionWriter:
         else:
             name = self._shard.name
         assert self._environment is not None
-        self._environment.put([(key.encode("utf-8"), data) for key, _, data in self._pending])
+        self._environment.put([(key.encode("utf-8"), data) for key, data, _ in self._pending])
         entry = {
             "shard": name,
-            "rows": [(key, regions) for key, regions, _ in self._pending],
+            "rows": [(key, *row) for key, _, row in self._pending],
             "bytes": self._pending_bytes,
             "feature_size": self._feature_size,
             "statistics": vars(self._statistics),
@@ -275,18 +289,25 @@ class RegionWriter:
 
     def _seal(self) -> None:
         """The shard is complete: its size and digest are noted, and where in it the records are."""
-        if self._shard is None or self._environment is None:
+        if self._shard is None:
             return
-        self._environment.close()
-        folder = self._folder / self._shard.name
-        file = folder / "data.mdb"
-        sealed = {
+        if self._environment is not None:
+            self._environment.close()
+        reader = Reader(self._folder / self._shard.name)
+        places = {entry.key: entry.offset for entry in reader.entries()}
+        lost = [key for key in self._shard.keys if key not in places]
+        if lost or reader.damaged:
+            raise UsageError(
+                f"{reader.file} is damaged ({', '.join(reader.damaged[:1]) or f'it lacks {lost[0].decode()!r}'}): "
+                f"remove {self._folder}, start anew"
+            )
+        end = {
             "shard": self._shard.name,
-            "file_bytes": file.stat().st_size,
-            "sha256": file_digest(file),
-            "offsets": Reader(folder).offsets(self._shard.keys),
+            "file_bytes": reader.file.stat().st_size,
+            "sha256": file_digest(reader.file),
+            "offsets": [places[key] for key in self._shard.keys],
         }
-        self._journal.append(self._file, sealed)
+        self._journal.append(self._file, end)
         self._shard = self._environment = None
 
     def close(self) -> None:
@@ -311,6 +332,7 @@ def write_regions(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     job: dict[str, Any] | None = None,
+    made_from: Sequence[str] = (),
     workers: Workers = ALONE,
 ) -> Iterator[RegionWriter]:
     """A writer of the store `path`, which appears there when the block ends without an error, on all workers.
@@ -319,12 +341,14 @@ def write_regions(
         extractor: where the regions come from, for meta.json
         job: plain data that identifies the work. Where it is given, what was written stays when the block ends early,
             and a call with the same job goes on; otherwise it is removed.
+        made_from: contents of the stores that this one is made of
 
     Raises:
         UsageError: `path` exists, cannot be written, is being written, or holds the beginning of another job.
         OSError: the disk is full or failing.
     """
     path = Path(path)
+    job = job and _whole_job(job, feature_type, shard_bytes)
     if feature_type not in FEATURE_TYPES:
         raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
     folder = incomplete(path)
@@ -333,7 +357,7 @@ def write_regions(
         check_free(path, "meta.json" if overwrite else None)
         make_folder(folder)
         lock = _lock(folder, path)
-        _begin(folder, path, job and {**job, "feature_type": feature_type, "shard_bytes": shard_bytes})
+        _begin(folder, path, job)
     workers.barrier()
     writer = None
     try:
@@ -341,11 +365,17 @@ def write_regions(
         workers.barrier()  # all have read the journals before one writes on
         yield writer
         writer.finish()
-        (accepted,) = workers.total([writer.accepted])
+        accepted, refused = workers.total([writer.accepted, writer.refused])
         if workers.rank == 0:
             for left_behind in filter(lambda rank: rank >= workers.size, map(_rank_of, _journal_files(folder))):
                 RegionWriter(folder, classes, feature_type, shard_bytes, left_behind).finish()
-            writer.twice = accepted - _describe(folder, classes, feature_type, extractor)
+            origin = {
+                "extractor": extractor,
+                "job": digest_of(job) if job else None,
+                "made_from": list(made_from),
+                "refused": refused,
+            }
+            writer.twice = accepted - _describe(folder, classes, feature_type, origin, accepted)
             if writer.twice < 0:
                 raise UsageError(
                     f"{folder} has {-writer.twice} images that do not come any more: remove it, start anew"
@@ -370,6 +400,18 @@ def write_regions(
             lock.close()
 
 
+def finished(path: Path, job: dict[str, Any], feature_type: FeatureType, shard_bytes: int = SHARD_BYTES) -> int | None:
+    """Of a store that this very job has written: how many images were refused; None where there is none."""
+    if not (path / "meta.json").is_file():
+        return None
+    meta = RegionStore(path).meta
+    return int(meta["refused"]) if meta["job"] == digest_of(_whole_job(job, feature_type, shard_bytes)) else None
+
+
+def _whole_job(job: dict[str, Any], feature_type: FeatureType, shard_bytes: int) -> dict[str, Any]:
+    return {**job, "feature_type": feature_type, "shard_bytes": shard_bytes}
+
+
 def _lock(folder: Path, path: Path) -> TextIO:
     """Held while the store is written; the system lets go of it when the process ends, however it ends."""
     lock = (folder / "lock").open("w")
@@ -384,12 +426,13 @@ def _lock(folder: Path, path: Path) -> TextIO:
 def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
     """Empties the folder, unless it holds the beginning of this very job."""
     note = folder / "job.json"
-    job = json.loads(json.dumps(job))  # as it will be read: tuples are lists
     if job is not None and note.exists():
-        begun = json.loads(note.read_text(encoding="utf-8"))
-        if begun == job:
+        wanted, begun = sealed(job), read_sealed(note, f"remove {folder}, start anew")
+        if begun == wanted:
             return
-        different = sorted(name for name in begun.keys() | job.keys() if begun.get(name) != job.get(name))
+        different = sorted(
+            name for name in (begun.keys() | job.keys()) - {"digest"} if begun.get(name) != wanted.get(name)
+        )
         raise UsageError(
             f"{folder} holds the beginning of another {path.name} (other {', '.join(different)}): "
             "go on with the call that made it, or remove it"
@@ -398,14 +441,12 @@ def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
         if entry.name != "lock":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if job is not None:
-        part = folder / "job.json.part"
-        part.write_text(json.dumps(job), encoding="utf-8")
-        part.rename(note)
+        write_sealed(note, job)
 
 
 def _notes(folder: Path) -> list[Path]:
     """What only the writing needs."""
-    return [folder / "lock", *folder.glob("job.json*"), *_journal_files(folder)]
+    return [folder / "lock", *folder.glob("*job.json*"), *_journal_files(folder)]
 
 
 def _journal_files(folder: Path) -> list[Path]:
@@ -425,7 +466,9 @@ def _digest(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=16).digest()
 
 
-def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, extractor: dict[str, Any]) -> int:
+def _describe(
+    folder: Path, classes: Sequence[str], feature_type: FeatureType, origin: dict[str, Any], accepted: int
+) -> int:
     """Writes index.npy and meta.json of a folder whose writers have finished; the number of images.
 
     Raises:
@@ -443,11 +486,15 @@ def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, e
     order = np.argsort(names, kind="stable")
     first = np.concatenate([[True], names[order][1:] != names[order][:-1]])[: len(order)]
     order = order[first]  # of those that came twice, the first
-    index = np.empty(len(order), dtype=[("key", names.dtype), ("regions", "<u2"), ("shard", "<u2"), ("offset", "<u8")])
+    index = np.empty(
+        len(order), dtype=list(zip(INDEX_FIELDS, (names.dtype, "<u2", "u1", "<u2", "<u8", "<u4"), strict=True))
+    )
     index["key"] = names[order]
-    index["regions"] = np.concatenate([np.array(shard.regions, "<u2") for shard in shards] or [np.empty(0)])[order]
     index["shard"] = np.repeat(np.arange(len(shards)), [len(shard.regions) for shard in shards])[order]
-    index["offset"] = np.concatenate([np.array(shard.offsets, "<u8") for shard in shards] or [np.empty(0)])[order]
+    for name in ("regions", "whole", "offset", "checksum"):
+        column = {"offset": "offsets", "checksum": "checksums"}.get(name, name)
+        parts = [np.array(getattr(shard, column), index.dtype[name]) for shard in shards]
+        index[name] = np.concatenate([np.empty(0, index.dtype[name]), *parts])[order]
     np.save(folder / "index.npy", index, allow_pickle=False)
     held = np.bincount(index["shard"], minlength=len(shards)).tolist()
     meta = {
@@ -456,15 +503,17 @@ def _describe(folder: Path, classes: Sequence[str], feature_type: FeatureType, e
         "feature_size": next(iter(feature_sizes), None),
         "feature_type": feature_type,
         "classes": list(classes),
-        "whole_image": len(index) > 0 and statistics.whole_image,
-        "extractor": extractor,
+        **origin,
+        "refused": origin["refused"] + accepted - len(index),
         "records": len(index),
+        "whole_images": int(index["whole"].sum()),
         "regions": int(index["regions"].sum()),
         "statistics": statistics.of_store(),
         "shards": [
             {"name": shard.name, "records": count, "bytes": shard.stored_bytes, **(shard.sealed or {})}
             for shard, count in zip(shards, held, strict=True)
         ],
+        "index": describe_array(folder / "index.npy"),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_sealed(folder / "meta.json", {**meta, "content": content_of(meta, index)})
     return len(index)

@@ -8,7 +8,6 @@ SHA-256 and then renamed, so a call that was killed is made again and goes on be
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from imagebert.config import UsageError
 from imagebert.data.folder import make_folder, sync
 from imagebert.data.regions import RegionStore
+from imagebert.errors import UsageError
+from imagebert.files import read_sealed, sealed, write_json
 
 _BLOCK = 8 << 20
 _CHECKED_AT_ONCE = 256  # records
@@ -54,17 +54,16 @@ def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Ite
     """
     make_folder(folder)
     meta_file = folder / "meta.json"
-    meta = {**store.meta, "origin": str(store.path.resolve())}
-    if meta_file.exists() and json.loads(meta_file.read_text(encoding="utf-8")) != meta:
+    plain = {name: value for name, value in store.meta.items() if name != "digest"}
+    meta = sealed({**plain, "origin": str(store.path.resolve())})
+    if meta_file.exists() and read_sealed(meta_file, f"remove {folder}, stage again") != meta:
         raise UsageError(f"{folder} is staged from another store, or another state of it: remove it")
     done = 0
     try:
         # First: from now on the folder is a store, which reads all that is not here where it came from.
         if not meta_file.exists():
             shutil.copyfile(store.path / "index.npy", folder / "index.npy")
-            temporary = folder / "meta.json.part"
-            temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-            temporary.rename(meta_file)
+            write_json(meta_file, meta)
         for shard in shards:
             name, size = shard["name"], shard["file_bytes"]
             if not (folder / name / "data.mdb").exists():

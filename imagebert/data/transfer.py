@@ -6,6 +6,7 @@ not read again. What came in is what was stored and what was refused, counted ap
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagebert.config import UsageError
 from imagebert.data.readers import Item, Reader, share_of
 from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import SHARD_BYTES, write_regions
+from imagebert.data.region_writer import SHARD_BYTES, finished, write_regions
 from imagebert.data.regions import RegionStore
+from imagebert.errors import UsageError
+from imagebert.files import digest_of, open_regular
 from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Target(NamedTuple):
     feature_type: FeatureType = "int8"
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = False
+    made_from: Sequence[str] = ()  # contents of the stores that it is made of
 
 
 def transfer(
@@ -53,13 +56,21 @@ def transfer(
     """Writes all that a reader gives.
 
     Args:
-        job: plain data that identifies the input; an unfinished store of the same job is gone on with
+        job: plain data that identifies the input; an unfinished store of the same job is gone on with, a finished one
+            is left as it is
         strict: the first image that cannot be used is an error
 
     Raises:
         UsageError: with `strict`, an image cannot be used; without, none can, or none of the first hundred.
         OSError: the disk is full or failing; what was written stays for the next call.
     """
+    before = None
+    if workers.rank == 0 and not target.overwrite:
+        before = finished(target.path, job, target.feature_type, target.shard_bytes)
+    there, refused = workers.total([before is not None, before or 0])
+    if there:
+        stored = len(RegionStore(target.path))
+        return Transferred(stored + refused, stored, refused)
     came = refused = 0
     with write_regions(
         target.path,
@@ -69,6 +80,7 @@ def transfer(
         shard_bytes=target.shard_bytes,
         overwrite=target.overwrite,
         job=job,
+        made_from=target.made_from,
         workers=workers,
     ) as writer:
         for item in _shown(reader, target.path, workers):
@@ -80,6 +92,7 @@ def transfer(
                 if strict:
                     raise UsageError(f"{item.where}: {error}") from None
                 refused += 1
+                writer.refused += 1
                 log.warning("%s is refused: %s", item.where, error)
                 if refused == came == _GIVE_UP:
                     raise UsageError(f"the first {came} images cannot be used: is it this format?") from None
@@ -95,6 +108,36 @@ def transfer(
             f"{came} images came, {stored} are in {target.path}, {refused + twice} were refused: do not use it"
         )
     return Transferred(came, stored, refused + twice)
+
+
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
+
+
+def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What files or folders hold, as far as can be told without reading all of it: for a job.
+
+    Names, sizes and times of all files, and a digest of samples: of some files, each of its ends and middle.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    found = []
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = [file for file in files if file.name != "lock.mdb"]  # whoever reads an LMDB may write to it
+        stats = [file.stat() for file in files]
+        listing = [
+            [file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns]
+            for file, stat in zip(files, stats, strict=True)
+        ]
+        sample = hashlib.sha256()
+        for number in np.unique(np.linspace(0, len(files) - 1, _SAMPLES).astype(int)) if files else []:
+            with open_regular(files[number]) as file:
+                for at in np.linspace(0, max(0, stats[number].st_size - _SAMPLE_BYTES), 3).astype(int).tolist():
+                    file.seek(at)
+                    sample.update(file.read(_SAMPLE_BYTES))
+        found.append({"path": str(path.resolve()), "files": digest_of(listing), "sample": sample.hexdigest()})
+    return found
 
 
 def _shown(reader: Reader, path: Path, workers: Workers) -> Iterator[Item]:
@@ -131,6 +174,7 @@ class StoreReader:
                     raise UsageError(f"{first.path} and {store.path} differ in their {name.replace('_', ' ')}")
         self.feature_type = first.feature_type
         self.classes = first.classes
+        self.contents = [store.content for store in self._stores]
         self.extractor = first.extractor
         if any(store.extractor != first.extractor for store in self._stores):
             self.extractor = {"name": "several", "digest": None, "of": [store.extractor for store in self._stores]}

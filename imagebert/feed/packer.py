@@ -1,7 +1,7 @@
 """Pairs to a packed microbatch: reads records and word pieces, lays them out, decides nothing.
 
-The features, nearly all of the bytes, are copied once, from LMDB's pages to their place in the microbatch. What is
-small in a record is copied in one piece and taken apart for all records together.
+The features, nearly all of the bytes, are copied once, by the system, from its cache to their place in the microbatch.
+What is small in a record is read in one piece and taken apart for all records together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from imagebert.batch import PackedBatch
 from imagebert.config import DataConfig, UsageError
 from imagebert.data.corpus import Items
-from imagebert.data.records import WHOLE_CHECKSUM, WHOLE_IMAGE, Sections, crc32, header_word
+from imagebert.data.records import WHOLE_IMAGE, Sections, crc32, header_word
 from imagebert.feed.arena import Arena, Contents, Layout
 from imagebert.feed.masking import Masking, mask_batch
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
@@ -250,24 +250,23 @@ class Packer:
         # A record up to its features goes to a block of 16 bytes' multiple; the features go where they belong.
         blocks = _ends(-(-at.features // 16))
         scratch = arena.take_scratch(int(blocks[-1]) * 16)
-        small, features = scratch.data.cast("B"), field["region_features"].reshape(-1).view(np.uint8)
+        small, features = scratch.data.cast("B"), field["region_features"].reshape(-1).view(np.uint8).data
         columns = at.end, at.features, 16 * blocks[:-1], skip * feature_bytes, regions * feature_bytes
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        verify, damaged, to = self.corpus.verify, [], 0
-        for number, (record, row) in enumerate(zip(self.corpus.raw(images), rows, strict=True)):
-            end, head, block, skipped, length = row
-            if len(record) != end:  # or it cannot be read at all: then it is empty
-                damaged.append(number)
-                continue
-            start, stop = head + skipped, head + skipped + length
-            here = features[to : to + length]
-            here[:] = np.frombuffer(record, np.uint8, length, start)  # NumPy lets other threads run meanwhile
-            small[block : block + head] = record[:head]
+        checksums = self.corpus.checksums(images).tolist() if self.corpus.verify else [None] * len(images)
+        left_out = memoryview(bytearray(int((at.end - at.features).max(initial=0))))  # of a record, around what is fed
+        damaged, to = [], 0
+        records = zip(self.corpus.records(images), rows, checksums, strict=True)
+        for number, (read, (end, head, block, skipped, length), checksum) in enumerate(records):
+            # A record is read where it belongs, and so is what its checksum needs besides.
+            front, here = small[block : block + head], features[to : to + length]
+            before, after = left_out[:skipped], left_out[skipped : end - head - length]
             to += length
-            # Of what was copied: it is in the core's cache, the record is not.
-            if verify and crc32(record[stop:], crc32(here, crc32(record[:start]))) != WHOLE_CHECKSUM:
+            if read((front, before, here, after)) != end:  # cut short, or it cannot be read at all
                 damaged.append(number)
-        features[to:] = 0  # fill has no scale, but a number it must be
+            elif checksum is not None and checksum != crc32(after[:-4], crc32(here, crc32(before, crc32(front)))):
+                damaged.append(number)
+        field["region_features"].reshape(-1).view(np.uint8)[to:] = 0  # fill has no scale, but a number it must be
         headers = scratch.view(np.uint32)[4 * blocks[:-1]], scratch.view(np.uint32)[4 * blocks[:-1] + 3]
         expected = header_word(stored, self.corpus.feature_type), self.corpus.feature_size
         damaged += np.flatnonzero((headers[0] != expected[0]) | (headers[1] != expected[1])).tolist()

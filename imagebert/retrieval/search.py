@@ -116,7 +116,7 @@ class Finder:
             self._by_image.ask(self._loose([store.read(0)], self.tokenizer.encode(self.captions)))
 
     def _loose(self, records: Sequence[RegionRecord], pieces: Sequence[Sequence[int]]) -> LooseItems:
-        return LooseItems(records, pieces, self.tokenizer, self.store.feature_type, self.store.whole_image)
+        return LooseItems(records, pieces, self.tokenizer, self.store.feature_type)
 
     def number(self, key: str) -> int | None:
         """The image of a key in the store; None where there is none."""
@@ -200,7 +200,7 @@ class Finder:
     def explain(self, image: int, query: Query) -> Explanation:
         """The regions of an image of the store as the model is fed them, and the words that look at them."""
         record = self.store.read(image)
-        skip = self.store.whole_image and not self.limits.whole_image
+        skip = self.store.whole_image[image] and not self.limits.whole_image
         fed = slice(int(skip), int(skip) + self.limits.max_regions)
         record = record._replace(
             boxes=record.boxes[fed],

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -15,44 +16,82 @@ def records(count: int, size: int) -> list[tuple[bytes, bytes]]:
     return [(f"{i:04d}".encode(), rng.bytes(size + i)) for i in rng.permutation(count)]
 
 
-@pytest.mark.parametrize("size", [10, 5000])  # within LMDB's tree pages, and on pages of their own
-def test_offsets_are_where_the_values_are(tmp_path: Path, size: int) -> None:
-    found = records(300, size)
+@pytest.mark.parametrize("size", [10, 500, 5000])  # within the tree's pages, few on one, and on pages of their own
+def test_entries_are_what_lmdb_says(tmp_path: Path, size: int) -> None:
+    found = records(3000, size)
     writer = Writer(tmp_path / "x")
-    writer.put(found[:100])
-    writer.put(found[100:])
+    for start in range(0, 3000, 700):
+        writer.put(found[start : start + 700])
+    writer.put(found[:50])  # again
     writer.close()
     reader = Reader(tmp_path / "x")
+    with lmdb.open(str(tmp_path / "x"), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        expected = list(transaction.cursor())
+    entries = list(reader.entries())
+    assert [(entry.key, reader.read(entry)) for entry in entries] == expected
+    assert (len(reader), reader.damaged) == (3000, [])
     data = (tmp_path / "x/data.mdb").read_bytes()
-    for (_, value), offset in zip(found, reader.offsets(key for key, _ in found), strict=True):
-        assert data[offset : offset + len(value)] == value
-        reader.will_read(offset, len(value))
-    assert len(reader) == 300
-    assert list(reader.keys()) == sorted(key for key, _ in found)
+    assert all(data[e.offset : e.offset + e.size] == value for e, (_, value) in zip(entries, expected, strict=True))
 
 
-def test_threads_share_an_environment_and_let_go_of_it(tmp_path: Path) -> None:
-    found = records(20, 100)
+def test_threads_share_a_reader(tmp_path: Path) -> None:
+    found = records(200, 100)
     writer = Writer(tmp_path / "x")
     writer.put(found)
     writer.close()
-    errors = []
+    reader = Reader(tmp_path / "x")
+    entries = list(reader.entries())
+    with ThreadPoolExecutor(4) as pool:
+        assert dict(zip((e.key for e in entries), pool.map(reader.read, entries), strict=True)) == dict(found)
 
-    def read() -> None:
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_no_damage_of_its_pages_kills_a_reader(tmp_path: Path, size: int) -> None:
+    """What is still found is what was written, but for values' own bytes; what is lost is told."""
+    found = dict(records(400, size))
+    writer = Writer(tmp_path / "x")
+    writer.put(list(found.items()))
+    writer.close()
+    file = tmp_path / "x/data.mdb"
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        data = bytearray(whole)
+        page, at = (
+            int(rng.integers(0, len(data) // 4096)),
+            int(rng.choice([rng.integers(0, 200), rng.integers(0, 4096)])),
+        )
+        data[page * 4096 + at] ^= 1 << int(rng.integers(0, 8))
+        file.write_bytes(data)
         try:
-            for _ in range(50):
-                reader = Reader(tmp_path / "x")
-                assert all(bytes(reader.get(key, None) or b"") == value for key, value in found)
-                del reader
-        except Exception as error:
-            errors.append(error)
+            reader = Reader(tmp_path / "x")
+            entries = list(reader.entries())
+        except UsageError as error:
+            outcomes.add(str(error)[:11])
+            continue
+        assert all(len(reader.read(entry)) == entry.size for entry in entries)
+        lost = len(found) - len(entries)
+        assert lost <= 0 or reader.damaged or len(reader) != 400 or entries[0].key not in found
+        outcomes.add("damaged" if reader.damaged else "whole")
+    assert {"damaged", "whole"} <= outcomes
 
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+
+def test_a_damaged_page_costs_its_records(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "x")
+    writer.put(sorted(records(3000, 50)))
+    writer.close()
+    file = tmp_path / "x/data.mdb"
+    reader = Reader(tmp_path / "x")
+    entries = list(reader.entries())
+    page = entries[1500].offset // 4096
+    on_it = [entry for entry in entries if entry.offset // 4096 == page]
+    data = bytearray(file.read_bytes())
+    data[page * 4096 + 10] ^= 255  # its flags
+    file.write_bytes(data)
+    reader = Reader(tmp_path / "x")
+    assert list(reader.entries()) == [entry for entry in entries if entry not in on_it]
+    assert reader.damaged == [f"page {page} of {file} is not the page that it should be"]
 
 
 def test_a_reopened_environment_grows(tmp_path: Path) -> None:
@@ -71,3 +110,10 @@ def test_what_is_no_lmdb(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 9000)
     with pytest.raises(UsageError, match=r"cannot open .*file as LMDB"):
         Reader(tmp_path / "file")
+    writer = Writer(tmp_path / "x")
+    writer.put(records(100, 5000))
+    writer.close()
+    file = tmp_path / "x/data.mdb"
+    file.write_bytes(file.read_bytes()[:-4096])
+    with pytest.raises(UsageError, match=r"data.mdb is truncated: it has"):
+        Reader(tmp_path / "x")

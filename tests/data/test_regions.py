@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import gc
 import io
+import os
 import shutil
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def test_many_shards_keep_every_record(tmp_path: Path) -> None:
     store = RegionStore(tmp_path / "store")
     assert len(store) == 700
     assert len(store.shards) > 1
-    assert store.whole_image
+    assert store.whole_image.all()
     keys = np.array([key.encode() for key in records])
     for key, number in zip(records, store.find(keys), strict=True):
         assert store.key(number) == key
@@ -83,17 +84,79 @@ def test_empty_store(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_named(source: SourceConfig, tmp_path: Path) -> None:
     shutil.copytree(source.regions, tmp_path / "store")
-    with lmdb.open(str(tmp_path / "store/shard-000-0000")) as environment, environment.begin(write=True) as transaction:
-        data = bytearray(transaction.get(b"image003.jpg"))
-        data[40] ^= 1
-        transaction.put(b"image003.jpg", bytes(data))
-        transaction.put(b"image004.jpg", bytes(data[:50]))
     store = RegionStore(tmp_path / "store")
+    shard = store.path / "shard-000-0000/data.mdb"
+    data = bytearray(shard.read_bytes())
+    data[int(store.index["offset"][3]) + 40] ^= 1
+    data[int(store.index["offset"][4]) + 2] += 1  # its number of regions
+    shard.write_bytes(data)
     with pytest.raises(UsageError, match=r"image003.jpg.*checksum"):
         store.read(3)
     with pytest.raises(UsageError, match=r"image004.jpg.*truncated"):
         store.read(4)
     assert store.read(5).classes[0] == WHOLE_IMAGE
+
+
+def test_a_shard_that_shrinks_under_its_reader(source: SourceConfig, tmp_path: Path) -> None:
+    """Mapped, it would kill the process."""
+    shutil.copytree(source.regions, tmp_path / "store")
+    store = RegionStore(tmp_path / "store")
+    store.read(0)
+    os.truncate(store.path / "shard-000-0000/data.mdb", int(store.index["offset"][3]) + 50)
+    with pytest.raises(UsageError, match=r"'image003.jpg' .* is truncated: 50 bytes"):
+        store.read(3)
+
+
+def test_a_record_of_another_store_is_named(source: SourceConfig, tmp_path: Path) -> None:
+    """Its own checksum is right; it is not what the index names."""
+    for name, seed in (("a", 1), ("b", 2)):
+        with write_regions(tmp_path / name, NAMES, {}) as writer:
+            writer.add("image.jpg", random_record(np.random.default_rng(seed), 3))
+    shutil.copy(tmp_path / "b/shard-000-0000/data.mdb", tmp_path / "a/shard-000-0000/data.mdb")
+    with pytest.raises(UsageError, match=r"'image.jpg' of .*a is not the one that was written there"):
+        RegionStore(tmp_path / "a").read(0)
+    assert len(RegionStore(tmp_path / "a", verify=False).read(0).boxes) == 3
+
+
+def test_what_is_handed_out_outlives_the_store(source: SourceConfig) -> None:
+    record = RegionStore(source.regions).read(0)
+    gc.collect()
+    assert np.isfinite(record.features.sum())
+    assert len(record.boxes) == len(record.features)
+
+
+def test_lmdbs_own_pages_do_not_matter_to_a_reader(source: SourceConfig, tmp_path: Path) -> None:
+    """Damaged, they killed the process; now they are not looked at."""
+    shutil.copytree(source.regions, tmp_path / "store")
+    store = RegionStore(tmp_path / "store")
+    expected = [bytes(record) for record in store.raw(np.arange(24))]
+    shard = store.path / "shard-000-0000/data.mdb"
+    data = np.frombuffer(shard.read_bytes(), np.uint8).copy()
+    inside = np.zeros(len(data), bool)
+    for offset, record in zip(store.index["offset"].tolist(), expected, strict=True):
+        inside[offset : offset + len(record)] = True
+    data[~inside] = 255
+    shard.write_bytes(data.tobytes())
+    assert [bytes(record) for record in RegionStore(tmp_path / "store").raw(np.arange(24))] == expected
+
+
+def test_content_is_what_is_in_a_store_not_how_it_is_cut(tmp_path: Path) -> None:
+    records = {f"{i}": random_record(np.random.default_rng(i), 2) for i in range(8)}
+
+    def content(name: str, keys: list[str], shard_bytes: int = 1 << 20, classes: list[str] = NAMES) -> str:
+        with write_regions(tmp_path / name, classes, {"name": name}, "float32", shard_bytes=shard_bytes) as writer:
+            for key in keys:
+                writer.add(key, records[key])
+                writer._commit()
+        return RegionStore(tmp_path / name).content
+
+    first = content("a", list(records))
+    assert content("b", list(records)[::-1], shard_bytes=1) == first
+    assert len(RegionStore(tmp_path / "b").shards) == 8
+    assert content("c", list(records)[:-1]) != first
+    assert content("d", list(records), classes=[*NAMES[1:], NAMES[0]]) != first
+    records["3"].features[1, 5] += 0.5
+    assert content("e", list(records)) != first
 
 
 def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
@@ -115,7 +178,7 @@ def test_not_a_store(tmp_path: Path, source: SourceConfig) -> None:
     np.save(plain, np.zeros(24))
     for content in (index.read_bytes()[:100], b"", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((  ", plain.getvalue()):
         index.write_bytes(content)
-        with pytest.raises(UsageError, match=r"is damaged, meta.json or index.npy"):
+        with pytest.raises(UsageError, match=r"index.npy has changed since it was written"):
             RegionStore(tmp_path / "store")
     shutil.copy(Path(source.regions) / "index.npy", index)
     shutil.rmtree(tmp_path / "store/shard-000-0000")

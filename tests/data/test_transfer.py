@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from imagebert.cli import main
 from imagebert.config import SourceConfig
+from imagebert.data.corpus import StoreImages
 from imagebert.data.readers import Item, share_of
-from imagebert.data.records import RegionRecord
+from imagebert.data.records import WHOLE_IMAGE, RegionRecord
+from imagebert.data.region_writer import write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.transfer import Target, Transferred, transfer
+from imagebert.feed.packer import Limits
 from imagebert.workers import Workers
-from tests.corpora import random_record, write_corpus
+from tests.corpora import random_record, write_corpus, write_vocabulary
 from tests.data.readers.test_formats import make, write_bottom_up, write_lxmert
 
 IMAGEBERT = [sys.executable, "-m", "imagebert"]
@@ -129,6 +132,68 @@ def test_split_and_merge_give_back_the_store(source: SourceConfig, tmp_path: Pat
     (tmp_path / "keys").write_text("image003.jpg\nimage001.jpg\n")
     assert main(["store", "split", source.regions, str(tmp_path / "two"), "--keys", str(tmp_path / "keys")]) == 0
     assert RegionStore(tmp_path / "two").index["key"].tolist() == [b"image001.jpg", b"image003.jpg"]
+
+
+def test_a_source_that_was_replaced_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same path, names and size; the import of the first was killed after its first commit."""
+    path = bottom_up(tmp_path)
+    call = ["import", "bottom-up-attention", str(path), str(tmp_path / "out")]
+    import imagebert.data.region_writer as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_COMMIT_RECORDS", 1)
+        patch.setattr(module.RegionWriter, "finish", interrupt)
+        assert main(call) == 1
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[data.index(b"=") - 40] ^= 1  # within base64
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert main(call) == 2
+    assert "holds the beginning of another out (other sources)" in capsys.readouterr().err
+
+
+def interrupt(writer: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_call_that_ended_well_is_made_again(
+    source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill between the store's last rename and the end of the process."""
+    path = bottom_up(tmp_path)
+    calls = [
+        ["import", "bottom-up-attention", str(path), str(tmp_path / "out")],
+        ["store", "split", source.regions, str(tmp_path / "part"), "--parts", "3"],
+        ["store", "merge", str(tmp_path / "part-0"), str(tmp_path / "part-1"), str(tmp_path / "two")],
+    ]
+    for call in calls:
+        told = []
+        for _ in range(2):
+            assert main(call) == 0
+            told.append(capsys.readouterr().out.splitlines()[-1])
+        assert told[0] == told[1]
+    assert main([*calls[0], "--strict"]) == 0  # of the same sources, so it is the same
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(calls[0]) == 2
+    assert "out exists: remove it" in capsys.readouterr().err
+    assert main([*calls[2][:3], str(tmp_path / "part-2"), str(tmp_path / "two")]) == 2
+
+
+def test_merged_stores_remember_which_images_have_a_whole_image_region(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("with", "without"):
+        with write_regions(tmp_path / name, ["a"] * 5, {"name": "x"}, "float32") as writer:
+            record = random_record(rng, 3)
+            record.classes[0] = WHOLE_IMAGE if name == "with" else 1
+            writer.add(name, record)
+    merge = ["store", "merge", str(tmp_path / "with"), str(tmp_path / "without"), str(tmp_path / "both")]
+    assert main(merge) == 0
+    both = RegionStore(tmp_path / "both")
+    assert both.whole_image.tolist() == [True, False]
+    assert both.meta["made_from"] == [RegionStore(tmp_path / name).content for name in ("with", "without")]
+    limits = Limits(max_regions=9, max_words=9, whole_image=False)
+    assert limits.lengths(StoreImages(both, write_vocabulary(tmp_path))).regions.tolist() == [2, 3]
 
 
 def test_what_does_not_fit_together(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

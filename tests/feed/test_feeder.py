@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import pytest
 import torch
 
@@ -22,6 +21,7 @@ from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 from imagebert.feed.sizes import Sizes
+from tests.corpora import change_last_feature
 
 CPU = torch.device("cpu")
 # Threads must not share Triton's interpreter: on a GPU, with the real kernels only.
@@ -99,11 +99,7 @@ def test_an_error_in_the_thread_reaches_the_consumer(source: SourceConfig, monke
 
 def test_an_error_in_a_worker_reaches_the_consumer(source: SourceConfig, tmp_path: Path) -> None:
     shutil.copytree(source.regions, tmp_path / "regions")
-    shard = tmp_path / "regions/shard-000-0000"
-    with lmdb.open(str(shard)) as environment, environment.begin(write=True) as transaction:
-        data = bytearray(transaction.get(b"image003.jpg"))
-        data[-20] ^= 1
-        transaction.put(b"image003.jpg", bytes(data))
+    change_last_feature(tmp_path / "regions", "image003.jpg", b"\x55", checksum=False)
     feeder, *_ = make(SourceConfig(regions=str(tmp_path / "regions"), pairs=source.pairs), 0, 1000, workers=2)
     with feeder, pytest.raises(UsageError, match=r"image003.jpg.*checksum does not match"):
         list(feeder)

@@ -82,7 +82,7 @@ def test_what_lies_in_memory_scores_like_what_lies_in_a_store(source: SourceConf
     corpus, model = Corpus([source]), make_model()
     pieces = [corpus.pieces(c).tolist() for c in range(5)]
     records = [corpus.regions(i) for i in range(4)]
-    loose = LooseItems(records, pieces, corpus.tokenizer, corpus.feature_type, whole_image=True)
+    loose = LooseItems(records, pieces, corpus.tokenizer, corpus.feature_type)
     images, captions = np.repeat(np.arange(4), 5), np.tile(np.arange(5), 4)
     expected = PairScorer(model, corpus, corpus, LIMITS, CPU)(images, captions)
     for sides in ((corpus, loose), (loose, corpus), (loose, loose)):

@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 
 from imagebert.config import UsageError
+from imagebert.data.environments import Entry
 from imagebert.data.environments import Reader as Environment
 from imagebert.data.readers import BadRecord, Item, share_of
 from imagebert.data.readers.fields import decode_base64, record_from
@@ -39,23 +40,20 @@ class _LmdbReader:
         done = 0
         for environment in self._environments:
             mine = share_of(len(environment), share, shares)
-            for name in islice(environment.keys(), mine.start, mine.stop):
+            for entry in islice(environment.entries(), mine.start, mine.stop):
                 done += 1
-                if name != self._list_of_keys:
-                    key = name.decode("utf-8", "replace")
-                    load = partial(self._load, environment, name)
+                if entry.key != self._list_of_keys:
+                    key = entry.key.decode("utf-8", "replace")
+                    load = partial(self._load, environment, entry)
                     yield Item(f"{environment.path}, key {key!r}", key, load, done)
+            if share == shares - 1:  # it has met all pages
+                for problem in environment.damaged:
+                    yield Item(problem, "", partial(_lost, problem), done)
 
-    def _load(self, environment: Environment, name: bytes) -> RegionRecord:
-        try:
-            value = environment.get(name, None)
-        except Environment.Error as error:
-            raise BadRecord(f"LMDB cannot read it ({error})") from None
-        if value is None:
-            raise BadRecord("it is missing")
-        return self._record(environment, name.decode("utf-8", "replace"), value)
+    def _load(self, environment: Environment, entry: Entry) -> RegionRecord:
+        return self._record(environment, entry.key.decode("utf-8", "replace"), environment.read(entry))
 
-    def _record(self, environment: Environment, key: str, value: memoryview) -> RegionRecord:
+    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
         raise NotImplementedError
 
 
@@ -68,7 +66,7 @@ class UniterReader(_LmdbReader):
         super().__init__(sources)
         self._numbers = {source: _numbers_of_boxes(source) for source in sources}
 
-    def _record(self, environment: Environment, key: str, value: memoryview) -> RegionRecord:
+    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
         numbers = self._numbers[environment.path]
         fields = read_npz(value) if bytes(value[:2]) == b"PK" else _unpack(value)
         if numbers is not None and key not in numbers:
@@ -79,7 +77,7 @@ class UniterReader(_LmdbReader):
 class VilbertReader(_LmdbReader):
     _list_of_keys = b"keys"
 
-    def _record(self, environment: Environment, key: str, value: memoryview) -> RegionRecord:
+    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
         found = unpickle(bytes(value))
         if not isinstance(found, dict):
             raise BadRecord(f"its pickle holds {type(found).__name__}, not a dictionary")
@@ -93,6 +91,10 @@ class VilbertReader(_LmdbReader):
         return record_from(fields)
 
 
+def _lost(problem: str) -> RegionRecord:
+    raise BadRecord(f"{problem}: its records are lost")
+
+
 def _numbers_of_boxes(source: Path) -> dict[str, int] | None:
     path = source.parent / f"nbb_{source.name.removeprefix('feat_').removesuffix('_compressed')}.json"
     if not path.exists():
@@ -104,7 +106,7 @@ def _numbers_of_boxes(source: Path) -> dict[str, int] | None:
         raise UsageError(f"{path} is no list of numbers of boxes ({error})") from None
 
 
-def _unpack(value: memoryview) -> dict[str, Any]:
+def _unpack(value: bytes) -> dict[str, Any]:
     try:
         fields = msgpack.unpackb(value, raw=False, object_hook=_array, strict_map_key=False)
     except BadRecord:
