@@ -18,8 +18,13 @@ setup(
     python_requires=">=3.11",
     # kernels/ is a source root, not a package: Hugging Face publishes a package called `kernels`, and a
     # kernels/__init__.py of ours on the path would shadow it and break `import transformers`.
-    packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert_kernels"],
-    package_dir={"imagebert": "imagebert", "imagebert_kernels": "kernels/imagebert_kernels"},
+    # ds_configs/ holds no code; it lies in the package when installed, wherever that is.
+    packages=[*find_packages(include=["imagebert", "imagebert.*"]), "imagebert.ds_configs", "imagebert_kernels"],
+    package_dir={
+        "imagebert": "imagebert",
+        "imagebert.ds_configs": "ds_configs",
+        "imagebert_kernels": "kernels/imagebert_kernels",
+    },
     package_data={
         "imagebert": [
             "recipes/*.yaml",
@@ -29,9 +34,9 @@ setup(
             "retrieval/page/*",
             "py.typed",
         ],
+        "imagebert.ds_configs": ["*.json"],
         "imagebert_kernels": ["py.typed"],
     },
-    data_files=[("share/imagebert/ds_configs", [str(p.relative_to(HERE)) for p in HERE.glob("ds_configs/*.json")])],
     entry_points={"console_scripts": ["imagebert = imagebert.cli:main"]},
     install_requires=[
         "torch>=2.8",

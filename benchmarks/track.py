@@ -65,12 +65,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     points, gpu_hours, before = [], 0.0, 0.0
     rates: dict[str, list[float]] = {}
     for line in read_log(path / "log.jsonl"):
+        if "time/seconds" not in line:
+            continue
         gpu_hours += (line["time/seconds"] - before) / 3600 * line.get("time/ranks", 1)
         before = line["time/seconds"]
         for name, value in line.items():
             if name.startswith("rate/"):
                 rates.setdefault(name.removeprefix("rate/"), []).append(value)
-        if "recall/rsum" in line:
+        if all(f"recall/{name}" in line for name in (*FIGURES, "seconds")):
             figures = {name: line[f"recall/{name}"] for name in FIGURES}
             spent = {"step": line["step"], "hours": before / 3600, "gpu_hours": gpu_hours}
             points.append({**spent, **figures, "seconds_evaluating": line["recall/seconds"]})
@@ -89,9 +91,9 @@ def summary(curve: dict[str, Any], figure: str, target: float) -> dict[str, Any]
     return {
         "run": curve["name"],
         "commit": curve["commit"][:8],
-        "pairs/s": rates["pairs_per_second"],
+        "pairs/s": rates.get("pairs_per_second"),
         "of matmul": rates.get("share_of_matmul"),
-        "waiting": rates["share_waiting_for_data"],
+        "waiting": rates.get("share_waiting_for_data"),
         "evaluating": sum(p["seconds_evaluating"] for p in points) / (3600 * points[-1]["hours"]),
         "best": max(p[figure] for p in points),
         "last": points[-1][figure],

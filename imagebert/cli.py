@@ -6,8 +6,14 @@ Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 75 stopped with a c
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import logging
+import math
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +21,56 @@ from typing import Any
 
 from imagebert import __version__
 from imagebert.config import SourceConfig, UsageError
+from imagebert.files import read_text
 from imagebert.host import STOPPED, give_way
+
+# What is wrong with a name, not with a disk.
+_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+_READER_GONE = 128 + signal.SIGPIPE  # as a shell says of those whom that signal ends
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8, or the terminal none
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _answer(arguments)
+    except SystemExit:  # of argparse: help, or what is wrong
+        if _unwritten() is None:
+            raise
+        return _READER_GONE
+    error = _unwritten()
+    if error is None:
+        return code
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        return _READER_GONE
+    print(f"imagebert: the work failed: cannot write what it says: {error.strerror}", file=sys.stderr)
+    return code or 1
+
+
+def _unwritten() -> OSError | None:
+    """Why what was printed cannot be written, where that is so; Python does not try again at its end then."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _reader_gone() -> bool:
+    """Whether a broken pipe is that of what is printed."""
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
+    if any("\0" in argument for argument in arguments or ()):  # which a shell cannot give
+        print("imagebert: an argument has a zero byte: leave it out", file=sys.stderr)
+        return 2
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no optional words behind an option; overrides are told by their form.
@@ -37,7 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"imagebert: {error}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        print(f"imagebert: {error.object[:200]!r} is no text ({error.reason}): give it in UTF-8", file=sys.stderr)
+        return 2
     except (FloatingPointError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return _READER_GONE
+        if isinstance(error, OSError) and error.errno in _NAMES and error.filename:
+            name = str(error.filename)
+            shown = name if len(name) <= 200 else f"{name[:200]}..."
+            print(f"imagebert: {error.strerror}: {shown}: correct the name", file=sys.stderr)
+            return 2
         print(f"imagebert: the work failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "The whole of ImageBERT, small, on one CPU: corpus, two stages, fine-tuning, R@K, report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=_seed, default=0)
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
 
     extract = add("extract", _extract, "Photographs to a region store")
@@ -109,10 +171,18 @@ def _parser() -> argparse.ArgumentParser:
     actions = store.add_subparsers(title="actions", required=True, metavar="ACTION")
 
     inspect = add("inspect", _inspect, "What a store holds", actions)
-    verify = add("verify", _verify, "Compare every record with its checksum", actions)
-    verify.add_argument("--threads", type=_positive, default=None, help="(one a core)")
-    for sub in (inspect, verify):
-        sub.add_argument("path", type=Path, metavar="STORE")
+    inspect.add_argument("path", type=Path, metavar="STORE")
+    verify = add("verify", _verify, "Compare a store with its checksums, byte for byte", actions)
+    whole = add("verify", _verify, "Compare stores, models, runs and evaluations with their checksums, byte for byte")
+    for sub in (verify, whole):
+        sub.add_argument("path", type=Path, metavar="PATH", help="one of them, or a folder of many")
+        sub.add_argument("--threads", type=_positive, default=None, help="(one a core)")
+        sub.add_argument(
+            "--accept",
+            action="store_true",
+            help="first add digests to what is older, and take a changed model as it is",
+        )
+    for sub in (inspect, verify, whole):
         sub.add_argument("--json", type=Path, help="also write the figures here")
     merge = add("merge", _merge, "One store of several", actions)
     merge.add_argument("paths", nargs="+", type=Path, metavar="STORE ... OUT")
@@ -166,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--nodes", type=_positive, default=1)
     plan.add_argument("--gpus-per-node", type=_positive, default=8)
     plan.add_argument("--gpu", choices=["a100", "h100", "h200", "b200", "cpu"], default="h200")
-    plan.add_argument("--epochs", type=float, default=17, help="(%(default)s, the paper's)")
+    plan.add_argument("--epochs", type=_finite, default=17, help="(%(default)s, the paper's)")
     plan.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
     plan.add_argument("--accumulation", type=_positive, default=1)
     plan.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=1)
@@ -221,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
     serve.add_argument("store", nargs="?", type=Path, metavar="STORE", help="region store")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s, this machine only)")
-    serve.add_argument("--port", type=int, default=8000, help="(%(default)s; 0: any free one)")
+    serve.add_argument("--port", type=_port, default=8000, help="(%(default)s; 0: any free one)")
     for sub in (search, serve):
         sub.add_argument("--pairs", type=Path, metavar="STORE", help="pair store: the captions that answer a picture")
         sub.add_argument("--pictures", type=Path, metavar="DIR", help="the photographs (images/ beside STORE)")
@@ -235,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pool", type=_positive, default=64, help="random candidates scored per image and caption (%(default)s)"
     )
     mine.add_argument("--keep", type=_positive, default=8, help="of them, how many are kept (%(default)s)")
-    mine.add_argument("--seed", type=int, default=0)
+    mine.add_argument("--seed", type=_seed, default=0)
 
     ladder = add("ladder", _ladder, "An ablation of the paper: trains and evaluates its rungs, prints them as a table")
     ladder.add_argument("name", nargs="?", metavar="LADDER", help="YAML file, or one of the package; without: a list")
@@ -268,15 +338,37 @@ def _add_target(parser: argparse.ArgumentParser, features: str | None) -> None:
 def _positive(text: str) -> int:
     """An argument that is a whole number from 1 up; argparse names the argument in its own error."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    if not 0 < value < 1 << 48:
+        raise argparse.ArgumentTypeError(f"{value} is not positive" if value < 1 else f"{text[:40]} is too large")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A positive number."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is no positive number")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not between 0 and 2^63")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not between 0 and 65535")
     return value
 
 
 def _amount(text: str) -> int:
     """A whole number, or one with k, M or G behind it."""
     scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 0)
-    return _positive(str(round(float(text[:-1]) * scale))) if scale else _positive(text)
+    return _positive(str(round(_finite(text[:-1]) * scale))) if scale else _positive(text)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -296,22 +388,24 @@ def _add_data(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--no-whole-image", action="store_true", help="leave the whole-image region out")
 
 
-def _data(parsed: argparse.Namespace) -> tuple[SourceConfig, Any]:
-    """The corpus that is named, and what of it is fed: what the model's run fed, unless that is said."""
+def _data(parsed: argparse.Namespace, model: Any) -> tuple[Any, Any]:
+    """The corpus that is named, and what of it is fed: what the model was trained with, unless that is said."""
     from dataclasses import replace
 
-    from imagebert.retrieval.evaluation import run_limits
+    from imagebert.data.corpus import Corpus
 
     if parsed.regions is None or parsed.pairs is None:
         raise UsageError("name the data with --regions STORE and --pairs STORE")
-    limits = run_limits(parsed.model)
+    corpus = Corpus([SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split)])
+    limits = model.limits
     limits = replace(
         limits,
         max_regions=parsed.max_regions or limits.max_regions,
         max_words=parsed.max_words or limits.max_words,
         whole_image=limits.whole_image and not parsed.no_whole_image,
     )
-    return SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split), limits
+    model.note_differences(corpus.stores[0], limits)
+    return corpus, limits
 
 
 def _demo(parsed: argparse.Namespace) -> int:
@@ -407,22 +501,26 @@ def _inspect(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     import os
 
-    from rich.progress import Progress
+    from rich.console import Console
+    from rich.text import Text
 
-    from imagebert.data.regions import RegionStore
-    from imagebert.data.staging import check_records
+    from imagebert.verify import accept, verify
 
-    store = RegionStore(parsed.path)
-    damaged = []
-    with Progress() as bar:
-        task = bar.add_task("Verifying", total=len(store))
-        for done, errors in check_records(store, parsed.threads or os.cpu_count() or 1):
-            bar.update(task, completed=done)
-            damaged += errors
-    _report(str(parsed.path), {**_figures(store), "damaged": len(damaged)}, parsed.json)
-    for line in damaged:
+    _check_writable(parsed.json)
+    if parsed.accept:
+        print("\n".join(accept(parsed.path)) or "there is nothing to accept")
+    console = Console(stderr=True, markup=False)
+    with console.status("Verifying") as status:
+        found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda what: status.update(Text(what)))
+    _table(
+        str(parsed.path),
+        [{"": f.kind, "where": f.path, "holds": f.holds, "damaged": len(f.problems) or ""} for f in found],
+    )
+    _write_json(parsed.json, {"damaged": sum(len(f.problems) for f in found), "found": [f._asdict() for f in found]})
+    problems = [problem for f in found for problem in f.problems]
+    for line in problems:
         print(f"imagebert: {line}", file=sys.stderr)
-    return 1 if damaged else 0
+    return 1 if problems else 0
 
 
 def _figures(store: Any) -> dict[str, Any]:
@@ -487,7 +585,7 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
 
 
 def _stage(parsed: argparse.Namespace) -> int:
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from imagebert.data.regions import RegionStore
     from imagebert.data.staging import room_for_stage, shards_to_stage, stage
@@ -498,7 +596,8 @@ def _stage(parsed: argparse.Namespace) -> int:
         room = room_for_stage(parsed.folder)
     part, parts = parsed.part
     shards = shards_to_stage(store, part, parts, room)
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as bar:
+    columns = (TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:])
+    with Progress(*columns, DownloadColumn(), TransferSpeedColumn()) as bar:
         task = bar.add_task(f"Staging {parsed.path.name}", total=sum(shard["file_bytes"] for shard in shards))
         for done in stage(store, parsed.folder, shards):
             bar.update(task, completed=done)
@@ -510,9 +609,9 @@ def _stage(parsed: argparse.Namespace) -> int:
 def _lines(path: Path, what: str) -> list[str]:
     """The lines of a file, without spaces around them and without empty ones."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what}: cannot read {str(path)!r}: {getattr(error, 'strerror', error)}") from None
+        lines = read_text(path).split("\n")
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -551,7 +650,6 @@ def _export(parsed: argparse.Namespace) -> int:
 
 def _plan(parsed: argparse.Namespace) -> int:
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
     from imagebert.model import ImageBertConfig
@@ -588,7 +686,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         for number, (name, value) in enumerate(rows.items()):
             table.add_row(group * (number == 0), name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
         table.add_section()
-    Console().print(table)
+    _console().print(table)
     if not parsed.calibrate:
         print("from data sheets and the project's aim of half the matmul rate; --calibrate brings measured constants")
     _write_json(parsed.json, figures)
@@ -616,14 +714,16 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from imagebert.retrieval.matrix import load_scores
     from imagebert.retrieval.metrics import check_folds, evaluate
 
     _check_writable(parsed.json)
     if parsed.scores is not None:
         if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.out)):
             raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --out")
-        figures = evaluate(*load_scores(parsed.scores), parsed.folds or 1)
+        from imagebert.retrieval.evaluation import kept_scores
+
+        matrix, _ = kept_scores(parsed.scores)
+        figures = evaluate(*matrix, parsed.folds or 1)
         _recall_table(figures, None)
         _write_json(parsed.json, figures)
         return 0
@@ -633,21 +733,19 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         raise UsageError("--embeddings are for finding candidates: say how many with --candidates K")
 
     from imagebert import distributed
-    from imagebert.data.corpus import Corpus
-    from imagebert.model.initialization import find_model
+    from imagebert.model_folder import open_model
     from imagebert.retrieval.evaluation import Evaluation, check_candidates, report, score
     from imagebert.retrieval.pictures import Pictures
 
     dataset = _named_dataset(parsed)
-    model = find_model(parsed.model)
-    source, limits = _data(parsed)
-    pictures = Pictures.beside(Path(source.regions), parsed.pictures)
+    model = open_model(parsed.model)
+    corpus, limits = _data(parsed, model)
+    pictures = Pictures.beside(Path(parsed.regions), parsed.pictures)
     distributed.start(timeout_minutes=60)
-    corpus = Corpus([source])
     images = corpus.images if parsed.images is None else min(parsed.images, corpus.images)
     folds = parsed.folds or dataset or 1
     check_folds(images, folds)
-    evaluation = Evaluation(model, parsed.model / "evaluation", corpus, limits, source.split, images, parsed.precision)
+    evaluation = Evaluation(model, parsed.model / "evaluation", corpus, limits, parsed.split, images, parsed.precision)
     if parsed.candidates:
         check_candidates(evaluation, folds, parsed.embeddings)
     folder, result = score(evaluation, parsed.out)
@@ -708,6 +806,8 @@ def _compare(parsed: argparse.Namespace) -> int:
 
 
 def _search(parsed: argparse.Namespace) -> int:
+    from imagebert.files import read_bytes
+    from imagebert.pictures import FILE_BYTES, LOCAL
     from imagebert.retrieval.pictures import Pictures, open_picture
     from imagebert.retrieval.search import contact_sheet
 
@@ -725,12 +825,13 @@ def _search(parsed: argparse.Namespace) -> int:
         number = finder.number(parsed.image)
         if number is not None:
             record = finder.store.read(number)
-        elif not Path(parsed.image).is_file():
+        elif not os.path.isfile(parsed.image):  # Path's raises for a name that is too long
             raise UsageError(f"--image {parsed.image}: neither a file nor the key of an image in {parsed.store}")
         elif extract is None:
             raise UsageError(f"{parsed.image} is not in {parsed.store}: name what finds its regions with --extractor")
         else:
-            record = extract(open_picture(Path(parsed.image).read_bytes()))
+            limits = LOCAL if parsed.extractor is not None else LOCAL._replace(pixels=_DEMO_PIXELS)
+            record = extract(open_picture(read_bytes(Path(parsed.image), FILE_BYTES), limits))
         hits = finder.texts(record, parsed.top)
         title = f"captions for {parsed.image}"
     _table(title, [{"": i, "match": f"{h.probability:.1%}", "found": h.name} for i, h in enumerate(hits, 1)])
@@ -740,7 +841,12 @@ def _search(parsed: argparse.Namespace) -> int:
     return 0
 
 
+# The demo's own extractor looks at every pixel: a second and 90 MB for a million.
+_DEMO_PIXELS = 4_000_000
+
+
 def _serve(parsed: argparse.Namespace) -> int:
+    from imagebert.pictures import SENT
     from imagebert.retrieval.pictures import Pictures
     from imagebert.retrieval.serve import serve
 
@@ -754,7 +860,8 @@ def _serve(parsed: argparse.Namespace) -> int:
         raise UsageError("name the region store to search behind the model")
     pictures = Pictures.beside(parsed.store, parsed.pictures)
     finder, extract = _finder(parsed)
-    serve(finder, pictures, extract, parsed.host, parsed.port)
+    limits = SENT if parsed.extractor is not None else SENT._replace(pixels=_DEMO_PIXELS)
+    serve(finder, pictures, extract, parsed.host, parsed.port, limits)
     return 0
 
 
@@ -762,13 +869,14 @@ def _finder(parsed: argparse.Namespace) -> tuple[Any, Any]:
     """What searches, and what finds the regions of a picture, if anything can."""
     from imagebert.data.pairs import PairStore
     from imagebert.data.regions import RegionStore
-    from imagebert.model.initialization import find_model
-    from imagebert.retrieval.evaluation import run_limits
+    from imagebert.model_folder import open_model
     from imagebert.retrieval.search import Finder
 
+    model = open_model(parsed.model)
     store = RegionStore(parsed.store)
     captions = PairStore(parsed.pairs) if parsed.pairs is not None else None
-    finder = Finder(find_model(parsed.model), store, run_limits(parsed.model), captions)
+    model.note_differences(store, model.limits)
+    finder = Finder(model, store, model.limits, captions)
     if parsed.extractor is not None:
         from imagebert.regions.extractor import DetectorExtractor
 
@@ -781,16 +889,14 @@ def _finder(parsed: argparse.Namespace) -> tuple[Any, Any]:
 
 def _mine(parsed: argparse.Namespace) -> int:
     from imagebert import distributed
-    from imagebert.data.corpus import Corpus
-    from imagebert.model.initialization import find_model
+    from imagebert.model_folder import open_model
     from imagebert.retrieval.evaluation import make_scorer
     from imagebert.retrieval.mining import mine
     from imagebert.training.hard_negatives import write_hard_negatives
 
     _check_writable(parsed.out)
-    model = find_model(parsed.model)
-    source, limits = _data(parsed)
-    corpus = Corpus([source])
+    model = open_model(parsed.model)
+    corpus, limits = _data(parsed, model)
     scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
     write_hard_negatives(parsed.out, mine(scorer, corpus, parsed.pool, parsed.keep, parsed.seed), corpus)
     print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
@@ -804,8 +910,6 @@ def _ladder(parsed: argparse.Namespace) -> int:
         print("\n".join(sorted(path.stem for path in LADDERS.glob("*.yaml"))))
         return 0
 
-    from rich.console import Console
-
     from imagebert import distributed
 
     ladder = load_ladder(parsed.name)
@@ -817,7 +921,7 @@ def _ladder(parsed: argparse.Namespace) -> int:
         print("stopped; the same command goes on from here")
         return STOPPED
     if distributed.rank() == 0:
-        console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width
+        console = _console(None if sys.stdout.isatty() else 130)  # a file has no width
         for table in tables(figures):
             console.print(table)
         _write_json(parsed.json, figures)
@@ -837,8 +941,14 @@ def _recipes(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | None) -> None:
+def _console(width: int | None = None) -> Any:
+    """Where tables are printed: names and words from outside stand there as they are."""
     from rich.console import Console
+
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | None) -> None:
     from rich.table import Table
 
     cutoffs = ("r1", "r5", "r10")
@@ -856,28 +966,26 @@ def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | 
             table.add_row("  two steps", *(f"{two[k]:.1f}" for k in cutoffs), *ranks)
         if paper:
             table.add_row("  the paper", *(f"{paper[way][k]:.1f}" for k in cutoffs), "", "")
-    Console().print(table)
+    _console().print(table)
 
 
 def _report(title: str, figures: dict[str, Any], path: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_header=False)
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    _console().print(table)
     _write_json(path, figures)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
+    _console().print(table)
 
 
 def _check_writable(path: Path | None) -> None:
@@ -885,8 +993,8 @@ def _check_writable(path: Path | None) -> None:
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a"):
-                pass
+            # Without waiting for whoever would read from a pipe.
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from None
 

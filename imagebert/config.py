@@ -2,8 +2,10 @@
 
 Three ideas. A recipe is complete: what it does not say is the default written here, and nothing else. A mistake is
 an error that names the key, the value and the cure: unknown keys are answered with the nearest right one, numbers
-that YAML would read as text (`1e-4`) are read as numbers, a key given twice is refused. The tree is plain data: it
-imports nothing of ImageBERT but how files are read, so that every floor may read it.
+that YAML would read as text (`1e-4`) are read as numbers, a key given twice is refused. What YAML can do beyond plain
+trees (aliases, tags, keys that are lists, dates) no recipe needs and is refused or text: a few bytes of it would become
+gigabytes. The tree is plain data: it imports nothing of ImageBERT but how files are read, so that every floor may read
+it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import os
 import re
 import types
 import typing
@@ -59,6 +63,7 @@ class ModelConfig:
 
     preset: Literal["tiny", "small", "base", "large", "xl"] | None = None
     initialize_from: str | None = None
+    allow_partial: bool = False  # start from it even where it lacks parts of the encoder
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     pooler: bool = False
@@ -281,7 +286,9 @@ class RunConfig:
             r = self.retrieval
             check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
             check(r.binary + r.multiclass + r.triplet > 0, "retrieval", "has no loss", "give one a weight")
-        if self.pretraining.negatives > 0 and self.pretraining.negatives_from == "batch":
+        made = self.task == "finetune" or self.pretraining.negatives > 0
+        objectives = self.retrieval if self.task == "finetune" else self.pretraining
+        if made and objectives.negatives_from == "batch":
             check(self.schedule.batch_size != 1, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
 
     @property
@@ -311,7 +318,9 @@ class _Checker:
 
 
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
+# Where data and weights lie may change too; what they are is compared by digests.
 FREE_ON_RESUME = (
+    *("data.sources.regions", "data.sources.pairs", "model.initialize_from", "retrieval.hard_negatives"),
     *("output", "engine", "checkpoint", "evaluation", "logging", "optimizer.implementation"),
     *("schedule.accumulation", "schedule.microbatch_size", "schedule.microbatch_tokens", "data.max_damaged_records"),
     *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
@@ -323,9 +332,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     found = []
     for name in sorted(old.keys() | new.keys()):
         key = prefix + name
-        if key in FREE_ON_RESUME:
+        if re.sub(r"\.\d+", "", key) in FREE_ON_RESUME:  # whichever of a list
             continue
         before, after = old.get(name), new.get(name)
+        if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            before, after = ({str(n): value for n, value in enumerate(values)} for values in (before, after))
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, key + ".")
         elif before != after:
@@ -345,7 +356,7 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunC
         UsageError: no such recipe, bad YAML, an unknown key, a wrong type or an impossible combination.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for a name that is too long
         shipped = sorted(p.stem for p in RECIPES.glob("*.yaml"))
         if name_or_path not in shipped:
             raise UsageError(
@@ -371,7 +382,7 @@ _EXCLUSIVE = (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-RECIPE_BYTES = 1 << 20  # at most
+RECIPE_BYTES = 1 << 17  # at most: YAML takes a second for 30,000
 
 
 def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
@@ -385,7 +396,7 @@ def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str]) -> di
         for depth, part in enumerate(parts):
             last = depth == len(parts) - 1
             if isinstance(node, list):
-                if not part.isdigit() or int(part) >= len(node):
+                if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
                     raise UsageError(f"{key}: {part!r} is not an index into a list of {len(node)}")
                 index: Any = int(part)
             elif isinstance(node, dict):
@@ -432,28 +443,94 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
+    """The plain data in a YAML text: mappings with text for keys, lists, text, numbers, true, false and null.
+
+    Raises:
+        UsageError: it is no YAML, or holds or asks for more than that; `where` says which.
+    """
+    if len(text) > RECIPE_BYTES:
+        raise UsageError(f"{where} has more than {RECIPE_BYTES:,} characters: no recipe has")
     try:
         return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
+    except UsageError as error:
+        raise UsageError(f"{where}, {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # what PyYAML raises on damaged bytes is no closed list
+        raise UsageError(f"{where} is not valid YAML ({type(error).__name__}: {error})") from None
+
+
+_DEEPEST = 32  # of mappings and lists in each other
+_INTEGERS = 1 << 63
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, a repeated key is an error."""
+    """YAML as people expect it: 1e-4 is a number, a repeated key is an error, a date is text, all is a plain tree."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError(f"line {line}: aliases (*{event.anchor}) are not taken: write it out")
+        if event.anchor is not None:
+            raise UsageError(f"line {line}: anchors (&{event.anchor}) are not taken: leave it out, or quote the text")
+        if event.tag is not None:
+            raise UsageError(f"line {line}: tags ({event.tag}) are not taken: leave it out, or quote the text")
+        if self._depth >= _DEEPEST:
+            raise UsageError(f"line {line}: it is nested deeper than {_DEEPEST}: no recipe is")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UsageError(f"line {line}: a key is a list or a mapping: keys are text")
+            key = self.construct_object(key_node)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                raise UsageError(f"line {line}: key {key_node.value[:40]} is no text: correct it, or quote it")
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        text: str = self.construct_scalar(node)
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(
+                f"line {node.start_mark.line + 1}: {shown(text)} has a zero byte or half a character: correct it"
+            )
+        return text
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) <= 80:  # 64 bits in base 2; Python itself gives up at 4,300 digits
+            number: int = self.construct_yaml_int(node)  # type: ignore[no-untyped-call]
+            if abs(number) < _INTEGERS:
+                return number
+        raise UsageError(f"line {node.start_mark.line + 1}: {node.value[:20]}... has more digits than 64 bits hold")
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_text)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_integer)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+# Dates, `<<` and `=` are text as all else is that is no number.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in ("timestamp", "merge", "value")]
+    for first, found in _StrictLoader.yaml_implicit_resolvers.items()
+}
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence can hold it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
@@ -468,28 +545,34 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise UsageError(f"{key} is {value!r}: give one of {', '.join(arguments)}{_nearest(str(value), arguments)}")
+        raise UsageError(
+            f"{key} is {shown(value)}: give one of {', '.join(arguments)}{_nearest(str(value), arguments)}"
+        )
     if origin is tuple:
         if not isinstance(value, list):
-            raise UsageError(f"{key} is {value!r}: give a list")
+            raise UsageError(f"{key} is {shown(value)}: give a list")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise UsageError(f"{key} has {len(value)} values: give {len(arguments)}")
         inner_kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         return tuple(_convert(k, v, f"{key}.{i}") for i, (k, v) in enumerate(zip(inner_kinds, value, strict=True)))
+    if isinstance(value, int) and abs(value) >= _INTEGERS:
+        raise UsageError(f"{key} is a number of {value.bit_length()} bits: give one of 64 at most")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key} is {value}: give a finite number")
     if origin is dict:
         if isinstance(value, dict):
             return value
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    raise UsageError(f"{key} is {value!r}: give {names.get(kind, 'a mapping')}")
+    raise UsageError(f"{key} is {shown(value)}: give {names.get(kind, 'a mapping')}")
 
 
 def _convert_dataclass(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, dict):
-        raise UsageError(f"{key or 'the recipe'} is {value!r}: give a mapping of keys to values")
+        raise UsageError(f"{key or 'the recipe'} is {shown(value)}: give a mapping of keys to values")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{key}." if key else ""

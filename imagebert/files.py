@@ -136,8 +136,9 @@ def digest_of(content: Any) -> str:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with its digest behind."""
-    plain = json.loads(json.dumps(content))  # as it will be read: tuples are lists
+    """The same with its digest behind, in place of one that it has."""
+    plain = {name: value for name, value in content.items() if name != "digest"}
+    plain = json.loads(json.dumps(plain))  # as it will be read: tuples are lists
     return {**plain, "digest": digest_of(plain)}
 
 
@@ -162,7 +163,7 @@ def read_sealed(path: Path, cure: str = "restore it") -> dict[str, Any]:
         raise UsageError(f"{error}; {cure}") from None
     if not isinstance(content, dict) or "digest" not in content:
         raise UsageError(f"{path} has no digest of its content, it is damaged or of an older version: {cure}")
-    if digest_of({k: v for k, v in content.items() if k != "digest"}) != content["digest"]:
+    if sealed(content) != content:
         raise UsageError(f"{path} has changed since it was written: {cure}")
     return content
 
@@ -186,9 +187,19 @@ def write_digests(folder: Path, names: list[str] | None = None, **more: Any) -> 
         names: None: all files in the folder itself
     """
     if names is None:
-        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != DIGESTS)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)} for name in names}
-    return write_sealed(folder / DIGESTS, {**more, "files": files})
+        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != DIGESTS and p.name[0] != ".")
+    return write_sealed(folder / DIGESTS, {**more, "files": {name: _described(folder / name) for name in names}})
+
+
+def add_digests(folder: Path, names: list[str]) -> None:
+    """Adds files to digests.json of a folder, or notes that they are others now."""
+    content = read_sealed(folder / DIGESTS)
+    content["files"] |= {name: _described(folder / name) for name in names}
+    write_sealed(folder / DIGESTS, content)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def check_digests(folder: Path, cure: str = "restore it", names: list[str] | None = None) -> dict[str, Any]:
@@ -202,6 +213,8 @@ def check_digests(folder: Path, cure: str = "restore it", names: list[str] | Non
         OSError: the disk fails.
     """
     content = read_sealed(folder / DIGESTS, cure)
+    if not isinstance(content.get("files"), dict):
+        raise UsageError(f"{folder / DIGESTS} lists no files, it is another file: {cure}")
     for name in content["files"] if names is None else names:
         entry, file = content["files"].get(name), folder / name
         if entry is None:

@@ -23,7 +23,7 @@ from scipy.stats import t as student
 from imagebert import distributed
 from imagebert.config import SourceConfig, UsageError, build, differences, load_recipe, read_yaml, to_plain
 from imagebert.data.corpus import Corpus
-from imagebert.feed.packer import Limits
+from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import Evaluation, report, score
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.validation import Validation
@@ -115,7 +115,7 @@ def climb(
     for name in only:
         if name not in [rung.name for rung in ladder.rungs]:
             raise UsageError(f"no rung {name!r}: there are {', '.join(rung.name for rung in ladder.rungs)}")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)  # names come from files
     source = _located(ladder.evaluate, data)
     rungs: list[dict[str, Any]] = []
     chance: dict[str, Any] = {}
@@ -172,9 +172,14 @@ def _train(
     (there,) = distributed.total([main and (folder / "model" / "config.json").is_file()])
     if not there:
         return run(config, make_evaluator=Validation).finished
+    trained = open_model(folder).training
     changed = differences(to_plain(load_recipe(str(folder / "config.yaml"))), to_plain(config))
+    changed += differences(trained.get("data", {}), Corpus(config.data.sources).digest(), "data of ")
+    if this.start is not None:
+        start = open_model(run_folder(out, seeds, seed, this.start)).digest
+        changed += [f"the model of {this.start}"] * (trained.get("started_from") != start)
     if changed:
-        raise UsageError(f"{folder} was trained by another recipe ({'; '.join(changed)}): give another --out")
+        raise UsageError(f"{folder} was trained otherwise ({'; '.join(changed)}): give another --out")
     return True
 
 
@@ -182,9 +187,9 @@ def _evaluate(ladder: Ladder, rung: Rung, folder: Path, source: SourceConfig) ->
     """The rung's figures on rank 0; images and words are cut as the run cut them."""
     config = load_recipe(str(folder / "config.yaml"))
     corpus = Corpus([source])
-    limits = Limits.of(config.data)
     images = corpus.images if ladder.images is None else min(ladder.images, corpus.images)
-    evaluation = Evaluation(folder / "model", folder / "evaluation", corpus, limits, source.split, images)
+    model = open_model(folder)
+    evaluation = Evaluation(model, folder / "evaluation", corpus, model.limits, source.split, images)
     kept, result = score(evaluation, None)
     if result is None:
         return None

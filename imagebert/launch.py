@@ -58,6 +58,17 @@ def discover(env: Mapping[str, str]) -> Launch:
     return Launch(0, 1, 0, "alone", None)
 
 
+def find_job(env: Mapping[str, str]) -> tuple[str, int]:
+    """The Slurm job that this process is of, and how often it was requeued; an empty name outside one."""
+    job = env.get("SLURM_JOB_ID", "")
+    if job and "SLURM_ARRAY_JOB_ID" in env:  # as people know it
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+    if job and "SLURM_CLUSTER_NAME" in env:  # clusters that share a file system count alike
+        job = f"{env['SLURM_CLUSTER_NAME']}/{job}"
+    attempt = env.get("SLURM_RESTART_COUNT", "0")
+    return job, int(attempt) if attempt.isdecimal() else 0
+
+
 def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int] | None:
     address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
     if address is None and launcher == "slurm":

@@ -75,9 +75,8 @@ def change_last_feature(regions: Path, key: str, feature: bytes, checksum: bool)
         row["checksum"] = crc32(record[:-4])
         record[-4:] = crc32(record[:-4]).to_bytes(4, "little")
         np.save(store.path / "index.npy", index)
-        meta = {name: value for name, value in store.meta.items() if name != "digest"}
-        meta |= {"index": describe_array(store.path / "index.npy"), "content": content_of(meta, index)}
-        write_sealed(store.path / "meta.json", meta)
+        changed = {"index": describe_array(store.path / "index.npy"), "content": content_of(store.meta, index)}
+        write_sealed(store.path / "meta.json", {**store.meta, **changed})
     with (store.folder_of(store.shards[int(row["shard"])]["name"]) / "data.mdb").open("r+b") as file:
         file.seek(int(row["offset"]))
         file.write(record)

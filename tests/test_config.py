@@ -64,14 +64,78 @@ def test_yaml_is_strict_where_yaml_is_not() -> None:
     assert parse_yaml("1e-4", "here") == 1e-4
     with pytest.raises(UsageError, match="given twice"):
         parse_yaml("a: 1\na: 2", "here")
-    with pytest.raises(UsageError, match="not valid YAML"):
+    with pytest.raises(UsageError, match="here, line 1: tags .* are not taken"):
         parse_yaml("!!python/object/apply:os.system [x]", "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x]\nb: [*a, *a]", r"line 1: anchors \(&a\) are not taken"),
+        ("a: 1\nb: *a", r"line 2: aliases \(\*a\) are not taken: write it out"),
+        ("a: 1\n? [a, b]\n: c", "line 2: a key is a list or a mapping"),
+        ("a: 1\n2: b", "line 2: key 2 is no text: correct it, or quote it"),
+        ("[" * 3000, "nested deeper than 32"),
+        ("- " * 3000, "nested deeper than 32"),
+        ("9" * 5000, r"line 1: 99999999999999999999\.\.\. has more digits than 64 bits"),
+        (str(1 << 63), "has more digits than 64 bits"),
+        ("0x_", "not valid YAML"),
+        ('"\\UFFFFFFFF"', "not valid YAML"),
+        ("%YAML " + "9" * 5000 + ".1\n--- a", "not valid YAML"),
+        ("!!bool perhaps", "tags .* are not taken"),
+        ('"a\\0b"', "has a zero byte or half a character"),
+        ('"\\ud800"', "has a zero byte or half a character"),
+        ("\udc80", "not valid YAML"),
+        ("a " * 100_000, "more than 131,072 characters"),
+    ],
+)
+def test_what_yaml_can_do_and_no_recipe_needs(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        parse_yaml(text, "here")
+    assert str(error.value).startswith("here")
+    assert len(str(error.value)) < 400
+    if "\ud800" not in text and "\udc80" not in text:
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(UsageError, match=message if len(text) < 99_999 else "more than 131,072 bytes"):
+            load_recipe(str(tmp_path / "x.yaml"))
+
+
+def test_dates_and_merges_are_text() -> None:
+    text = "stage: 2020-13-45\nb: 2020-01-01\n<<: {a: =}"
+    assert parse_yaml(text, "here") == {"stage": "2020-13-45", "b": "2020-01-01", "<<": {"a": "="}}
+    assert load_recipe(RECIPE, ["stage=2020-13-45"]).stage == "2020-13-45"
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400"])
+def test_numbers_are_finite(value: str) -> None:
+    for key in ("optimizer.learning_rate", "optimizer.betas.0", "evaluation.max_share"):
+        with pytest.raises(UsageError, match=rf"{key} is -?(inf|nan): give a finite number"):
+            load_recipe(RECIPE, ["optimizer.betas=[0.9, 0.9]", f"{key}={value}"])
+
+
+def test_names_that_no_file_has() -> None:
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UsageError, match="no recipe"):
+            load_recipe(name)
+    with pytest.raises(UsageError, match="not an index into a list of 1"):
+        load_recipe(RECIPE, ["data.sources.\u00b2=x"])
 
 
 def test_differences_leaves_out_what_may_change() -> None:
     before = to_plain(load_recipe(RECIPE))
     after = to_plain(load_recipe(RECIPE, ["logging.every_steps=5", "output=elsewhere", "optimizer.learning_rate=2e-3"]))
     assert differences(before, after) == ["optimizer.learning_rate: 0.001 -> 0.002"]
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_batch_of_one_has_no_negatives_of_its_own(task: str) -> None:
+    """Whatever the recipe says for the other task."""
+    own, other = ("pretraining", "retrieval") if task == "pretrain" else ("retrieval", "pretraining")
+    one = [f"task={task}", "schedule.batch_size=1"]
+    for more in ([], [f"{other}.negatives_from=corpus"], ["pretraining.negatives=0"] * (task == "finetune")):
+        with pytest.raises(UsageError, match=r"schedule\.batch_size is 1: in-batch negatives need at least 2"):
+            load_recipe(RECIPE, [*one, *more])
+    load_recipe(RECIPE, [*one, f"{own}.negatives_from=corpus"])
 
 
 def test_a_replayed_step_has_one_microbatch() -> None:

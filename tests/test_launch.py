@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from imagebert.config import UsageError
-from imagebert.launch import Launch, discover
+from imagebert.launch import Launch, discover, find_job
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
@@ -94,3 +94,18 @@ def test_discover(env: dict[str, str], expected: Launch) -> None:
 def test_half_set_variables_are_an_error(env: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         discover(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, ("", 0)),
+        ({"SLURM_RESTART_COUNT": "2"}, ("", 2)),
+        ({"SLURM_JOB_ID": "12"}, ("12", 0)),
+        ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2"}, ("12", 2)),
+        ({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"}, ("10_3", 0)),
+        ({"SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "big", "SLURM_RESTART_COUNT": "x"}, ("big/12", 0)),
+    ],
+)
+def test_the_job_and_how_often_it_was_requeued(env: dict[str, str], expected: tuple[str, int]) -> None:
+    assert find_job(env) == expected

@@ -6,18 +6,27 @@ Each reader gives one Line a caption; what is wrong with one is said in it, so t
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from imagebert.config import UsageError
 from imagebert.data.pairs import Caption, flaw
+from imagebert.files import open_regular, parse_json, read_json
 
 log = logging.getLogger(__name__)
+
+_JSON_BYTES = 1 << 29  # of a collection: the largest published ones have half
+_LONGEST = 1 << 24  # characters of a line
 
 
 class Line(NamedTuple):
@@ -115,7 +124,7 @@ class Captions:
         fields = {"image": line.image, "stem": PurePosixPath(line.image).stem, "id": line.id, "row": line.row}
         try:
             key = line.image if self.image_key is None else self.image_key.format_map(fields)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise UsageError(
                 f"--image-key {self.image_key!r} does not fit {line.where} ({error}): there are "
                 + ", ".join(f"{{{name}}}" for name, value in fields.items() if value is not None)
@@ -124,7 +133,7 @@ class Captions:
 
 
 def _kind_of(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return "sbu"
     if path.suffix == ".token":
         return "flickr"
@@ -138,8 +147,8 @@ def _kind_of(path: Path) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path, _JSON_BYTES)
+    except (OSError, UsageError) as error:
         raise UsageError(f"cannot read captions from {path}: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds {type(content).__name__}, not an object as the published files do")
@@ -173,7 +182,7 @@ def _table(path: Path, columns: Columns) -> Iterator[Line]:
 
 def _delimited_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any] | str]]:
     delimiter = "," if path.suffix == ".csv" else "\t"
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with closing(_lines(path, "", "utf-8-sig")) as file:
         # Tab-separated captions hold quotation marks that are not CSV's quotes.
         rows: csv.DictReader[str] = csv.DictReader(
             file,
@@ -203,37 +212,40 @@ def _delimited_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[st
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield where, f"it is no JSON ({error})"
-                continue
-            yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
+    for where, _, line in _text_lines(path):
+        try:
+            row = parse_json(line, "it")
+        except UsageError as error:
+            yield where, str(error)
+            continue
+        yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
 
 
 def _parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    import pyarrow  # half a second that other files need not wait for
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        there = set(file.schema_arrow.names)
-        missing = {columns.image, columns.caption} - there
-        if missing:
-            raise UsageError(
-                f"{path} has no column {' and no column '.join(sorted(missing))}: it has {', '.join(there)}"
-            )
-        wanted = [n for n in (columns.image, columns.caption, columns.split, columns.relevance) if n in there]
-        number = 0
-        for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                yield f"{path}, row {number}", row
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"cannot read captions from {path}: {error}") from None
+    """What `parquet_rows.py` says of it."""
+    open_regular(path).close()
+    needed = [columns.image, columns.caption]
+    script, wanted = str(Path(__file__).with_name("parquet_rows.py")), [*needed, columns.split, columns.relevance]
+    with subprocess.Popen(
+        [sys.executable, "-P", script, str(path.absolute()), json.dumps(needed), json.dumps(wanted)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            number = 0
+            while line := process.stdout.readline(_LONGEST):
+                rows = parse_json(line, f"{path}, from row {number} on,")
+                if isinstance(rows, str):
+                    raise UsageError(f"cannot read captions from {path}: {rows}")
+                for row in rows:
+                    yield f"{path}, row {number}", row
+                    number += 1
+            if process.wait():
+                raise UsageError(f"cannot read captions from {path}: its reader broke ({process.returncode})")
+        finally:
+            process.kill()
 
 
 # -------------------------------------------------------------------------------------------------------- collections
@@ -291,7 +303,7 @@ def _conceptual(path: Path) -> Iterator[Line]:
 
 def _sbu(path: Path) -> Iterator[Line]:
     pairs: Iterable[tuple[Any, Any]]
-    if path.is_dir():
+    if os.path.isdir(path):
         urls, captions = (
             [text for _, _, text in _text_lines(path / f"SBU_captioned_photo_dataset_{name}.txt")]
             for name in ("urls", "captions")
@@ -308,9 +320,19 @@ def _sbu(path: Path) -> Iterator[Line]:
 
 def _text_lines(path: Path) -> Iterator[tuple[str, int, str]]:
     # A line ends where its writer ended it: captions hold lone carriage returns and Unicode's line separators.
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for row, line in enumerate(file):
-            yield f"{path}, line {row + 1}", row, line.rstrip("\r\n")
+    for row, line in enumerate(_lines(path, "\n", "utf-8")):
+        yield f"{path}, line {row + 1}", row, line.rstrip("\r\n")
+
+
+def _lines(path: Path, newline: str, encoding: str) -> Generator[str, None, None]:
+    """The lines of a text, each of bounded length; see `io.TextIOWrapper`."""
+    with io.TextIOWrapper(open_regular(path), encoding, newline=newline) as file:
+        number = 0
+        while line := file.readline(_LONGEST):
+            number += 1
+            if len(line) == _LONGEST:
+                raise UsageError(f"{path}, line {number}: it has more than {_LONGEST:,} characters: is it a text?")
+            yield line
 
 
 def _list(content: dict[str, Any], name: str, path: Path) -> list[Any]:

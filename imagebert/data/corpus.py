@@ -30,6 +30,8 @@ class Items(Protocol):
     verify: bool
 
     @property
+    def image_class(self) -> NDArray[np.int64]: ...
+    @property
     def tokenizer(self) -> Tokenizer: ...
     def regions(self, image: int) -> RegionRecord: ...
     def records(self, images: NDArray[np.int64]) -> Iterator[Read]: ...
@@ -112,6 +114,11 @@ class Corpus:
         return len(self._captions)
 
     @property
+    def stores(self) -> list[RegionStore]:
+        """The region store of each source."""
+        return [store for store, _ in self._sources]
+
+    @property
     def images(self) -> int:
         return len(self._images)
 
@@ -181,8 +188,7 @@ class Corpus:
     @cached_property
     def image_class(self) -> NDArray[np.int64]:
         """[I]: images with equal records have equal numbers. Told by checksum and number of regions."""
-        checksums = self.checksums(np.arange(self.images)).astype(np.int64)
-        return np.unique(checksums << 16 | self.image_regions, return_inverse=True)[1]
+        return _classes_of(self.checksums(np.arange(self.images)), self.image_regions)
 
     @cached_property
     def caption_class(self) -> NDArray[np.int64]:
@@ -218,6 +224,7 @@ class StoreImages:
         self.feature_type: FeatureType = store.feature_type
         self.image_regions = store.region_counts.astype(np.int64)
         self.image_whole = store.whole_image
+        self.image_class = _classes_of(store.checksums(np.arange(len(store))), self.image_regions)
         self.caption_words = np.zeros(1, np.int64)  # one of no words, which every image is packed with
         self.records, self.checksums = store.records, store.checksums
         self.regions, self.will_read, self.image_key = store.read, store.will_read, store.key
@@ -251,6 +258,7 @@ class LooseItems:
         self._pieces = [np.array(one, np.uint16) for one in pieces]
         self.image_regions = np.array([len(record.boxes) for record in records], np.int64)
         self.image_whole = np.array([record.classes[0] == WHOLE_IMAGE for record in records])
+        self.image_class = np.arange(len(records))
         self.caption_words = np.array([len(one) for one in pieces], np.int64)
 
     def regions(self, image: int) -> RegionRecord:
@@ -271,6 +279,10 @@ class LooseItems:
     def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
         parts = [self._pieces[c][:n] for c, n in zip(captions.tolist(), counts.tolist(), strict=True)]
         return np.concatenate([np.empty(0, np.uint16), *parts])
+
+
+def _classes_of(checksums: NDArray[np.uint32], regions: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(checksums.astype(np.int64) << 16 | regions, return_inverse=True)[1]
 
 
 def _copy(data: memoryview, buffers: Sequence[Any]) -> int:

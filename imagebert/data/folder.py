@@ -1,4 +1,7 @@
-"""A folder that exists whole or not at all: written under a temporary name, fsynced, then renamed."""
+"""A folder that exists whole or not at all: written under a temporary name, fsynced, then renamed.
+
+Who writes it holds a lock beside it (lock.py), `.NAME.lock`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imagebert.config import UsageError
+from imagebert.lock import lock
 
 
 @contextmanager
-def publish(path: Path, replaces: str | None = None) -> Iterator[Path]:
+def publish(path: Path, replaces: str | None = None, wait: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path`; when the block ends well, it becomes `path`.
 
     Left by an exception, the folder is removed and `path` is as it was. Killed, it stays behind under its temporary
@@ -20,24 +24,30 @@ def publish(path: Path, replaces: str | None = None) -> Iterator[Path]:
 
     Args:
         replaces: name of a file by which a folder that may be replaced is known; without it, none is
+        wait: while another process writes `path`, instead of refusing
 
     Raises:
-        UsageError: `path` exists and is not to be replaced, or its parent cannot be written.
+        UsageError: `path` exists and is not to be replaced, another process writes it, or its parent cannot be written.
         OSError: the disk filled up or failed.
     """
     check_free(path, replaces)
     temporary = incomplete(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    make_folder(temporary)
-    try:
-        yield temporary
-        replace_folder(temporary, path)
-    except OSError as error:
+    make_folder(temporary.parent)
+    with lock(lock_of(path), path, wait=wait) as held:
+        check_free(path, replaces)  # another may just have ended
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"writing {path} failed, nothing was kept: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        make_folder(temporary)
+        try:
+            yield temporary
+            held.check()
+            replace_folder(temporary, path)
+        except BaseException as error:
+            held.look()
+            if not held.lost:  # else what lies there is another's
+                shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise OSError(f"writing {path} failed, nothing was kept: {error.strerror or error}") from error
+            raise
 
 
 def check_free(path: Path, replaces: str | None = None) -> None:
@@ -55,6 +65,12 @@ def incomplete(path: Path) -> Path:
     """Where a folder lies until it is whole."""
     path = path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.incomplete")
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of who writes a folder, beside it."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}.lock")
 
 
 def make_folder(path: Path) -> None:

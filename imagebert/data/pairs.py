@@ -99,6 +99,16 @@ class PairStore:
         start = ends[pair - 1] if pair else 0
         return text[start : ends[pair]].tobytes().decode("utf-8")
 
+    def is_whole(self) -> bool:
+        """Whether every file, those that were not used yet too, is what was written.
+
+        Raises:
+            UsageError: one is not, and can be named.
+        """
+        self._texts, self.tokenizer()
+        described = {name: value for name, value in self.meta.items() if name not in ("content", "digest")}
+        return self.content == _content_of(self.path, described)
+
     def tokenizer(self) -> Tokenizer:
         """That of its pieces.
 
@@ -126,53 +136,56 @@ def write_pairs(
     Raises:
         UsageError: no caption at all, or one without words or image.
     """
-    images: dict[str, int] = {}
-    splits: dict[str, int] = {}
-    pair_image, pair_split, relevance = array("i"), array("B"), array("f")
-    pieces, piece_counts, texts, text_sizes = array("H"), array("q"), bytearray(), array("q")
-    piece_digests = bytearray()
-    numbered = enumerate(captions)
-    while block := list(islice(numbered, _BLOCK)):
-        for number, caption in block:
-            if wrong := flaw(caption):
-                raise UsageError(f"caption {number}: {wrong}")
-            pair_image.append(images.setdefault(caption.image, len(images)))
-            split = splits.setdefault(caption.split, len(splits))
-            if split > 255:
-                raise UsageError(f"caption {number} is of split {caption.split!r}, the 257th: is that column a split?")
-            pair_split.append(split)
-            relevance.append(caption.relevance)
-            utf8 = caption.text.encode("utf-8")
-            texts += utf8
-            text_sizes.append(len(utf8))
-        for encoded in tokenizer.encode([caption.text for _, caption in block]):
-            own = array("H", encoded)
-            pieces.extend(own)
-            piece_counts.append(len(own))
-            piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
-    if not pair_image:
-        raise UsageError(f"no captions for {path}: the input is empty")
-    arrays: dict[str, NDArray[np.generic]] = {
-        "images": np.array([key.encode("utf-8") for key in images]),
-        "pair_image": np.array(pair_image, np.int32),
-        "pieces": np.array(pieces, np.uint16),
-        "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
-        "piece_digests": np.frombuffer(piece_digests, "<u8"),
-        "text": np.frombuffer(texts, np.uint8),
-        "text_ends": np.cumsum(text_sizes, dtype=np.int64),
-        "pair_split": np.array(pair_split, np.uint8),
-        "relevance": np.array(relevance, np.float32),
-    }
-    meta = {
-        "format": FORMAT,
-        "version": VERSION,
-        "pairs": len(pair_image),
-        "images": len(images),
-        "splits": list(splits),
-        "vocabulary_digest": tokenizer.digest,
-        "dataset": dataset(),
-    }
+    # From the beginning, so that another call is refused before its work.
     with publish(Path(path), "meta.json" if overwrite else None) as folder:
+        images: dict[str, int] = {}
+        splits: dict[str, int] = {}
+        pair_image, pair_split, relevance = array("i"), array("B"), array("f")
+        pieces, piece_counts, texts, text_sizes = array("H"), array("q"), bytearray(), array("q")
+        piece_digests = bytearray()
+        numbered = enumerate(captions)
+        while block := list(islice(numbered, _BLOCK)):
+            for number, caption in block:
+                if wrong := flaw(caption):
+                    raise UsageError(f"caption {number}: {wrong}")
+                pair_image.append(images.setdefault(caption.image, len(images)))
+                split = splits.setdefault(caption.split, len(splits))
+                if split > 255:
+                    raise UsageError(
+                        f"caption {number} is of split {caption.split!r}, the 257th: is that column a split?"
+                    )
+                pair_split.append(split)
+                relevance.append(caption.relevance)
+                utf8 = caption.text.encode("utf-8")
+                texts += utf8
+                text_sizes.append(len(utf8))
+            for encoded in tokenizer.encode([caption.text for _, caption in block]):
+                own = array("H", encoded)
+                pieces.extend(own)
+                piece_counts.append(len(own))
+                piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
+        if not pair_image:
+            raise UsageError(f"no captions for {path}: the input is empty")
+        arrays: dict[str, NDArray[np.generic]] = {
+            "images": np.array([key.encode("utf-8") for key in images]),
+            "pair_image": np.array(pair_image, np.int32),
+            "pieces": np.array(pieces, np.uint16),
+            "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
+            "piece_digests": np.frombuffer(piece_digests, "<u8"),
+            "text": np.frombuffer(texts, np.uint8),
+            "text_ends": np.cumsum(text_sizes, dtype=np.int64),
+            "pair_split": np.array(pair_split, np.uint8),
+            "relevance": np.array(relevance, np.float32),
+        }
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "pairs": len(pair_image),
+            "images": len(images),
+            "splits": list(splits),
+            "vocabulary_digest": tokenizer.digest,
+            "dataset": dataset(),
+        }
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
         shutil.copyfile(tokenizer.path, folder / "vocab.txt")
@@ -183,5 +196,9 @@ def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:
     """Writes meta.json of a folder that has all other files."""
     files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
     meta = {**meta, "arrays": {name: describe_array(path) for name, path in files.items()}}
-    content = digest_of({**meta, "files": {name: file_digest(path) for name, path in files.items()}})
-    write_sealed(folder / "meta.json", {**meta, "content": content})
+    write_sealed(folder / "meta.json", {**meta, "content": _content_of(folder, meta)})
+
+
+def _content_of(folder: Path, meta: dict[str, Any]) -> str:
+    """SHA-256 of all that a store holds, its texts, pieces and splits."""
+    return digest_of({**meta, "files": {name: file_digest(folder / f"{name}.npy") for name in meta["arrays"]}})

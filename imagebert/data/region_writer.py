@@ -14,7 +14,6 @@ what a changed line and those behind it say is written anew.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -26,23 +25,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from imagebert.data.environments import Reader, Writer
-from imagebert.data.folder import check_free, incomplete, make_folder, replace_folder
+from imagebert.data.folder import check_free, incomplete, lock_of, make_folder, replace_folder
 from imagebert.data.records import (
     FEATURE_TYPES,
     WHOLE_IMAGE,
     FeatureType,
     RegionRecord,
+    crc32,
     decode_record,
     encode_record,
 )
 from imagebert.data.regions import FORMAT, INDEX_FIELDS, VERSION, RegionStore, content_of, describe_array
 from imagebert.errors import UsageError
-from imagebert.files import digest_of, file_digest, parse_json, read_sealed, sealed, write_sealed
+from imagebert.files import digest_of, file_digest, open_regular, parse_json, read_sealed, sealed, write_sealed
+from imagebert.lock import Held, lock
 from imagebert.workers import ALONE, Workers
 
 SHARD_BYTES = 4 << 30
@@ -109,13 +110,13 @@ class _Journal:
         self.feature_size: int | None = None
         self._size = 0
         if path.exists():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 for line in file:
                     try:
                         entry = parse_json(line, str(path)) if line.endswith(b"\n") else {}
                     except UsageError:
                         entry = {}
-                    if not isinstance(entry, dict) or sealed(_without(entry)) != entry:
+                    if not isinstance(entry, dict) or sealed(entry) != entry:
                         break  # cut off by a kill, or damaged: what it and those behind it say is written anew
                     self._note(entry)
                     self._size += len(line)
@@ -149,10 +150,6 @@ class _Journal:
         self._note(entry)
 
 
-def _without(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != "digest"}
-
-
 class RegionWriter:
     """Adds records to a store that is being written; made by `write_regions`."""
 
@@ -177,8 +174,9 @@ class RegionWriter:
         self._environment: Writer | None = None
         shards = list(self._journal.shards.values())
         self._shard = shards[-1] if shards and shards[-1].sealed is None else None
-        self._seal()  # of an earlier call
+        self._seal(check=True)  # of an earlier call
         self.accepted = 0  # images that this writer has, by this call or an earlier one
+        self.held: Held | None = None  # the lock, at the first worker
         self.refused = 0  # images that this writer was not given, for meta.json
         self.twice = 0  # after the end: how many came twice, at different writers
 
@@ -275,6 +273,8 @@ class RegionWriter:
         else:
             name = self._shard.name
         assert self._environment is not None
+        if self.held is not None:
+            self.held.check()  # else two would write one journal
         self._environment.put([(key.encode("utf-8"), data) for key, data, _ in self._pending])
         entry = {
             "shard": name,
@@ -287,8 +287,12 @@ class RegionWriter:
         self._shard = self._journal.shards[name]
         self._pending, self._pending_bytes, self._statistics = [], 0, _Statistics()
 
-    def _seal(self) -> None:
-        """The shard is complete: its size and digest are noted, and where in it the records are."""
+    def _seal(self, check: bool = False) -> None:
+        """The shard is complete: its size and digest are noted, and where in it the records are.
+
+        Args:
+            check: whether they are what was written; another call may have been the last to see them
+        """
         if self._shard is None:
             return
         if self._environment is not None:
@@ -296,11 +300,13 @@ class RegionWriter:
         reader = Reader(self._folder / self._shard.name)
         places = {entry.key: entry.offset for entry in reader.entries()}
         lost = [key for key in self._shard.keys if key not in places]
+        if check and not lost:
+            noted = dict(zip(self._shard.keys, self._shard.checksums, strict=True))
+            entries = (entry for entry in reader.entries() if entry.key in noted)
+            lost = [entry.key for entry in entries if crc32(reader.read(entry)[:-4]) != noted[entry.key]]
         if lost or reader.damaged:
-            raise UsageError(
-                f"{reader.file} is damaged ({', '.join(reader.damaged[:1]) or f'it lacks {lost[0].decode()!r}'}): "
-                f"remove {self._folder}, start anew"
-            )
+            problem = (reader.damaged or [f"image {lost[0].decode()!r} is not in it"])[0]
+            raise UsageError(f"{reader.file} is damaged ({problem}): remove {self._folder}, start anew")
         end = {
             "shard": self._shard.name,
             "file_bytes": reader.file.stat().st_size,
@@ -351,17 +357,40 @@ def write_regions(
     job = job and _whole_job(job, feature_type, shard_bytes)
     if feature_type not in FEATURE_TYPES:
         raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
-    folder = incomplete(path)
-    lock = None
-    if workers.rank == 0:
-        check_free(path, "meta.json" if overwrite else None)
+    folder, replaces = incomplete(path), "meta.json" if overwrite else None
+    if workers.rank > 0:
+        with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers) as writer:
+            yield writer
+        return
+    check_free(path, replaces)
+    make_folder(folder.parent)
+    with lock(lock_of(path), path) as held:
+        check_free(path, replaces)  # another may just have ended
         make_folder(folder)
-        lock = _lock(folder, path)
         _begin(folder, path, job)
+        with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers, held) as writer:
+            yield writer
+
+
+@contextmanager
+def _written(
+    path: Path,
+    classes: Sequence[str],
+    extractor: dict[str, Any],
+    feature_type: FeatureType,
+    shard_bytes: int,
+    job: dict[str, Any] | None,
+    made_from: Sequence[str],
+    workers: Workers,
+    held: Held | None = None,
+) -> Iterator[RegionWriter]:
+    """`write_regions` without its lock, which the first worker has."""
+    folder = incomplete(path)
     workers.barrier()
     writer = None
     try:
         writer = RegionWriter(folder, classes, feature_type, shard_bytes, workers.rank)
+        writer.held = held
         workers.barrier()  # all have read the journals before one writes on
         yield writer
         writer.finish()
@@ -380,13 +409,16 @@ def write_regions(
                 raise UsageError(
                     f"{folder} has {-writer.twice} images that do not come any more: remove it, start anew"
                 )
+            if held is not None:
+                held.check()
             replace_folder(folder, path)
-            for note in _notes(path):
-                note.unlink()
+            _drop_notes(path)
         workers.barrier()
     except BaseException as error:
         if writer is not None:
             writer.close()
+        if held is not None and held.look() and held.lost:
+            raise  # what lies there is another's
         kept = sum(len(shard.regions) for journal in _journals(folder) for shard in journal.shards.values())
         if workers.size == 1 and (job is None or kept == 0):
             shutil.rmtree(folder, ignore_errors=True)
@@ -395,9 +427,6 @@ def write_regions(
             what = f"{kept} images are kept, the same call goes on from there" if kept else "nothing was kept"
             raise OSError(f"writing {path} failed, {what}: {error.strerror or error}") from error
         raise
-    finally:
-        if lock is not None:
-            lock.close()
 
 
 def finished(path: Path, job: dict[str, Any], feature_type: FeatureType, shard_bytes: int = SHARD_BYTES) -> int | None:
@@ -405,22 +434,17 @@ def finished(path: Path, job: dict[str, Any], feature_type: FeatureType, shard_b
     if not (path / "meta.json").is_file():
         return None
     meta = RegionStore(path).meta
-    return int(meta["refused"]) if meta["job"] == digest_of(_whole_job(job, feature_type, shard_bytes)) else None
+    if meta["job"] != digest_of(_whole_job(job, feature_type, shard_bytes)):
+        return None
+    _drop_notes(path)  # where it was killed just behind its last rename
+    if lock_of(path).exists():
+        with lock(lock_of(path), path):
+            pass  # that of the killed process
+    return int(meta["refused"])
 
 
 def _whole_job(job: dict[str, Any], feature_type: FeatureType, shard_bytes: int) -> dict[str, Any]:
     return {**job, "feature_type": feature_type, "shard_bytes": shard_bytes}
-
-
-def _lock(folder: Path, path: Path) -> TextIO:
-    """Held while the store is written; the system lets go of it when the process ends, however it ends."""
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"another process is writing {path}: wait for it, or name another place") from None
-    return lock
 
 
 def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
@@ -438,15 +462,15 @@ def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:
             "go on with the call that made it, or remove it"
         )
     for entry in folder.iterdir():
-        if entry.name != "lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if job is not None:
         write_sealed(note, job)
 
 
-def _notes(folder: Path) -> list[Path]:
-    """What only the writing needs."""
-    return [folder / "lock", *folder.glob("*job.json*"), *_journal_files(folder)]
+def _drop_notes(folder: Path) -> None:
+    """Removes what only the writing needs."""
+    for note in [*folder.glob("*job.json*"), *_journal_files(folder)]:
+        note.unlink()
 
 
 def _journal_files(folder: Path) -> list[Path]:

@@ -67,7 +67,7 @@ class RegionStore:
         self.content: str = self.meta["content"]
         self.index = read_array(self.path / "index.npy", self.meta["index"])
         self._feature_bytes = self.feature_size * np.dtype(self.feature_type).itemsize if self.feature_size else 0
-        self._folders = [_find_shard(self.path, self.meta.get("origin"), shard) for shard in self.shards]
+        self._folders = [find_shard(self.path, self.meta.get("origin"), shard) for shard in self.shards]
         self.region_counts: NDArray[np.uint16] = np.ascontiguousarray(self.index["regions"])
         self.whole_image: NDArray[np.bool_] = self.index["whole"] > 0
         if len(self.index) == 0:
@@ -170,7 +170,7 @@ def content_of(meta: dict[str, Any], index: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _find_shard(store: Path, origin: str | None, shard: dict[str, Any]) -> Path:
+def find_shard(store: Path, origin: str | None, shard: dict[str, Any]) -> Path:
     """The shard's folder: the store's own, or else the one it was staged from."""
     folder = store / shard["name"]
     if origin is not None and not folder.exists():

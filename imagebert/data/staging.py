@@ -21,6 +21,7 @@ from imagebert.data.folder import make_folder, sync
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.files import read_sealed, sealed, write_json
+from imagebert.lock import lock
 
 _BLOCK = 8 << 20
 _CHECKED_AT_ONCE = 256  # records
@@ -48,14 +49,23 @@ def shards_to_stage(store: RegionStore, part: int, parts: int, room: int | None)
 def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
     """Copies shards of a store into `folder`; yields the bytes that are there after each block.
 
+    Waits while another process stages there, which then is found done.
+
     Raises:
         UsageError: `folder` holds something else, or a copy differs from what was written.
         OSError: the disk is full or failing; what was copied stays for the next call.
     """
     make_folder(folder)
+    if (folder / "meta.json").exists() and all((folder / shard["name"] / "data.mdb").exists() for shard in shards):
+        yield from _stage(store, folder, shards)  # writes nothing, which it perhaps may not
+        return
+    with lock(folder / ".lock", folder, wait=True):
+        yield from _stage(store, folder, shards)
+
+
+def _stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
     meta_file = folder / "meta.json"
-    plain = {name: value for name, value in store.meta.items() if name != "digest"}
-    meta = sealed({**plain, "origin": str(store.path.resolve())})
+    meta = sealed({**store.meta, "origin": str(store.path.resolve())})
     if meta_file.exists() and read_sealed(meta_file, f"remove {folder}, stage again") != meta:
         raise UsageError(f"{folder} is staged from another store, or another state of it: remove it")
     done = 0

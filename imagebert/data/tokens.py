@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 
 from imagebert.config import UsageError
+from imagebert.files import read_text
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BYTES = 1 << 24  # of 65,536 pieces
 
 
 class Tokenizer:
@@ -22,22 +25,26 @@ class Tokenizer:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             self.path = self.path / "vocab.txt"
         try:
-            data = self.path.read_bytes()
-            self.pieces = data.decode("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(self.path, _BYTES)
+        except (OSError, UsageError) as error:
             raise UsageError(f"cannot read the vocabulary {self.path}: {error}") from None
+        self.pieces = text.splitlines()
         missing = [special for special in SPECIALS if special not in self.pieces]
         if missing:
             raise UsageError(f"{self.path} lacks {', '.join(missing)}: give a BERT vocab.txt, one piece a line")
         if len(self.pieces) > 65536:
             raise UsageError(f"{self.path} has {len(self.pieces)} pieces: pair stores keep them in 16 bits")
-        self.digest = hashlib.sha256(data).hexdigest()
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self.pieces.index, SPECIALS)
         cased = any("A" <= piece[:1] <= "Z" for piece in self.pieces)
-        self._wordpiece = BertWordPieceTokenizer(str(self.path), lowercase=not cased)
+        self.lower_case = not cased
+        try:
+            self._wordpiece = BertWordPieceTokenizer(str(self.path), lowercase=self.lower_case)
+        except Exception as error:  # of Rust, with no common base: a name that is no UTF-8, for one
+            raise UsageError(f"cannot read the vocabulary {self.path}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.pieces)

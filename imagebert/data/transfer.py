@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from imagebert.data.records import FeatureType
 from imagebert.data.region_writer import SHARD_BYTES, finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
-from imagebert.files import digest_of, open_regular
+from imagebert.files import open_regular
 from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
@@ -123,27 +124,29 @@ def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     found = []
     for path in paths:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        files = [file for file in files if file.name != "lock.mdb"]  # whoever reads an LMDB may write to it
-        stats = [file.stat() for file in files]
-        listing = [
-            [file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns]
-            for file, stat in zip(files, stats, strict=True)
-        ]
-        sample = hashlib.sha256()
-        for number in np.unique(np.linspace(0, len(files) - 1, _SAMPLES).astype(int)) if files else []:
-            with open_regular(files[number]) as file:
-                for at in np.linspace(0, max(0, stats[number].st_size - _SAMPLE_BYTES), 3).astype(int).tolist():
-                    file.seek(at)
-                    sample.update(file.read(_SAMPLE_BYTES))
-        found.append({"path": str(path.resolve()), "files": digest_of(listing), "sample": sample.hexdigest()})
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            # Not what writers leave behind, nor what whoever reads an LMDB may write to.
+            files = [f for f in files if f.name != "lock.mdb" and f.relative_to(path).parts[0][0] != "."]
+        sampled = set(np.linspace(0, max(0, len(files) - 1), _SAMPLES).astype(int).tolist())
+        listing, sample = hashlib.sha256(), hashlib.sha256()
+        for number, file in enumerate(files):
+            stat = file.stat()
+            listing.update(os.fsencode(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+            if number in sampled:
+                with open_regular(file) as opened:
+                    for at in np.linspace(0, max(0, stat.st_size - _SAMPLE_BYTES), 3).astype(int).tolist():
+                        opened.seek(at)
+                        sample.update(opened.read(_SAMPLE_BYTES))
+        found.append({"path": str(path.resolve()), "files": listing.hexdigest(), "sample": sample.hexdigest()})
     return found
 
 
 def _shown(reader: Reader, path: Path, workers: Workers) -> Iterator[Item]:
     """This worker's items. The first worker shows how far it is, which is about how far all are."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

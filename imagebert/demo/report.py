@@ -95,11 +95,14 @@ def _ladder(report: dict[str, Any]) -> str:
 
 def _curves(out: Path, runs: list[str]) -> str:
     logs = {run: read_log(out / run / "log.jsonl") for run in runs}
-    names = [n for n in next(iter(logs.values()))[-1] if n.startswith("loss/")]
-    names = [n for n in names if n.removeprefix("loss/") in _LOSSES] or ["loss/total"]
+    logged = {name for lines in logs.values() for line in lines for name in line}
+    names = [f"loss/{n}" for n in _LOSSES if f"loss/{n}" in logged] or ["loss/total"]
     figure, axes = pyplot.subplots(1, len(names), figsize=(2.6 * len(names) + 0.6, 2.3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for run, lines in logs.items():
+            lines = [line for line in lines if name in line]  # a step that was skipped has none
+            if not lines:
+                continue
             steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
             window = max(1, min(9, len(values) // 8))
             smooth = np.convolve(values, np.ones(window) / window, "valid")
@@ -108,7 +111,8 @@ def _curves(out: Path, runs: list[str]) -> str:
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-    axes[0][0].legend(fontsize=7)
+    if axes[0][0].has_data():
+        axes[0][0].legend(fontsize=7)
     return _svg(figure)
 
 

@@ -32,7 +32,7 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, A
     Args:
         overrides: key=value for every run
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)  # the folder's name comes from outside
     begun = time.perf_counter()
     console.rule("Corpus: rendered scenes, their regions, their captions")
     build(out / "data", seed)

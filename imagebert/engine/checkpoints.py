@@ -1,7 +1,8 @@
 """Checkpoints on disk: written beside training, published atomically with a manifest of digests, verified when loaded.
 
     checkpoints/step-00001000/shard-00000.safetensors ...   each rank's part of weights and moments (shards.py)
-                              manifest.json                 step, state, and of each shard size, SHA-256 and pieces
+                              manifest.json                 step, state, and of each shard size, SHA-256 and pieces;
+                                                            sealed by its own digest
 
 Training pauses while states are copied to the host's memory; a thread writes them. At the step boundaries after it the
 ranks tell each other who has finished, in the sum that they take anyway; when all have, rank 0 gives the folder its
@@ -11,25 +12,28 @@ next; one that was damaged later is passed over with a message, for the newest g
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from imagebert import distributed
 from imagebert.config import UsageError
 from imagebert.data.folder import incomplete, replace_folder
-from imagebert.engine.shards import Snapshot, write_shard
-from imagebert.files import file_digest
+from imagebert.engine.shards import Snapshot, describes_a_shard, shard_problem, write_shard
+from imagebert.files import read_json, read_sealed, write_json, write_sealed
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
+_MOST = 2**53  # a step, a count: what a sum over ranks has exact
 
 
 class Source(Protocol):
@@ -47,16 +51,25 @@ class Checkpoints:
         keep: how many of the newest stay
         keep_every: those at multiples of so many steps stay too; 0: none
         alive: called while a save is waited for
+        holds: entries that the state of a good checkpoint has, and their types; float: any number from 0 on
 
     Attributes:
         failed: saves that failed since the last one that did not
+        spoilt: of those, saves of a state that is not finite
         paused, took: seconds that training stood still for the last save, and that it took in all; 0: under way
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0, alive: Callable[[], None] = lambda: None) -> None:
-        self.folder, self._alive = folder, alive
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        keep_every: int = 0,
+        alive: Callable[[], None] = lambda: None,
+        holds: Mapping[str, type] | None = None,
+    ) -> None:
+        self.folder, self._alive, self._holds = folder, alive, holds or {}
         self.keep, self.keep_every = keep, keep_every
-        self.failed = 0
+        self.failed = self.spoilt = 0
         self.paused = self.took = 0.0
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None], float] | None = None  # step, this rank's part, when it began
@@ -87,12 +100,13 @@ class Checkpoints:
         if failed:
             self.failed += 1
             if (error := part.exception()) is not None:
+                self.spoilt += isinstance(error, FloatingPointError)
                 log.warning("checkpoint %s could not be written (%s)", self._final(step), error)
             if distributed.rank() == 0:
                 shutil.rmtree(incomplete(self._final(step)), ignore_errors=True)
-                log.warning("training goes on without it, the earlier ones are kept; free some space before the next")
+                log.warning("training goes on without it, the earlier ones are kept; mend that before the next")
             return
-        self.failed = 0
+        self.failed = self.spoilt = 0
         if distributed.rank() == 0:
             self._publishing = self._pool.submit(self._publish, step)
 
@@ -120,38 +134,55 @@ class Checkpoints:
 
         Raises:
             OSError: it failed: the run is not where it says that it is.
+            FloatingPointError: weights or moments are not finite.
         """
         self.wait()
-        (failed,) = distributed.total([self.failed])
+        failed, spoilt = distributed.total([self.failed, self.spoilt])
+        if spoilt:
+            raise FloatingPointError(
+                f"weights or moments are not finite: they were not saved in {self.folder}, which holds those before; "
+                "lower the learning rate"
+            )
         if failed:
             raise OSError(
                 f"the last checkpoint in {self.folder} could not be written: free some space; the same command goes "
                 "on from the one before"
             )
 
+    def close(self) -> None:
+        """Until this process writes nothing here any more: then another may."""
+        self._pool.shutdown()
+
     def _write(self, step: int, snapshot: Snapshot, manifest: dict[str, Any]) -> None:
-        """This rank's part; the first one brings what is common to all."""
+        """This rank's part; the first one brings what is common to all.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+            FloatingPointError: it would spoil whatever goes on from it.
+        """
+        if bad := [key for key, v in snapshot.values.items() if not v.sum(dtype=torch.float64).isfinite()]:
+            raise FloatingPointError(f"not all of {', '.join(bad)} is finite")
         rank = distributed.rank()
         folder = incomplete(self._final(step))
         folder.mkdir(parents=True, exist_ok=True)
         shard = write_shard(folder / f"shard-{rank:05d}.safetensors", snapshot)
-        _write_json(folder / f"shard-{rank:05d}.json", shard)
+        write_json(folder / f"shard-{rank:05d}.json", shard)
         if rank == 0:
-            _write_json(folder / "manifest.json", manifest)
+            write_json(folder / "manifest.json", manifest)
 
     def _publish(self, step: int) -> None:
         """Joins what the ranks wrote, gives the folder its name, and drops old ones."""
         folder = incomplete(self._final(step))
         parts = [folder / f"shard-{rank:05d}.json" for rank in range(distributed.world_size())]
-        manifest = _read_json(folder / "manifest.json")
-        manifest["shards"] = [_read_json(part) for part in parts]
-        _write_json(folder / "manifest.json", manifest)
+        manifest = read_json(folder / "manifest.json")
+        manifest["shards"] = [read_json(part) for part in parts]
+        write_sealed(folder / "manifest.json", manifest)
         for part in parts:
             part.unlink()
         replace_folder(folder, self._final(step))
         kept = _complete(self.folder)
         for old in kept[: -self.keep]:
-            if not (self.keep_every and int(old.name[5:]) % self.keep_every == 0):
+            if not (self.keep_every and _step(old) % self.keep_every == 0):
                 shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -160,16 +191,19 @@ class Checkpoints:
         A damaged one is named and put aside, and what a killed run left unfinished is removed. Ranks share the reading.
 
         Raises:
-            UsageError: all are damaged, or another version of this program made them.
+            UsageError: all are damaged, another version of this program made them, or they may not be read.
             OSError: the disk does not let them be read.
         """
         main = distributed.rank() == 0
+        with distributed.together():
+            _names(self.folder)  # before anything is changed
         if main:
             for left in self.folder.glob(".step-*.incomplete"):
                 shutil.rmtree(left, ignore_errors=True)
         while True:
-            newest = max((int(p.name[5:]) for p in _complete(self.folder)), default=0)
-            damaged = any(self.folder.glob(".damaged-*"))
+            with distributed.together():
+                newest = max(map(_step, _complete(self.folder)), default=0)
+                damaged = any(name.startswith(".damaged-") for name in _names(self.folder))
             step, all_damaged = distributed.total([newest * main, (newest == 0 and damaged) * main])
             if all_damaged:
                 raise UsageError(
@@ -179,7 +213,7 @@ class Checkpoints:
                 return None
             folder = self._final(int(step))
             with distributed.together():
-                manifest, problem = _check(folder, distributed.rank(), distributed.world_size())
+                manifest, problem = _check(folder, self._holds, distributed.rank(), distributed.world_size())
             if problem is not None:
                 log.warning("checkpoint %s is passed over: %s", folder, problem)
             if distributed.total([problem is not None]) == [0]:
@@ -195,50 +229,111 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
 
-def find_newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+def find_newest(folder: Path, holds: Mapping[str, type] | None = None) -> tuple[Path, dict[str, Any]]:
     """The newest good checkpoint of another run, which may be under way: nothing is moved.
 
+    Args:
+        holds: as of `Checkpoints`
+
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it may not be read.
+        OSError: the disk fails.
     """
     for checkpoint in reversed(_complete(folder)):
-        manifest, problem = _check(checkpoint, 0, 1)
+        manifest, problem = _check(checkpoint, holds or {}, 0, 1)
         if manifest is not None:
             return checkpoint, manifest
         log.warning("checkpoint %s is passed over: %s", checkpoint, problem)
     raise UsageError(f"{folder} holds no complete checkpoint: train first, or name another run")
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name))
-
-
-def _check(folder: Path, part: int, parts: int) -> tuple[dict[str, Any] | None, str | None]:
-    """A checkpoint's manifest, and what is wrong with every `parts`th shard from `part` on.
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None where nothing is.
 
     Raises:
-        UsageError: another version of this program made it.
-        OSError: it is there and cannot be read.
+        UsageError: another version of this program made it, or it may not be read.
+        OSError: the disk fails.
+    """
+    return _check(checkpoint, {}, 0, 1)[1]
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder; nothing, where there is none yet.
+
+    Raises:
+        UsageError: it is no folder, or may not be read.
+        OSError: the disk fails.
     """
     try:
-        manifest = _read_json(folder / "manifest.json")
-    except (FileNotFoundError, ValueError):
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except (PermissionError, NotADirectoryError) as error:
+        raise UsageError(f"cannot read {folder} ({error.strerror}): mend that, or give another output folder") from None
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise UsageError(f"{folder} is a link to nothing: mend that, or give another output folder") from None
+        return []
+
+
+def _complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest last; see `_names`."""
+    return sorted((folder / n for n in _names(folder) if re.fullmatch(r"step-[0-9]{8,15}", n)), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
+
+
+def _check(folder: Path, holds: Mapping[str, type], part: int, parts: int) -> tuple[dict[str, Any] | None, str | None]:
+    """A checkpoint's manifest, and what is wrong with it or with every `parts`th shard from `part` on.
+
+    Raises:
+        UsageError: another version of this program made it, or it may not be read.
+        OSError: it is there and cannot be read.
+    """
+    file = folder / "manifest.json"
+    _may_be_read(file)
+    try:
+        manifest = read_json(file)
+        if sealed := not isinstance(manifest, dict) or "digest" in manifest:
+            manifest = read_sealed(file)
+    except UsageError:
         return None, "its manifest.json is missing or damaged"
-    if manifest.get("version") != _VERSION:
+    version = manifest.get("version")
+    if type(version) is int and version != _VERSION:
         raise UsageError(f"{folder} was made by another version of this program: go on with that, or move it away")
+    if not sealed or version != _VERSION or not _is_whole(manifest, _step(folder), holds):
+        return None, "its manifest.json is damaged"
     for shard in manifest["shards"][part::parts]:
-        file = folder / shard["file"]
-        if not file.is_file():
-            return None, f"{file.name} is missing"
-        if file.stat().st_size != shard["bytes"] or file_digest(file) != shard["sha256"]:
-            return None, f"{file.name} has changed since it was written"
+        _may_be_read(folder / shard["file"])
+        if problem := shard_problem(folder, shard):
+            return None, problem
     return manifest, None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+def _is_whole(manifest: dict[str, Any], step: int, holds: Mapping[str, type]) -> bool:
+    """Whether a manifest has all that is read from it."""
+    state, counters, shards = (manifest.get(key) for key in ("state", "counters", "shards"))
+    return (
+        manifest.get("step") == step
+        and isinstance(state, dict)
+        and all(
+            key in state and (_is_number(state[key]) if kind is float else isinstance(state[key], kind))
+            for key, kind in holds.items()
+        )
+        and isinstance(counters, dict)
+        and all(type(counters.get(key)) is int and _is_number(counters[key]) for key in ("updates", "skipped"))
+        and isinstance(shards, list)
+        and len(shards) > 0
+        and all(map(describes_a_shard, shards))
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < _MOST  # type: ignore[operator]
+
+
+def _may_be_read(file: Path) -> None:
+    """Raises UsageError where there is a file that is not for us: it is not damaged."""
+    if os.path.exists(file) and not os.access(file, os.R_OK):
+        raise UsageError(f"{file} may not be read: mend that, or give another output folder")

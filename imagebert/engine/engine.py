@@ -7,12 +7,12 @@ error here, since DeepSpeed lets an unknown top-level key pass in silence.
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import logging
 import os
 import sys
-import sysconfig
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch.profiler import record_function
 
 from imagebert import distributed
 from imagebert.batch import PackedBatch
-from imagebert.config import RunConfig, UsageError
+from imagebert.config import RunConfig, UsageError, shown
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 from imagebert.engine.shards import Piece, Shards, Snapshot
@@ -37,6 +37,7 @@ from imagebert.engine.states import (
     set_updates,
     updates,
 )
+from imagebert.files import read_json
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -96,20 +97,29 @@ _JSON_OWNS = {
 
 
 def find_deepspeed_config(name_or_path: str) -> Path:
-    """A JSON file, or one of ds_configs/ by its name (in the source tree, or where the package installed it)."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    folders = [
-        Path(__file__).parents[2] / "ds_configs",
-        Path(sysconfig.get_path("data")) / "share/imagebert/ds_configs",
-        Path(sys.prefix) / "share/imagebert/ds_configs",
-    ]
+    """A JSON file, or one of ds_configs/ by its name (in the installed package, or beside it in the source tree)."""
+    if os.path.isfile(name_or_path):
+        return Path(name_or_path)
+    folders = [Path(__file__).parents[up] / "ds_configs" for up in (1, 2)]
     for folder in folders:
-        if (folder / f"{name_or_path}.json").is_file():
+        if os.path.isfile(folder / f"{name_or_path}.json"):
             return folder / f"{name_or_path}.json"
     known = sorted({p.stem for folder in folders for p in folder.glob("*.json")})
     raise UsageError(f"engine.deepspeed is {name_or_path!r}: give a JSON file or one of {', '.join(known)}")
+
+
+def check_monitors(config: RunConfig) -> None:
+    """Is all there that logging.monitors write with?
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+    for name in config.logging.monitors:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name is no package
+            raise UsageError(
+                f"logging.monitors has {name}, which is not installed: pip install {name}, or leave it out"
+            )
 
 
 def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -> dict[str, Any]:
@@ -119,16 +129,17 @@ def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -
         UsageError: a JSON with a key that the recipe owns or that DeepSpeed would not know, or a bad combination.
     """
     path = find_deepspeed_config(config.engine.deepspeed)
-    try:
-        merged = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    merged = read_json(path, 1 << 20)
+    if not isinstance(merged, dict) or not isinstance(merged.get("zero_optimization", {}), dict):
+        raise UsageError(f"{path} is no object with an object zero_optimization: write it as those in ds_configs/")
     for key in merged:
         if key in _RECIPE_OWNS:
             raise UsageError(f"{path}: {key} belongs into the recipe, as {_RECIPE_OWNS[key]}: remove it here")
         if key not in _JSON_OWNS:
             raise UsageError(f"{path}: unknown key {key}: there are {', '.join(sorted(_JSON_OWNS))}")
-    stage = merged.get("zero_optimization", {}).get("stage", 0)
+    stage = merged.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise UsageError(f"{path}: zero_optimization.stage is {shown(stage)}: give 0 to 3")
     if config.optimizer.name == "lamb" and stage > 0:
         raise UsageError(
             f"optimizer.name lamb with ZeRO stage {stage}: LAMB needs the norm of whole tensors, which a shard does "
@@ -179,10 +190,27 @@ def resolve_precision(config: RunConfig) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def _forgiving(write: Callable[[Any], None], where: str) -> Callable[[Any], None]:
+    """The same, but a disk that does not take it is told of once and ends nothing. DeepSpeed too writes, every step."""
+    told = False
+
+    def forgiving(events: Any) -> None:
+        nonlocal told
+        try:
+            write(events)
+        except OSError as error:
+            if not told:
+                log.warning("cannot write %s (%s): training goes on without", where, error)
+            told = True
+
+    return forgiving
+
+
 class Engine:
     """A model with its optimizer, sharded over the ranks. Collective: all ranks make the same calls."""
 
     def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        check_monitors(config)
         self._compiled = config.engine.step == "compiled"
         self.precision = resolve_precision(config)
         merged = merge_deepspeed_config(config, self.precision, distributed.world_size())
@@ -191,9 +219,20 @@ class Engine:
         self._sum_from_mean = distributed.world_size() * config.schedule.accumulation
         optimizer = make_optimizer(model, config.optimizer)
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=merged, dist_init_required=False
-        )
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=merged, dist_init_required=False
+            )
+        except OSError as error:
+            if not config.logging.monitors:
+                raise
+            raise OSError(
+                f"cannot write {config.output}/monitor ({error.strerror}): free some space, or leave out "
+                "logging.monitors"
+            ) from None
+        for monitor in vars(self._engine.monitor).values():
+            if hasattr(monitor, "write_events"):
+                monitor.write_events = _forgiving(monitor.write_events, f"{config.output}/monitor")
         if hasattr(self._engine.optimizer, "fp32_groups_flat"):
             raise UsageError(
                 "optimizer.implementation deepspeed in bf16 without ZeRO keeps its weights where no checkpoint finds "

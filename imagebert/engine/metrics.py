@@ -2,23 +2,36 @@
 
 Every line of the log carries the step, so that a resumed run can drop the lines that it is about to write again.
 Rates cover the time since the line before; evaluation and checkpoints stop that clock.
+
+A log is worth less than its run: what is damaged in it is left out, and what a full disk does not take waits.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from imagebert.errors import UsageError
+from imagebert.files import open_regular, parse_json, write_bytes
+
+log = logging.getLogger(__name__)
+
 _QUIET_SECONDS = 10  # between console lines where there is no terminal to rewrite
+_LONGEST = 1 << 20  # bytes of a line
+_WAITING = 10_000  # lines at most that wait in memory for the disk
+_MOST = 2**53
 
 
 class Meter:
@@ -28,6 +41,9 @@ class Meter:
         seconds: of training before this start
         ranks: that train
         peak_share: what one pair a second is of the matmul rate of all ranks; 0: not known
+
+    Raises:
+        OSError: the log cannot be written at the start.
     """
 
     def __init__(
@@ -46,18 +62,12 @@ class Meter:
         self._pairs = self._tokens = self._seconds_data = 0.0
         self._since = time.perf_counter()
         self._elapsed = 0.0
-        self._file: IO[str] | None = None
+        self._log: _Log | None = None
         self._live: Live | None = None
         self._console = Console(stderr=True)
         self._printed = -float("inf")
         if enabled:
-            path = folder / "log.jsonl"
-            kept = [line for line in read_log(path) if line["step"] <= start_step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            part = path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-            self._file = path.open("a", encoding="utf-8")
+            self._log = _Log(folder / "log.jsonl", start_step)
             if self._console.is_terminal:
                 self._live = Live(console=self._console, refresh_per_second=4)
                 self._live.start()
@@ -97,10 +107,10 @@ class Meter:
         if self._peak_share:
             line["rate/share_of_matmul"] = self._peak_share * line["rate/pairs_per_second"]
         self._pairs = self._tokens = self._seconds_data = self._elapsed = 0.0
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            self._show(line)
+        if self._log is not None:
+            self._log.write(line)
+            with suppress(OSError):  # it may go to a file on a full disk
+                self._show(line)
         return line
 
     def _show(self, line: dict[str, float]) -> None:
@@ -122,18 +132,110 @@ class Meter:
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
-        if self._file is not None:
+        if self._log is not None:
+            self._log.close()
+
+
+class _Log:
+    """The file of a run's lines: those of steps up to the start are kept, others come behind."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        self.path = path
+        lines, damaged = examine_log(path)
+        text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= start_step)
+        try:
+            if damaged:
+                aside = _put_aside(path)
+                log.warning("%s is damaged: it is kept as %s, and its good lines stay", path, aside)
+            write_bytes(path, text.encode())
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            reason = os.strerror(error.errno or errno.EIO)
+            raise OSError(f"cannot write {path} ({reason}): free some space, then the same command goes on") from None
+        self._waiting: deque[bytes] = deque(maxlen=_WAITING)
+        self._told = False
+
+    def write(self, line: dict[str, float]) -> None:
+        self._waiting.append(json.dumps(line).encode() + b"\n")
+        try:
+            before, data = os.fstat(self._file.fileno()).st_size, b"".join(self._waiting)
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+            except OSError:
+                self._file.truncate(before)  # of a part of a line
+                raise
+        except OSError as error:
+            if not self._told:
+                log.warning("cannot write %s (%s): its lines wait until it can be", self.path, error.strerror)
+            self._told = True
+        else:
+            self._waiting.clear()
+            self._told = False
+
+    def close(self) -> None:
+        with suppress(OSError):
             self._file.close()
+        if self._waiting:
+            log.warning("the last %d lines of %s could not be written", len(self._waiting), self.path)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl; a last line that a crash cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """The lines of a run's log.jsonl, those that are damaged or cut short left out; none, where it cannot be read.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    return examine_log(path)[0]
+
+
+def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
+    """The good lines of a log, and whether there is something else; a last line that a crash cut short is nothing."""
+    if not os.path.lexists(path):
+        return [], False
+    lines, damaged = [], False
+    try:
+        with open_regular(path) as file:
+            while text := file.readline(_LONGEST):
+                try:
+                    line = parse_json(text, "a line")
+                except UsageError:
+                    damaged |= text.endswith(b"\n") or len(text) == _LONGEST
+                    continue
+                if _is_line(line):
+                    lines.append(line)
+                else:
+                    damaged = True
+    except UsageError:  # it is no file, or may not be read
+        damaged = True
+    return lines, damaged
+
+
+def _is_line(line: Any) -> bool:
+    """Whether it is a step with numbers."""
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and line["step"] >= 0
+        and all(type(v) is float or (type(v) is int and abs(v) < _MOST) for v in line.values())
+    )
+
+
+def _put_aside(path: Path) -> Path:
+    """Gives what stands at `path` another name that is free, and leaves it there too where that is possible."""
+    names = (path.with_name(f"{path.name}.damaged{n}") for n in ("", *map(str, range(2, 1000))))
+    aside = next(name for name in names if not os.path.lexists(name) or _is_same(name, path))
+    if os.path.lexists(aside):  # a start before this one came so far
+        return aside
+    try:
+        os.link(path, aside)  # so that a disk that is full now costs nothing
+    except OSError:  # a folder; or there are no links on this disk
+        os.replace(path, aside)
+    return aside
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # a link to nothing
+        return False

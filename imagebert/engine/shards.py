@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imagebert.config import UsageError
+from imagebert.engine.states import MOMENTS
+from imagebert.files import file_digest
 
 _BLOCK = 8 << 20
 
@@ -69,6 +72,44 @@ def write_shard(path: Path, snapshot: Snapshot) -> dict[str, Any]:
         "sha256": digest.hexdigest(),
         "pieces": [list(piece) for piece in snapshot.pieces],
     }
+
+
+def describes_a_shard(entry: Any) -> bool:
+    """Whether an entry of a manifest has the form that `write_shard` gives it."""
+    if not isinstance(entry, dict):
+        return False
+    file, pieces = entry.get("file"), entry.get("pieces")
+    return (
+        isinstance(file, str)
+        and re.fullmatch(r"shard-[0-9]+\.safetensors", file) is not None
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(pieces, list)
+        and all(isinstance(p, list) and [type(x) for x in p] == [str, int, int] and min(p[1:]) >= 0 for p in pieces)
+    )
+
+
+def shard_problem(folder: Path, entry: dict[str, Any]) -> str | None:
+    """What is wrong with a shard's file, by its entry in the manifest; None: nothing.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    path = folder / entry["file"]
+    if not path.is_file():
+        return f"{path.name} is missing"
+    try:
+        if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
+            return f"{path.name} has changed since it was written"
+        with safe_open(path, framework="pt") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            found = {key: (part.get_dtype(), part.get_shape()) for key, part in parts.items()}
+    except (UsageError, SafetensorError) as error:
+        return f"{path.name} cannot be read ({error})"
+    elements = sum(n for _, _, n in entry["pieces"])
+    if found != dict.fromkeys(("weight", *MOMENTS), ("F32", [elements])):
+        return f"{path.name} does not hold what manifest.json says"
+    return None
 
 
 class Shards:

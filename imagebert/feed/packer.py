@@ -262,9 +262,8 @@ class Packer:
             front, here = small[block : block + head], features[to : to + length]
             before, after = left_out[:skipped], left_out[skipped : end - head - length]
             to += length
-            if read((front, before, here, after)) != end:  # cut short, or it cannot be read at all
-                damaged.append(number)
-            elif checksum is not None and checksum != crc32(after[:-4], crc32(here, crc32(before, crc32(front)))):
+            whole = read((front, before, here, after)) == end  # not cut short, and it can be read at all
+            if not whole or checksum not in (None, crc32(after[:-4], crc32(here, crc32(before, crc32(front))))):
                 damaged.append(number)
         field["region_features"].reshape(-1).view(np.uint8)[to:] = 0  # fill has no scale, but a number it must be
         headers = scratch.view(np.uint32)[4 * blocks[:-1]], scratch.view(np.uint32)[4 * blocks[:-1] + 3]

@@ -21,6 +21,9 @@ from imagebert.feed.draws import Purpose, below, draw, stage_key, uniform
 # [CLS], [SEP] between image and text, [SEP] at the end.
 SPECIAL_TOKENS = 3
 
+_TRIES = 8  # to find a partner by chance, before it is searched for
+_BLOCK = 1 << 16  # partners that are looked at together in that search
+
 
 class Samples(NamedTuple):
     """Pairs to pack, in groups of P candidates that lie one behind the other."""
@@ -39,6 +42,29 @@ class HardNegatives(NamedTuple):
 
     captions: NDArray[np.int64]  # [I, K]
     images: NDArray[np.int64]  # [N, K]
+
+
+class Matches:
+    """Which images and captions belong together by what they hold: two may be one picture, or one text.
+
+    Args:
+        image_class: [I] whole numbers from 0, equal where images are
+        caption_class: [N] likewise
+        caption_image: [N] the image of each caption
+    """
+
+    def __init__(
+        self, image_class: NDArray[np.int64], caption_class: NDArray[np.int64], caption_image: NDArray[np.int64]
+    ) -> None:
+        self._image_class, self._caption_class = image_class, caption_class
+        self._classes = int(caption_class.max()) + 1
+        self._keys = np.unique(image_class[caption_image] * self._classes + caption_class)
+
+    def __call__(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of images [n] belongs to that of captions [n]."""
+        keys = self._image_class[images] * self._classes + self._caption_class[captions]
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[at] == keys
 
 
 class Lengths(NamedTuple):
@@ -72,6 +98,7 @@ class Plan:
             the matched ones that they were made from
         parts: microbatches that a step is cut into, world size x accumulation
         block: groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
+        matches: which pairs are no negatives; None: an image with its own captions
     """
 
     def __init__(
@@ -86,6 +113,7 @@ class Plan:
         batch_tokens: int | None = None,
         parts: int,
         block: int = 1,
+        matches: Matches | None = None,
     ) -> None:
         self._tokens: NDArray[np.int64] | None = None  # [N] of the pairs that a caption becomes, where steps go by them
         key, value, least = "batch_size", batch_size, parts * block
@@ -101,6 +129,7 @@ class Plan:
                 f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
                 f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
             )
+        self._matches = matches or (lambda images, captions: caption_image[captions] == images)
         self.key = stage_key(seed, stage)
         self.caption_image = caption_image
         self.lengths = lengths
@@ -121,7 +150,11 @@ class Plan:
         return self._share * len(self.caption_image) / self._total
 
     def global_batch(self, step: int) -> Samples:
-        """All pairs of a step, the same for any number of ranks."""
+        """All pairs of a step, the same for any number of ranks.
+
+        Raises:
+            UsageError: the corpus holds no negative for a group of several candidates.
+        """
         captions = self._sampled(step)
         images = self.caption_image[captions]
         p, size = self.negatives.candidates, len(captions)
@@ -134,15 +167,7 @@ class Plan:
         else:
             # Groups alternate, so that an odd number of negatives is even over the batch.
             negative, other_caption = slot > 0, (slot + group) % 2 == 0
-        partner = self._partners(step, samples, captions, np.flatnonzero(negative))
-        mismatched = negative & (partner.images != samples.images)
-        swap_text, swap_image = mismatched & other_caption, mismatched & ~other_caption
-        return Samples(
-            np.where(swap_image, partner.images, samples.images),
-            np.where(swap_text, partner.captions, samples.captions),
-            np.where(mismatched, 0, 1),
-            place,
-        )
+        return self._with_negatives(step, samples, captions, np.flatnonzero(negative), other_caption)
 
     def step(self, step: int, rank: int, world: int) -> list[Samples]:
         """The microbatches of one rank, in order."""
@@ -176,29 +201,93 @@ class Plan:
             self._order = epoch, order, ends
         return self._order[1:]
 
-    def _partners(self, step: int, samples: Samples, batch: NDArray[np.int64], rows: NDArray[np.int64]) -> Samples:
-        """For each of `rows` a caption, with its image, that belongs to another image; else the sample itself."""
-        images, captions = samples.images.copy(), samples.captions.copy()
-        for attempt in range(8):  # in-batch partners may show the same image; a few tries find another
-            rows = rows[images[rows] == samples.images[rows]]
-            if len(rows) == 0:
+    def _with_negatives(
+        self,
+        step: int,
+        samples: Samples,
+        batch: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        other_caption: NDArray[np.bool_],
+    ) -> Samples:
+        """The samples with another caption, or another image, in `rows`, so that the pair fed there is no match.
+
+        Where the step, or the corpus, has no partner for that, a single candidate stays matched.
+
+        Args:
+            batch: captions of the step
+            other_caption: [B] whether the caption is exchanged, or the image
+        """
+        images, captions, labels = samples.images.copy(), samples.captions.copy(), samples.labels.copy()
+
+        def exchange(
+            rows: NDArray[np.int64], others: NDArray[np.int64], their_images: NDArray[np.int64]
+        ) -> NDArray[np.int64]:
+            """Gives rows [n] their partners' side where that makes no match; returns the rows where it does."""
+            text = other_caption[rows]
+            new_images = np.where(text, samples.images[rows], their_images)
+            new_captions = np.where(text, others, samples.captions[rows])
+            match = self._matches(new_images, new_captions)
+            images[rows[~match]], captions[rows[~match]] = new_images[~match], new_captions[~match]
+            labels[rows[~match]] = 0
+            return rows[match]
+
+        left, pool = rows, batch if self.negatives.source == "batch" else None
+        many = len(self.caption_image) if pool is None else len(pool)
+        for attempt in range(_TRIES):  # in-batch partners may match; a few tries find another
+            if len(left) == 0:
                 break
-            if self.negatives.source == "batch":
-                chosen = batch[below(len(batch), self.key, Purpose.PARTNER, step, rows, attempt)]
-            else:
-                chosen = below(len(self.caption_image), self.key, Purpose.PARTNER, step, rows, attempt)
-            captions[rows], images[rows] = chosen, self.caption_image[chosen]
+            others = below(many, self.key, Purpose.PARTNER, step, left, attempt)
+            others = others if pool is None else pool[others]
+            left = exchange(left, others, self.caption_image[others])
+        # A group must have its negatives, from wherever; that a batch holds none is rare.
+        pools = [pool] if self.negatives.candidates == 1 or pool is None else [pool, None]
+        for row in left.tolist():
+            pair = samples.images[row], samples.captions[row]
+            searches = (self._search(step, row, *pair, where, bool(other_caption[row])) for where in pools)
+            found = next((f for f in searches if f is not None), None)
+            if found is not None:
+                images[row], captions[row], labels[row] = *found, 0
+            elif self.negatives.candidates > 1:
+                raise UsageError(
+                    f"step {step + 1} has a pair of which no negative can be made: all images of data.sources show "
+                    "the same, or all captions say the same; add others"
+                )
         hard = self.negatives.hard
         if hard is not None:
-            wanted = np.flatnonzero(images != samples.images)
-            wanted = wanted[uniform(self.key, Purpose.HARD, step, wanted, 0) < self.negatives.hard_share]
+            wanted = rows[uniform(self.key, Purpose.HARD, step, rows, 0) < self.negatives.hard_share]
             at = below(hard.captions.shape[1], self.key, Purpose.HARD, step, wanted, 1)
-            hard_captions = hard.captions[samples.images[wanted], at]
-            hard_images = hard.images[samples.captions[wanted], at]
-            own = samples.images[wanted]
-            wrong = (self.caption_image[hard_captions] != own) & (hard_images != own)
-            captions[wanted[wrong]], images[wanted[wrong]] = hard_captions[wrong], hard_images[wrong]
-        return Samples(images, captions, samples.labels, samples.ids)
+            exchange(wanted, hard.captions[samples.images[wanted], at], hard.images[samples.captions[wanted], at])
+        return Samples(images, captions, labels, samples.ids)
+
+    def _search(
+        self,
+        step: int,
+        row: int,
+        image: np.int64,
+        caption: np.int64,
+        pool: NDArray[np.int64] | None,
+        other_caption: bool,
+    ) -> tuple[np.int64, np.int64] | None:
+        """Looks at all partners of a pair, from a drawn one on: at their captions or at their images, then the reverse.
+
+        Args:
+            pool: captions; None: all of the corpus
+
+        Returns:
+            The image and the caption of a mismatched pair; None: there is none.
+        """
+        many = len(self.caption_image) if pool is None else len(pool)
+        first = int(below(many, self.key, Purpose.PARTNER, step, row, _TRIES))
+        for text in (other_caption, not other_caption):
+            for start in range(0, many, _BLOCK):
+                others = (first + np.arange(start, min(start + _BLOCK, many))) % many
+                others = others if pool is None else pool[others]
+                images = np.full_like(others, image) if text else self.caption_image[others]
+                captions = others if text else np.full_like(others, caption)
+                good = np.flatnonzero(~self._matches(images, captions))
+                if len(good):
+                    return images[good[0]], captions[good[0]]
+        return None
 
 
 def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imagebert.config import UsageError
+from imagebert.errors import UsageError
+from imagebert.files import open_regular, read_json
 
 _LAYER = {
     "attention.output.dense": "attention_output",
@@ -67,13 +67,7 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: no config.json, or a model that is neither BERT nor ImageBERT.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} has no readable config.json ({error}): give a Hugging Face model folder") from None
-    kind = config.get("model_type")
-    if kind not in ("bert", "imagebert"):
-        raise UsageError(f"{folder} holds a {kind!r} model: start from a BERT or an ImageBERT")
+    config, kind = _read_config(folder)
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
         raise UsageError(f"{folder} has activation {activation!r} or relative positions: ImageBERT has neither")
@@ -90,23 +84,51 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     ]
     if kind == "imagebert":
         names += ["feature_size", "num_region_classes"]
-    return {name: config[name] for name in names if name in config}
+    shape = {name: config[name] for name in names if name in config}
+    for name, value in shape.items():
+        whole = name not in ("layer_norm_eps", "initializer_range")
+        # Larger than any model: memory would be asked for before the weights are seen not to fit.
+        if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < (1 << 20 if whole else 1):
+            raise UsageError(f"{folder}/config.json has {name} {str(value)[:40]!r}: it is damaged")
+    return shape
 
 
-def initialize_from(model: nn.Module, folder: Path) -> InitializationReport:
+def is_imagebert(folder: Path) -> bool:
+    """Whether a model folder holds an ImageBERT, and no text-only BERT."""
+    return _read_config(folder)[1] == "imagebert"
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """config.json, and which model it is of."""
+    try:
+        config = read_json(folder / "config.json")
+    except UsageError as error:
+        raise UsageError(f"{folder} has no readable config.json ({error}): give a Hugging Face model folder") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in ("bert", "imagebert"):
+        raise UsageError(f"{folder} holds a {str(kind)[:40]!r} model: start from a BERT or an ImageBERT")
+    return config, kind
+
+
+def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False) -> InitializationReport:
     """Copies into `model` every tensor of the folder that has a place there, in place.
 
+    Args:
+        allow_partial: an encoder that the folder has only parts of, or nothing, is no error
+
     Raises:
-        UsageError: no model.safetensors, it cannot be read, or a tensor has another shape.
+        UsageError: no model.safetensors, it cannot be read, a tensor has another shape, or of embeddings and layers,
+            as far as that kind of model has them, one would stay new.
     """
     file = folder / "model.safetensors"
     if not file.is_file():
         raise UsageError(f"{folder} has no model.safetensors: convert its weights with transformers' save_pretrained")
     try:
+        open_regular(file).close()
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is damaged: {error}") from None
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    _, kind = _read_config(folder)
     renamed = tensors if kind == "imagebert" else _from_bert(tensors)
     # Tied tensors are stored once; the parameters list them once too.
     places = dict(model.named_parameters())
@@ -123,6 +145,15 @@ def initialize_from(model: nn.Module, folder: Path) -> InitializationReport:
             places[name].copy_(tensor)
             loaded.append(name)
     new = [name for name in places if name not in set(loaded)]
+    # What no BERT has, and what an ImageBERT may lack.
+    absent = ("global_image",) if kind == "imagebert" else ("global_image", "region_projection", "location_projection")
+    lacking = [name for name in new if name.startswith("imagebert.") and not any(part in name for part in absent)]
+    if lacking and not allow_partial:
+        strange = f", and has {ignored[0]!r} (one of {len(ignored)}), which is of no use" * bool(ignored)
+        raise UsageError(
+            f"{file} lacks {lacking[0]} (one of {len(lacking)} tensors of the encoder){strange}: is it another model, "
+            "or one whose names were given a prefix? model.allow_partial=true takes what there is"
+        )
     return InitializationReport(sorted(loaded), new, sorted(ignored))
 
 
@@ -148,5 +179,6 @@ def _from_bert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[full_name] = tensor
     for place, parts in joined.items():
-        renamed[place] = torch.cat([parts["query"], parts["key"], parts["value"]])
+        if len(parts) == 3 and len({part.shape[1:] for part in parts.values()}) == 1:
+            renamed[place] = torch.cat([parts["query"], parts["key"], parts["value"]])
     return renamed

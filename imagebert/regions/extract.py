@@ -6,14 +6,17 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.markup import escape
 from rich.progress import track
 
 from imagebert.config import UsageError
 from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import finished, write_regions
+from imagebert.data.transfer import describe_sources
+from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import decode
 from imagebert.regions.extractor import Extractor
-from imagebert.regions.images import UnreadableImage, find_images
+from imagebert.regions.images import find_images
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ def extract(
 ) -> Extracted:
     """Extracts every picture below `images`; an image's key is its path below that folder.
 
-    A call that was killed is made again and goes on.
+    A call that was killed is made again and goes on; one that ended well leaves what is there.
 
     Args:
         part, parts: of all pictures only every `parts`th, from the `part`th on
@@ -49,28 +52,29 @@ def extract(
         raise UsageError(f"there is no folder of pictures {images}")
     files = find_images(images)
     if not files:
-        raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF and TIFF are read")
+        raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read")
     files = files[part::parts]
     if not files:
         raise UsageError(f"part {part} of {parts} has no picture of {images}: take fewer parts")
-    refused = 0
-    job = {"extract": str(images.resolve()), "extractor": extractor.description, "part": [part, parts]}
+    job = {"extract": describe_sources([images]), "extractor": extractor.description, "part": [part, parts]}
+    if not overwrite and (before := finished(out, job, feature_type)) is not None:
+        return Extracted(len(files), len(files) - before, before)
     with write_regions(
         out, extractor.classes, extractor.description, feature_type, overwrite=overwrite, job=job
     ) as writer:
         keys = {file: file.relative_to(images).as_posix() for file in files}
         left = [file for file in files if not writer.has(keys[file])]
-        for file, image in track(decode(left), f"Extracting {images.name}", total=len(left)):
+        for file, image in track(decode(left), f"Extracting {escape(images.name)}", total=len(left)):
             if isinstance(image, UnreadableImage):
                 log.warning("%s is skipped: %s", file, image)
-                refused += 1
+                writer.refused += 1
                 continue
             record = extractor(image)
             try:
                 writer.add(keys[file], record)
             except UsageError as error:
                 log.warning("%s is refused: %s", file, error)
-                refused += 1
-        if refused == len(files):
-            raise UsageError(f"none of the {refused} pictures in {images} can be read")
-    return Extracted(len(files), len(files) - refused, refused)
+                writer.refused += 1
+        if writer.refused == len(files):
+            raise UsageError(f"none of the {len(files)} pictures in {images} can be read")
+    return Extracted(len(files), len(files) - writer.refused, writer.refused)

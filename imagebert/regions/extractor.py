@@ -19,6 +19,7 @@ from PIL import Image
 
 from imagebert.config import UsageError, build, read_yaml
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
+from imagebert.files import read_text
 from imagebert.regions.networks import NetworkSpec, load_network, prepare
 
 
@@ -52,6 +53,14 @@ class ExtractorSpec:
     max_regions: int = 100  # detector's regions kept, besides the whole image
     samples: int = 7  # RoIAlign samples along each side of a box
 
+    def __post_init__(self) -> None:
+        numbers = [("backbone_output", self.backbone_output, 0, 1000), ("max_regions", self.max_regions, 1, 10_000)]
+        numbers += [("samples", self.samples, 1, 100)]
+        numbers += [("detector.strides", stride, 1, 1 << 13) for stride in self.detector.strides]
+        for name, value, low, high in numbers:
+            if not low <= value <= high:
+                raise UsageError(f"{name} is {value}: give {low} to {high}")
+
 
 class DetectorExtractor:
     """An extractor read from its YAML description.
@@ -63,9 +72,10 @@ class DetectorExtractor:
     def __init__(self, description: Path) -> None:
         self.spec = build(ExtractorSpec, read_yaml(description), str(description))
         names = Path(self.spec.detector.classes)
-        if not names.is_file():
-            raise UsageError(f"{description}: there is no file of class names {names}")
-        self.classes = names.read_text(encoding="utf-8").split("\n")
+        try:
+            self.classes = read_text(names, 1 << 24).split("\n")
+        except UsageError as error:
+            raise UsageError(f"{description}: class names: {error}") from None
         self.classes = [name.strip() for name in self.classes if name.strip()]
         self._detect, detector_digest = load_network(self.spec.detector.network)
         self._backbone, backbone_digest = load_network(self.spec.backbone)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagebert.config import UsageError
-from imagebert.files import file_digest
+from imagebert.files import file_digest, open_regular
+
+_LARGEST_SIDE = 1 << 13
 
 Network = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
@@ -35,6 +37,15 @@ class InputSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     fit: Literal["stretch", "letterbox"] = "stretch"  # letterbox: keep the aspect, top left, pad the rest
     pad: int = 114
+
+    def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if not 0 < side <= _LARGEST_SIDE:
+                raise UsageError(f"input.{name} is {side}: give 1 to {_LARGEST_SIDE}")
+        if 0 in self.std:
+            raise UsageError("input.std has a 0: give what pixels are divided by")
+        if not 0 <= self.pad <= 255:
+            raise UsageError(f"input.pad is {self.pad}: give 0 to 255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +93,10 @@ def load_network(spec: NetworkSpec) -> tuple[Network, str]:
 def _load_onnx(path: Path) -> tuple[Network, str]:
     import onnxruntime
 
-    if not path.is_file():
-        raise UsageError(f"there is no ONNX file {path}: correct its name in the extractor's description")
+    try:
+        open_regular(path).close()
+    except UsageError as error:
+        raise UsageError(f"ONNX file: {error}; correct its name in the extractor's description") from None
     try:
         session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime raises its own classes, with no common base but Exception
@@ -99,17 +112,24 @@ def _load_module(spec: NetworkSpec) -> tuple[Network, str]:
         factory: Any = importlib.import_module(package)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"module {spec.module!r} cannot be imported: {error}") from None
-    module = factory(**spec.arguments).eval()
+    try:
+        module = factory(**spec.arguments).eval()
+    except Exception as error:  # whatever that callable raises
+        raise UsageError(f"{spec.module} cannot be made ({type(error).__name__}: {error})") from error
     if spec.weights:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        open_regular(Path(spec.weights)).close()
         try:
             module.load_state_dict(load_file(spec.weights))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise UsageError(f"weights {spec.weights} do not fit {spec.module}: {error}") from None
-    call = getattr(module, spec.method)
+    call = getattr(module, spec.method, None)
+    if not callable(call):
+        raise UsageError(f"{spec.module} gives no network with a method {spec.method!r}")
 
     def run(array: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         with torch.inference_mode():

@@ -1,8 +1,9 @@
 """`imagebert evaluate`: a model and a corpus to a folder with the score matrix and all that is counted in it.
 
-evaluation.json     what is evaluated; another model, data or limits get a folder of their own
+evaluation.json     what is evaluated, by digests; another model, data or limits get a folder of their own
 tiles/              while it is scored: the ledger (matrix.py)
 scores.npy, caption_image.npy, images.json     the matrix, the image of each caption, the images' keys
+digests.json        size and SHA-256 of these files and those below, and the seconds that scoring took
 recall.json         the figures
 queries.parquet     one row a query (queries.py)
 failures.html       the queries that went worst, as pictures (failures.py)
@@ -11,10 +12,9 @@ failures.html       the queries that went worst, as pictures (failures.py)
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +22,27 @@ import numpy as np
 import torch
 
 from imagebert import distributed
-from imagebert.config import UsageError, load_recipe
 from imagebert.data.corpus import Corpus, Items
 from imagebert.data.folder import make_folder
+from imagebert.data.tokens import Tokenizer
+from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
-from imagebert.files import file_digest
+from imagebert.files import (
+    DIGESTS,
+    add_digests,
+    check_digests,
+    digest_of,
+    read_json,
+    read_sealed,
+    sealed,
+    write_digests,
+    write_json,
+    write_sealed,
+)
+from imagebert.lock import Held, lock
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
+from imagebert.model_folder import ModelFolder
 from imagebert.retrieval.candidates import read_embeddings, two_step
 from imagebert.retrieval.failures import write_failures
 from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
@@ -40,12 +54,13 @@ from imagebert.retrieval.scoring import NO_DUAL, PairScorer, find_precision
 from imagebert_kernels import backend
 
 
-def load_model(folder: Path, items: Items) -> ImageBertForImageTextRetrieval:
+def load_model(model_folder: ModelFolder, items: Items) -> ImageBertForImageTextRetrieval:
     """The scoring model of a folder: a fine-tuned one, or a pre-trained one (zero-shot: its ITM head).
 
     Raises:
         UsageError: no ImageBERT there, or one made for other features or another vocabulary.
     """
+    folder = model_folder.path
     shape = read_architecture(folder)
     if "feature_size" not in shape:
         raise UsageError(f"{folder} is a text-only BERT: it scores no images, train it first")
@@ -54,37 +69,25 @@ def load_model(folder: Path, items: Items) -> ImageBertForImageTextRetrieval:
         if shape[name] != size:
             raise UsageError(f"{folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
     vocabulary = folder / "vocab.txt"
-    if vocabulary.is_file() and file_digest(vocabulary) != items.tokenizer.digest:
+    if vocabulary.is_file() and Tokenizer(vocabulary).pieces != items.tokenizer.pieces:
         raise UsageError(
             f"{vocabulary} is not the vocabulary that the pairs were tokenised with: use pairs of its kind"
         )
     model = ImageBertForImageTextRetrieval(ImageBertConfig.from_pretrained(folder))
-    report = initialize_from(model, folder)
+    report = initialize_from(model, folder, allow_partial=True)
     if report.new:
         raise UsageError(f"{folder} lacks weights: {', '.join(report.new[:4])}")
     return model
 
 
-def run_limits(model: Path) -> Limits:
-    """What was fed of a pair in the run that made a model; the paper's 100 regions and 41 words where it does not say.
-
-    Args:
-        model: a run's folder, or a model's
-    """
-    for folder in (model, model.parent):
-        if (folder / "config.yaml").is_file():
-            return Limits.of(load_recipe(str(folder / "config.yaml")).data)
-    return Limits(max_regions=100, max_words=41, whole_image=True)
-
-
 def kind_of(folder: Path) -> str:
     """zero-shot or fine-tuned: whether the model was trained for retrieval alone."""
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    architectures = read_json(folder / "config.json").get("architectures") or [""]
     return "fine-tuned" if architectures[0] == ImageBertForImageTextRetrieval.__name__ else "zero-shot"
 
 
 def make_scorer(
-    folder: Path, images: Items, texts: Items, limits: Limits, device: torch.device, precision: str = "auto"
+    folder: ModelFolder, images: Items, texts: Items, limits: Limits, device: torch.device, precision: str = "auto"
 ) -> PairScorer:
     """A model folder as a scoring function.
 
@@ -102,7 +105,7 @@ def make_scorer(
 class Evaluation(NamedTuple):
     """What is to be scored."""
 
-    model: Path
+    model: ModelFolder
     home: Path  # where evaluations of this model lie, each in a folder named after what is evaluated
     corpus: Corpus
     limits: Limits
@@ -120,9 +123,8 @@ class Evaluation(NamedTuple):
         return keys, [self.corpus.text(c) for c in self.captions]
 
     def identity(self) -> dict[str, Any]:
-        weights = self.model / "model.safetensors"
         return {
-            "model": file_digest(weights) if weights.is_file() else None,
+            "model": self.model.digest,
             "data": self.corpus.digest(),
             "limits": dataclasses.asdict(self.limits),
             "split": self.split,
@@ -146,52 +148,77 @@ def score(evaluation: Evaluation, out: Path | None) -> tuple[Path, Result | None
         The folder, and on rank 0 what is in it.
 
     Raises:
-        UsageError: the folder holds another evaluation, or cannot be written.
+        UsageError: the folder holds another evaluation, another process is scoring into it, or it cannot be written.
         OSError: the disk is full, or another rank failed; what is scored is kept.
     """
     identity = evaluation.identity()
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    folder = out or evaluation.home / f"{evaluation.split or 'all'}-{digest}"
+    folder = out or evaluation.home / f"{evaluation.split or 'all'}-{digest_of(identity)[:8]}"
+    held = None
+    with ExitStack() as stack:
+        with distributed.together():
+            if distributed.rank() == 0:
+                make_folder(folder)
+                held = stack.enter_context(lock(folder / ".lock", folder, "give another --out"))
+                _claim(folder, identity)
+        return folder, _score(evaluation, identity, folder, held)
+
+
+def _score(evaluation: Evaluation, identity: dict[str, Any], folder: Path, held: Held | None) -> Result | None:
     corpus, captions = evaluation.corpus, evaluation.captions
     main = distributed.rank() == 0
     with distributed.together():
         if main:
-            _claim(folder, identity)
             np.save(folder / "caption_image.npy", corpus.caption_image[captions], allow_pickle=False)
-            keys = [corpus.image_key(i) for i in range(evaluation.images)]
-            (folder / "images.json").write_text(json.dumps(keys), encoding="utf-8")
-    (there,) = distributed.total([main and (folder / "scores.npy").is_file()])
+            write_json(folder / "images.json", [corpus.image_key(i) for i in range(evaluation.images)])
+    (there,) = distributed.total([main and (folder / DIGESTS).is_file()])
     if not there:
         scorer = make_scorer(
             evaluation.model, corpus, corpus, evaluation.limits, distributed.device(), evaluation.precision
         )
         begun = time.perf_counter()
-        spent = score_to_disk(scorer, np.arange(evaluation.images), captions, folder)
+        spent = score_to_disk(scorer, np.arange(evaluation.images), captions, folder, digest_of(identity))
         took = {"seconds_scoring": spent, "seconds_this_call": time.perf_counter() - begun}
-        if main:
-            (folder / "seconds.json").write_text(json.dumps({**took, "ranks": distributed.world_size()}))
+        if held is not None:
+            held.check()
+            write_digests(folder, [*_SCORED, "evaluation.json"], **took, ranks=distributed.world_size())
             shutil.rmtree(folder / "tiles")
     if not main:
-        return folder, None
-    record = folder / "seconds.json"
-    seconds = json.loads(record.read_text())["seconds_scoring"] if record.is_file() else float("nan")
-    return folder, Result(load_scores(folder), seconds)
+        return None
+    return Result(*kept_scores(folder))
+
+
+# What scoring leaves; the other files are counted from these.
+_SCORED = ("scores.npy", "caption_image.npy", "images.json")
+
+
+def kept_scores(folder: Path) -> tuple[ScoreMatrix, float]:
+    """The matrix of a finished evaluation, checked and mapped, and the seconds that scoring took.
+
+    Raises:
+        UsageError: there is none, or it has changed since it was written.
+    """
+    if not (folder / DIGESTS).is_file() and (folder / "scores.npy").is_file():
+        raise UsageError(
+            f"{folder} is an evaluation of an older version, without digests: `imagebert verify --accept {folder}`"
+        )
+    found = check_digests(folder, f"remove {folder}, evaluate again", list(_SCORED))
+    return load_scores(folder), float(found.get("seconds_scoring", float("nan")))
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     record = folder / "evaluation.json"
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = [key for key in identity if before.get(key) != identity[key]]
+        before, now = read_sealed(record, f"remove {folder}, or give another --out"), sealed(identity)
+        changed = [key for key in identity if before.get(key) != now[key]]
         if changed:
             raise UsageError(f"{folder} is an evaluation with another {', '.join(changed)}: give another --out")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
         raise UsageError(f"{folder} exists and is no evaluation: give another --out")
     make_folder(folder)
     try:
-        record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+        write_sealed(record, identity)
+    except PermissionError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; name a folder with --out") from None
 
 
@@ -205,7 +232,7 @@ def check_candidates(evaluation: Evaluation, folds: int, embeddings: Path | None
         raise UsageError("--candidates are of all images: leave the folds out (coco in place of coco1k)")
     if embeddings is not None:
         read_embeddings(embeddings, *evaluation.names())
-    elif not ImageBertConfig.from_pretrained(evaluation.model).dual_size:
+    elif not ImageBertConfig.from_pretrained(evaluation.model.path).dual_size:
         raise UsageError(NO_DUAL)
 
 
@@ -224,10 +251,23 @@ def report(
         candidates: also search with so many of each query, in this process
         embeddings: a file of vectors that find them; None: the dual head's
     """
+    with lock(folder / ".lock", folder, wait=True):  # the same matrix may be counted in folds beside
+        return _report(evaluation, folder, result, folds, pictures, candidates, embeddings)
+
+
+def _report(
+    evaluation: Evaluation,
+    folder: Path,
+    result: Result,
+    folds: int,
+    pictures: Pictures,
+    candidates: int | None,
+    embeddings: Path | None,
+) -> dict[str, Any]:
     matrix = result.matrix
     corpus = evaluation.corpus
     ranked = rank_folds(matrix.scores, matrix.caption_image, folds)
-    kind = kind_of(evaluation.model)
+    kind = kind_of(evaluation.model.path)
     figures = {
         **summarize(ranked),
         "kind": kind,
@@ -243,7 +283,12 @@ def report(
         images = np.arange(evaluation.images)
         found = two_step(scorer, images, evaluation.captions, matrix, candidates, given)
         figures["two_step"] = {**found, "speed_up": result.seconds / found["seconds"]}
-    write_queries(folder, matrix, ranked, keys, texts)
-    write_failures(folder, figures, matrix, ranked, keys, texts, pictures)
-    in_folds(folder / "recall.json", folds).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    recall = in_folds(folder / "recall.json", folds)
+    write_json(recall, figures)
+    written = [
+        recall,
+        write_queries(folder, matrix, ranked, keys, texts),
+        write_failures(folder, figures, matrix, ranked, keys, texts, pictures),
+    ]
+    add_digests(folder, [path.name for path in written])
     return figures

@@ -4,10 +4,12 @@ A tile is a block of images of like length and a block of captions of like lengt
 the lengths alone, so any number of ranks can go on with what others left. A rank appends each tile that it has scored
 to a file of its own in OUT/tiles/:
 
-    tile, pairs, seconds, CRC-32 of the scores      uint32, uint32, float64, uint32; little-endian
-    scores                                          float32 [images of the tile, captions of the tile]
+    tile, pairs, seconds, CRC-32      uint32, uint32, float64, uint32; little-endian
+    scores                            float32 [images of the tile, captions of the tile]
 
-That is the ledger. A tile whose last bytes were never written is told by its checksum and scored again. When all tiles
+That is the ledger. The checksum is of the evaluation's digest, the numbers before it and the scores: a tile that was
+changed, cut or comes from another evaluation is told by it and scored again. Equal inputs are scored once: images of
+equal records and captions of equal words have equal scores, bit for bit, so that ties are ties. When all tiles
 are there, rank 0 puts them together into OUT/scores.npy, which is mapped, not read, whenever it is counted.
 """
 
@@ -34,7 +36,7 @@ from imagebert.feed.plan import Lengths
 Numbers = NDArray[np.int64]
 
 _IMAGES, _CAPTIONS = 32, 64  # of a tile
-_HEADER = struct.Struct("<IIdI")
+_HEADER, _CHECKSUM = struct.Struct("<IId"), struct.Struct("<I")
 _QUIET_SECONDS = 30  # between lines where there is no terminal to rewrite
 
 
@@ -54,6 +56,10 @@ class Scorer(Protocol):
 
     @property
     def lengths(self) -> Lengths: ...
+
+    @property
+    def classes(self) -> tuple[Numbers, Numbers]:
+        """Of all images and of all captions: equal numbers, equal inputs."""
 
     def launch(self, images: Numbers, captions: Numbers) -> Tensor: ...
 
@@ -117,6 +123,7 @@ def score_all(
     Args:
         tick: called after each tile
     """
+    (images, row_of), (captions, column_of) = _distinct(scorer, images, captions)
     which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
     scores = np.zeros((len(images), len(captions)), np.float32)
     for number, values, _ in score_tiles(scorer, images, captions, which, distributed.queue()):
@@ -124,17 +131,36 @@ def score_all(
         tick()
     if distributed.world_size() > 1:
         scores = np.array(distributed.total(scores.ravel().tolist()), np.float32).reshape(scores.shape)
-    return scores
+    return scores[np.ix_(row_of, column_of)]
+
+
+def _distinct(
+    scorer: Scorer, images: Numbers, captions: Numbers
+) -> tuple[tuple[Numbers, Numbers], tuple[Numbers, Numbers]]:
+    """Of each side one number of each class, in their order, and which of those each one is scored as."""
+    found = []
+    for numbers, classes in zip((images, captions), scorer.classes, strict=True):
+        _, first, inverse = np.unique(classes[numbers], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        found.append((numbers[first[order]], place[inverse]))
+    return found[0], found[1]
 
 
 # ------------------------------------------------------------------------------------------------------ on disk
 
 
 class Ledger:
-    """The tiles that are scored, by any rank in any call, in a folder."""
+    """The tiles that are scored, by any rank in any call, in a folder.
 
-    def __init__(self, folder: Path, which: Sequence[Tile]) -> None:
+    Args:
+        identity: of the evaluation that they are part of
+    """
+
+    def __init__(self, folder: Path, which: Sequence[Tile], identity: str) -> None:
         self.folder, self._tiles = folder, which
+        self._seed = zlib.crc32(identity.encode())
 
     def read(self) -> dict[int, tuple[Path, int, float]]:
         """Of each finished tile its file, where its scores begin, and the seconds that it took."""
@@ -142,14 +168,13 @@ class Ledger:
         for path in sorted(self.folder.glob("*.tiles")):
             with path.open("rb") as file:
                 while len(head := file.read(_HEADER.size)) == _HEADER.size:
-                    number, pairs, seconds, checksum = _HEADER.unpack(head)
+                    number, pairs, seconds = _HEADER.unpack(head)
+                    checksum = file.read(_CHECKSUM.size)
+                    if number >= len(self._tiles) or pairs != self._tiles[number].pairs:
+                        break  # damaged; or what was being written when its process ended
                     at, scores = file.tell(), file.read(4 * pairs)
-                    if (
-                        number >= len(self._tiles)
-                        or pairs != self._tiles[number].pairs
-                        or zlib.crc32(scores) != checksum
-                    ):
-                        break  # what was being written when its process ended; nothing is behind it
+                    if self._checksum(head, scores) != checksum:
+                        break
                     found[number] = path, at, seconds
         return found
 
@@ -165,17 +190,23 @@ class Ledger:
         name = f"rank{distributed.rank():05d}-{os.getpid()}-{time.time_ns()}.tiles"
         with (self.folder / name).open("xb") as file:
             for number, scores, seconds in scored:
-                data = scores.astype("<f4").tobytes()
-                file.write(_HEADER.pack(number, scores.size, seconds, zlib.crc32(data)) + data)
+                head, data = _HEADER.pack(number, scores.size, seconds), scores.astype("<f4").tobytes()
+                file.write(head + self._checksum(head, data) + data)
                 file.flush()
                 tick()
+
+    def _checksum(self, head: bytes, scores: bytes) -> bytes:
+        return _CHECKSUM.pack(zlib.crc32(scores, zlib.crc32(head, self._seed)))
 
     def pairs(self) -> int:
         """About how many pairs all ranks have written, by the size of their files."""
         return sum(path.stat().st_size for path in self.folder.glob("*.tiles")) // 4
 
-    def assemble(self, path: Path, shape: tuple[int, int]) -> float:
+    def assemble(self, path: Path, row_of: Numbers, column_of: Numbers) -> float:
         """Puts the matrix together; returns the seconds of scoring, summed over ranks and calls.
+
+        Args:
+            row_of, column_of: which row and column of the tiles each one of the matrix is
 
         Raises:
             OSError: a tile is missing, or there is no room.
@@ -186,20 +217,33 @@ class Ledger:
                 f"{self.folder} has {len(found)} of {len(self._tiles)} tiles: call again, the others are scored"
             )
         part = path.with_suffix(".part")
-        matrix = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        matrix = np.lib.format.open_memmap(part, "w+", np.float32, (len(row_of), len(column_of)))
         with part.open("r+b") as whole:  # a mapped file that finds no room later ends the process
             os.posix_fallocate(whole.fileno(), 0, part.stat().st_size)
         for number, (file, at, _) in found.items():
             rows, columns = self._tiles[number]
-            values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at)
-            matrix[np.ix_(rows, columns)] = values.reshape(len(rows), len(columns))
+            values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at).reshape(len(rows), len(columns))
+            (to_rows, from_rows), (to_columns, from_columns) = _scattered(rows, row_of), _scattered(columns, column_of)
+            matrix[np.ix_(to_rows, to_columns)] = values[np.ix_(from_rows, from_columns)]
         matrix.flush()
         os.replace(part, path)
         return sum(seconds for _, _, seconds in found.values())
 
 
-def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path) -> float:
+def _scattered(numbers: Numbers, number_of: Numbers) -> tuple[Numbers, Numbers]:
+    """Where the rows `numbers` of the tiles go: rows of the matrix, and for each its place in `numbers`."""
+    place = np.full(int(number_of.max()) + 1, -1)
+    place[numbers] = np.arange(len(numbers))
+    found = place[number_of]
+    to = np.flatnonzero(found >= 0)
+    return to, found[to]
+
+
+def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path, identity: str) -> float:
     """Writes out/scores.npy [len(images), len(captions)], going on with what is there; all ranks share the tiles.
+
+    Args:
+        identity: of the evaluation
 
     Returns:
         Seconds of scoring, summed over ranks and over the calls that it took.
@@ -207,8 +251,9 @@ def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path)
     Raises:
         OSError: the disk is full or cannot be written, or another rank failed; what is scored is kept.
     """
+    (images, row_of), (captions, column_of) = _distinct(scorer, images, captions)
     which = tiles(scorer.lengths.regions[images], scorer.lengths.words[captions])
-    ledger = Ledger(out / "tiles", which)
+    ledger = Ledger(out / "tiles", which, identity)
     main = distributed.rank() == 0
     finished = np.zeros(len(which))
     with distributed.together():
@@ -224,7 +269,7 @@ def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path)
         ledger.append((s._replace(number=int(numbers[s.number])) for s in scored), bar.tell)
     with distributed.together():
         if main:
-            seconds = ledger.assemble(out / "scores.npy", (len(images), len(captions)))
+            seconds = ledger.assemble(out / "scores.npy", row_of, column_of)
     return seconds
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import os
+from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from imagebert.config import UsageError
+from imagebert.errors import UsageError
+from imagebert.files import read_bytes
+from imagebert.pictures import DECODER, FILE_BYTES, LOCAL, PictureLimits, UnreadableImage
 
-# What a photograph may be; anything else that Pillow could open is refused.
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 50_000_000
+_KEPT = 256  # thumbnails: some tens of MB at most
 
 
 class Pictures:
@@ -25,6 +26,7 @@ class Pictures:
         self.folder = folder
         if folder is not None and not folder.is_dir():
             raise UsageError(f"--pictures {folder} is no folder: name the one that the regions were extracted from")
+        self._kept = lru_cache(_KEPT)(_thumbnail)
 
     @classmethod
     def beside(cls, regions: Path, folder: Path | None) -> Pictures:
@@ -37,38 +39,53 @@ class Pictures:
         """The file of a key; None where there is none, or where the key points out of the folder."""
         if self.folder is None:
             return None
-        root = self.folder.resolve()
-        path = (root / key).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
+        try:
+            root = self.folder.resolve()
+            path = (root / key).resolve()
+            return path if path.is_relative_to(root) and path.is_file() else None
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # a key that no file can have: too long, a zero byte, links in a ring
+            return None
 
     def thumbnail(self, key: str, size: int) -> bytes | None:
-        """A JPEG of at most size x size pixels; None where there is no readable picture."""
+        """A JPEG of at most size x size pixels; None where there is no readable picture.
+
+        Raises:
+            OSError: no decoder can be started.
+        """
         path = self.path(key)
         if path is None:
             return None
         try:
-            with open_picture(path.read_bytes()) as picture:
-                picture.thumbnail((size, size))
-                buffer = io.BytesIO()
-                picture.save(buffer, "JPEG", quality=82)
-        except (OSError, UsageError):
+            state = os.stat(path)
+        except OSError:
             return None
-        return buffer.getvalue()
+        return self._kept(path, size, state.st_mtime_ns, state.st_size)
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """A photograph that somebody sent, upright, RGB.
+def _thumbnail(path: Path, size: int, *state: int) -> bytes | None:
+    """With `state`, what tells a file from the one that had its name before."""
+    try:
+        data = read_bytes(path, FILE_BYTES)
+    except (OSError, UsageError):
+        return None
+    try:
+        return DECODER.thumbnail(data, size, LOCAL)
+    except UnreadableImage:
+        return None
+
+
+def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
+    """A photograph that somebody named or sent, upright, RGB.
 
     Raises:
-        UsageError: it is none of FORMATS, damaged, or has more than MAX_PIXELS; it is not decoded then.
+        UsageError: it cannot be used; one sentence says why.
+        OSError: no decoder can be started.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UsageError(f"the picture has more pixels than {MAX_PIXELS:,}: send a smaller one")
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except Image.DecompressionBombError:
-        raise UsageError(f"the picture has more pixels than {MAX_PIXELS:,}: send a smaller one") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = "it is damaged" if "truncated" in str(error) or "broken" in str(error) else "it is none"
-        raise UsageError(f"cannot read the picture, {reason}: send a JPEG, PNG or WebP") from None
+        return DECODER.picture(data, limits)
+    except UnreadableImage as error:
+        raise UsageError(f"cannot read the picture, {error}") from None

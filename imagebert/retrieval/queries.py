@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from imagebert.config import UsageError
+from imagebert.errors import UsageError
+from imagebert.files import DIGESTS, check_digests
 from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import CUTOFFS, NAMES, Fold, Ranks, averages, blocks, bootstrap
 
@@ -88,6 +89,8 @@ def read_folds(folder: Path) -> tuple[list[Fold], list[tuple[str, str]]]:
     path = folder / FILE if folder.is_dir() else folder
     if not path.is_file() and len(found := list(folder.glob("queries-*-folds.parquet"))) == 1:
         path = found[0]
+    if (path.parent / DIGESTS).is_file():
+        check_digests(path.parent, "evaluate again", [path.name])
     try:
         table = parquet.read_table(path, columns=["query", "image", "caption", "fold", "rank"]).to_pydict()
     except (OSError, pa.ArrowException, KeyError) as error:

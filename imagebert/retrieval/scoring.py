@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ ScoreFunction = Callable[[Numbers, Numbers], NDArray[np.float32]]
 # Tokens that go through the layers together. On a CPU what one operation leaves is still in the cache for the next, and
 # the allocator hands the same pages out again (python -m benchmarks.score --tokens); a GPU wants to be filled.
 TOKENS = {"cpu": 2048, "cuda": 65536}
+_AT_ONCE = 4096  # pairs whose encoded sides are in memory together
 
 
 NO_DUAL = (
@@ -83,10 +85,21 @@ class PairScorer:
         """Tokens of each image and each caption, cut to what is fed."""
         return Lengths(self._images.lengths.regions, self._texts.lengths.words)
 
+    @property
+    def classes(self) -> tuple[Numbers, Numbers]:
+        """Of all images and of all captions: equal numbers where records, or words that are fed, are equal."""
+        return self._images.classes, self._texts.classes
+
     def __call__(self, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
-        """The ITM head's logit of each pair, float32 [B]."""
-        scores: NDArray[np.float32] = self.launch(images, captions).cpu().numpy()
-        return scores
+        """The ITM head's logit of each pair, float32 [B]: of equal inputs the same bits, however many there are."""
+        image_class, caption_class = self.classes
+        key = image_class[images] * (int(caption_class.max()) + 1) + caption_class[captions]
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # as they were given
+        parts = np.split(first[order], range(_AT_ONCE, len(first), _AT_ONCE))
+        scores = np.empty(len(first), np.float32)
+        scores[order] = np.concatenate([self.launch(images[part], captions[part]).cpu().numpy() for part in parts])
+        return scores[inverse]
 
     @torch.inference_mode()
     def launch(self, images: Numbers, captions: Numbers) -> Tensor:
@@ -152,10 +165,33 @@ class _Side:
 
     def __init__(self, scorer: PairScorer, packer: Packer, kept: slice, memory: int) -> None:
         self._scorer, self._packer, self._kept = scorer, packer, kept
+        self._is_images = bool(kept.stop)
         self.lengths = packer.lengths
         self._room = memory
         self._arena = Arena()
         self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+
+    @cached_property
+    def classes(self) -> Numbers:
+        """Equal numbers: equal inputs, byte for byte."""
+        items, classes = (
+            self._packer.corpus,
+            np.arange(len(self.lengths.regions if self._is_images else self.lengths.words)),
+        )
+        if self._is_images:
+            told = items.image_class  # by checksums
+            inputs = [b""] * len(classes)
+            for image in np.flatnonzero(np.bincount(told)[told] > 1).tolist():
+                inputs[image] = b"".join(np.asarray(part).tobytes() for part in items.regions(image))
+        else:
+            pieces = items.first_pieces(classes, self.lengths.words)
+            ends = np.cumsum(self.lengths.words).tolist()
+            inputs = [pieces[end - n : end].tobytes() for end, n in zip(ends, self.lengths.words.tolist(), strict=True)]
+        first: dict[bytes, int] = {}
+        for number, content in enumerate(inputs):
+            if content:
+                classes[number] = first.setdefault(content, number)
+        return classes
 
     def get(self, numbers: Numbers) -> list[Encoded]:
         """Of each number its tokens, in order."""
@@ -184,7 +220,7 @@ class _Side:
     def batches(self, numbers: Numbers) -> Iterator[tuple[Numbers, PackedBatch]]:
         """The side alone, packed: some of the numbers, and those as pairs whose other side is empty."""
         nothing = np.zeros_like(numbers)
-        images, texts = (numbers, nothing) if self._kept.stop else (nothing, numbers)
+        images, texts = (numbers, nothing) if self._is_images else (nothing, numbers)
         lengths = self._packer.lengths.regions[images] + self._packer.lengths.words[texts] + SPECIAL_TOKENS
         for rows in self._scorer.batches(np.arange(len(numbers)), lengths):
             samples = Samples(images[rows], texts[rows], nothing[rows], np.arange(len(rows)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,21 +18,22 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 
-from imagebert.config import UsageError
 from imagebert.data.corpus import LooseItems, StoreImages
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.regions import RegionStore
+from imagebert.data.regions import RegionStore, describe_array, read_array
 from imagebert.data.tokens import Tokenizer
+from imagebert.errors import UsageError
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
-from imagebert.files import file_digest
+from imagebert.files import digest_of, read_sealed, write_sealed
 from imagebert.model.attention_maps import word_region_attention
+from imagebert.model_folder import ModelFolder
 from imagebert.retrieval.candidates import nearest
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.pictures import Pictures
-from imagebert.retrieval.scoring import Numbers, PairScorer, ScoreFunction
+from imagebert.retrieval.scoring import PairScorer
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +90,13 @@ class Finder:
 
     def __init__(
         self,
-        model: Path,
+        model: ModelFolder,
         store: RegionStore,
         limits: Limits,
         captions: PairStore | None = None,
         precision: str = "auto",
     ) -> None:
-        self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model)
+        self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model.path)
         self._folder, self.store, self.limits = model, store, limits
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nothing = self._loose([store.read(0)], [[self.tokenizer.unk_id]])
@@ -149,34 +148,35 @@ class Finder:
             if self._vectors is None:
                 self._vectors = self._index(numbers)
             numbers = nearest(self._by_text.text_vectors(np.zeros(1, np.int64)), self._vectors, CANDIDATES)[0]
-        scores = _in_parts(self._by_text, numbers, np.zeros_like(numbers))
+        scores = self._by_text(numbers, np.zeros_like(numbers))
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(numbers[i]), self.store.key(int(numbers[i])), float(scores[i])) for i in best]
 
     def _index(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of all images [I, D]: computed once for a model and a store, and kept beside the model."""
-        path = self._folder / "index" / f"{self._identity()}.npy"
-        if path.is_file():
-            with suppress(OSError, ValueError):
-                kept: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-                if len(kept) == len(numbers):
-                    return kept
+        folder = self._folder.path / "index"
+        kept = folder / f"{self._identity()}.npy"
+        described = kept.with_suffix(".json")
+        if kept.is_file() and described.is_file():
+            with suppress(UsageError):  # damaged: it is made again
+                if len(vectors := read_array(kept, read_sealed(described))) == len(numbers):
+                    return vectors
         parts = np.array_split(numbers, max(1, len(numbers) // 1000))
         console = Console(stderr=True)
         vectors = np.concatenate([self._by_text.image_vectors(p) for p in track(parts, "Indexing", console=console)])
         try:
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix(f".part{os.getpid()}.npy")
+            folder.mkdir(exist_ok=True)
+            part = folder / f".{kept.name}.{os.getpid()}.part.npy"
             np.save(part, vectors, allow_pickle=False)
-            os.replace(part, path)
+            description = describe_array(part)
+            os.replace(part, kept)
+            write_sealed(described, description)
         except OSError as error:
-            log.warning("the index cannot be kept in %s (%s): it is made again next time", path.parent, error.strerror)
+            log.warning("the index cannot be kept in %s (%s): it is made again next time", folder, error.strerror)
         return vectors
 
     def _identity(self) -> str:
-        shards = [shard.get("sha256", shard["bytes"]) for shard in self.store.shards]
-        what = [file_digest(self._folder / "model.safetensors"), shards, vars(self.limits)]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of([self._folder.digest, self.store.content, vars(self.limits), str(self.model.dtype)])[:16]
 
     def texts(self, record: RegionRecord, top: int) -> list[Hit]:
         """The best captions for the regions of a picture.
@@ -193,7 +193,7 @@ class Finder:
             )
         self._by_image.show(self._loose([record], [[]]))
         captions = np.arange(len(self.captions))
-        scores = _in_parts(self._by_image, np.zeros_like(captions), captions)
+        scores = self._by_image(np.zeros_like(captions), captions)
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(c), self.captions[c], float(scores[c])) for c in best]
 
@@ -227,12 +227,6 @@ class Finder:
         by_word = np.array([attention[r].mean(axis=0) for r in rows], np.float32).reshape(len(words), -1)
         names = ["whole image" if c == WHOLE_IMAGE else self.store.classes[c] for c in record.classes.tolist()]
         return Explanation(record, names, words, by_word)
-
-
-def _in_parts(score: ScoreFunction, images: Numbers, captions: Numbers, size: int = 256) -> NDArray[np.float32]:
-    """Scores [B] that need not fit into memory at once."""
-    cuts = range(size, len(images), size)
-    return np.concatenate([score(i, c) for i, c in zip(np.split(images, cuts), np.split(captions, cuts), strict=True)])
 
 
 def contact_sheet(hits: Sequence[Hit], pictures: Pictures, path: Path, columns: int = 5, size: int = 220) -> int:

@@ -26,7 +26,7 @@ from imagebert import __version__, distributed
 from imagebert.config import RunConfig, UsageError
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore
-from imagebert.engine.engine import find_deepspeed_config
+from imagebert.engine.engine import check_monitors, merge_deepspeed_config
 from imagebert.training.capacity import checkpoint_bytes, parameter_count
 from imagebert.training.run import fit_microbatches, model_shape
 
@@ -79,6 +79,7 @@ def look(config: RunConfig | None) -> dict[str, Any]:
     if config is not None:
         checks: list[Callable[[], None]] = [lambda: _check_disk(config, facts), lambda: _check_batch(config)]
         checks += [lambda source=source: _check_source(source, facts) for source in config.data.sources]  # type: ignore[misc]
+        checks.append(lambda: check_monitors(config))
         for check in checks:
             try:
                 check()
@@ -177,8 +178,8 @@ def _check_disk(config: RunConfig, facts: dict[str, Any]) -> None:
 
 
 def _check_batch(config: RunConfig) -> None:
-    find_deepspeed_config(config.engine.deepspeed)
     ranks = distributed.world_size()
+    merge_deepspeed_config(config, "fp32", ranks)
     parts = ranks * fit_microbatches(config, ranks).schedule.accumulation
     size = config.schedule.batch_size
     if size is not None and size < parts:

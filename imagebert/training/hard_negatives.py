@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,30 +13,73 @@ from safetensors.numpy import save_file
 from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.plan import HardNegatives
+from imagebert.files import open_regular, parse_json
 
 
 def write_hard_negatives(path: Path, mined: HardNegatives, corpus: Corpus) -> None:
-    metadata = {"corpus": json.dumps(corpus.digest())}
+    """Writes a safetensors file: captions [I, K] and images [N, K], with the corpus that they number and a digest.
+
+    Raises:
+        OSError: it cannot be written; what stood there is as it was.
+    """
+    origin = json.dumps(corpus.digest())
     part = path.with_name(f".{path.name}.part")
     try:
-        save_file({"captions": mined.captions, "images": mined.images}, part, metadata)
-    except SafetensorError as error:
+        save_file(mined._asdict(), part, {"corpus": origin, "digest": _digest(mined, origin)})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
-    os.replace(part, path)
+
+
+def check_hard_negatives(path: Path) -> int:
+    """The captions in a file that `imagebert mine` wrote, which is whole.
+
+    Raises:
+        UsageError: no such file, or it is damaged.
+        OSError: the disk fails.
+    """
+    mined, _ = _read(path)
+    return len(mined.images)
 
 
 def read_hard_negatives(path: Path, corpus: Corpus) -> HardNegatives:
     """What `imagebert mine` wrote for this very corpus.
 
     Raises:
-        UsageError: no such file, or it was mined from other data.
+        UsageError: no such file, it is damaged, or it was mined from other data.
+        OSError: the disk fails.
     """
+    mined, origin = _read(path)
+    if parse_json(origin, f"the corpus of {path}") != corpus.digest():
+        raise UsageError(f"{path} was mined from other data than this run's: mine again")
+    keep = mined.captions.shape[1]
+    shapes = [(corpus.images, keep), (len(corpus), keep)]
+    within = [((n >= 0) & (n < end)).all() for n, end in zip(mined, (len(corpus), corpus.images), strict=True)]
+    if keep == 0 or [n.shape for n in mined] != shapes or not all(within):
+        raise UsageError(f"{path} numbers other images and captions than this run's: mine again")
+    return mined
+
+
+def _read(path: Path) -> tuple[HardNegatives, str]:
+    """What a file holds, whole, and the corpus that it is of."""
+    open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            kinds = {name: (part.get_dtype(), len(part.get_shape())) for name, part in parts.items()}
+            if kinds != {"captions": ("I64", 2), "images": ("I64", 2)} or "corpus" not in metadata:
+                raise UsageError(f"{path} holds no hard negatives: make them with `imagebert mine`")
             mined = HardNegatives(file.get_tensor("captions"), file.get_tensor("images"))
-            origin = json.loads(file.metadata()["corpus"])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except SafetensorError as error:
         raise UsageError(f"cannot read hard negatives from {path} ({error}): make them with `imagebert mine`") from None
-    if origin != corpus.digest():
-        raise UsageError(f"{path} was mined from other data than this run's: mine again")
-    return mined
+    if _digest(mined, metadata["corpus"]) != metadata.get("digest"):
+        raise UsageError(f"{path} has changed since it was written, or is of an older version: mine again")
+    return mined, metadata["corpus"]
+
+
+def _digest(mined: HardNegatives, origin: str) -> str:
+    """SHA-256 of all that the file says."""
+    shapes = json.dumps([mined.captions.shape, mined.images.shape, origin])
+    return hashlib.sha256(b"".join([shapes.encode(), mined.captions.tobytes(), mined.images.tobytes()])).hexdigest()

@@ -7,8 +7,10 @@ it again: its batch, masks and dropout are functions of the step.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from imagebert import distributed
+from imagebert.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +35,19 @@ class Health:
     """Collective: all ranks make the same calls.
 
     Args:
+        folder: of the run
         names: of the losses
         limit: skipped steps in a row that end the run
         describe: what a step consists of, as plain data
+
+    Attributes:
+        folder: where they are written down
     """
 
     def __init__(
         self, folder: Path, names: Sequence[str], limit: int, describe: Callable[[int], dict[str, Any]]
     ) -> None:
-        self._folder, self._names, self._limit, self._describe = folder / "skipped", names, limit, describe
+        self.folder, self._names, self._limit, self._describe = folder / "skipped", names, limit, describe
         self._noted: list[_Noted] = []
         self._in_a_row = 0
 
@@ -64,7 +71,7 @@ class Health:
             if self._in_a_row >= self._limit:
                 raise FloatingPointError(
                     f"loss or gradient was not finite in {self._in_a_row} steps in a row, up to step {found.step + 1}: "
-                    f"nothing was saved since; see {self._folder}, then lower the learning rate or mend the data"
+                    f"nothing was saved since; see {self.folder}, then lower the learning rate or mend the data"
                 )
         return bool(flags[-1])
 
@@ -76,7 +83,7 @@ class Health:
         losses = distributed.total(found.sums.tolist())
         if distributed.rank() != 0:
             return
-        path = self._folder / f"step-{found.step + 1:08d}.json"
+        path = self.folder / f"step-{found.step + 1:08d}.json"
         content = {
             "step": found.step + 1,
             "gradient_norm": str(float(found.norm)),
@@ -84,9 +91,9 @@ class Health:
             "ranks_whose_loss_is_not_finite": ranks,
             **self._describe(found.step),
         }
+        log.warning("step %d moved nothing: its gradient is not finite; see %s", found.step + 1, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(path, content)
         except OSError as error:
-            log.warning("cannot write %s: %s", path, error.strerror)
-        log.warning("step %d moved nothing: its gradient is not finite; see %s", found.step + 1, path)
+            log.warning("cannot write %s (%s): %s", path, os.strerror(error.errno or errno.EIO), json.dumps(content))

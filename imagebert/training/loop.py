@@ -25,6 +25,7 @@ from imagebert.feed.draws import Purpose, draw
 from imagebert.feed.feeder import Feeder
 from imagebert.training.health import Health
 from imagebert.training.objectives import Objective
+from imagebert.training.ownership import Ownership
 
 
 class Stopped(NamedTuple):
@@ -49,6 +50,7 @@ def train(
     meter: Meter,
     health: Health,
     checkpoints: Checkpoints,
+    ownership: Ownership,
     steps: Steps,
     *,
     key: int,
@@ -67,6 +69,11 @@ def train(
         evaluate: names and values of figures of the model after so many steps; all ranks call it
         state: what a checkpoint keeps beside weights and moments
         tick: called at every step boundary
+
+    Raises:
+        TakenOver: another process has the run's folder now; nothing more is saved.
+        FloatingPointError: loss or gradient was not finite in too many steps in a row, or in the run's last one.
+        OSError: the last checkpoint could not be written, or another rank is gone.
     """
     save_due = False
     with _wish_to_stop() as wish:
@@ -82,8 +89,9 @@ def train(
             # stay on the device; hosts tell each other what hosts know, and no GPU is waited for.
             counts = distributed.total_on_device(torch.stack([objective.counts(b) for b in microbatches]).sum(0))
             pairs, tokens = sum(b.real_pairs for b in microbatches), sum(b.real_tokens for b in microbatches)
-            known = [pairs, tokens, feeder.damaged_records, wish(), *checkpoints.progress()]
-            pairs_fed, tokens_fed, damaged, stop, *saved = distributed.total(known)
+            known = [pairs, tokens, feeder.damaged_records, wish(), ownership.lost, *checkpoints.progress()]
+            pairs_fed, tokens_fed, damaged, stop, lost, *saved = distributed.total(known)
+            ownership.settle(lost)
             checkpoints.settle(*saved)
 
             engine.set_learning_rate(learning_rate(step))
@@ -115,10 +123,17 @@ def train(
                         with meter.paused():
                             values |= dict(evaluate(done))
                     engine.write_monitors(meter.write(done, values), done)
+                if skipped and done == steps.total:
+                    raise FloatingPointError(
+                        f"loss or gradient was not finite in the last step, {done}: it moved nothing, and neither a "
+                        f"checkpoint nor a model is written of it; see {health.folder}, then lower the learning rate "
+                        "or mend the data; `imagebert export` gives the checkpoint before"
+                    )
                 # Weights that give no finite loss are not worth keeping; the next good step is saved.
                 if save_due and (last or not skipped):
                     save_due = False
                     with meter.paused():
+                        ownership.check()
                         checkpoints.save(engine, done, state())
                     if stopping:
                         checkpoints.finish()

@@ -7,12 +7,15 @@ gloo's collectives take, wherever they run. A part's time is without the communi
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 PARTS = ("data", "forward", "backward", "optimizer")
 _WARM_UP = 3  # steps before the first that is recorded
@@ -42,11 +45,14 @@ class StepProfiler:
         self._profiler.stop()
 
     def _write(self, profiler: torch.profiler.profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         trace = self.folder / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        figures = breakdown(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
-        (self.folder / "profile.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(trace))
+            figures = breakdown(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
+            (self.folder / "profile.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:  # cut short by a full disk
+            log.warning("cannot write %s (%s): training goes on without", self.folder, error)
 
 
 def breakdown(events: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ its own newest checkpoint, from model.initialize_from, or from nowhere.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import math
@@ -19,14 +20,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, build, differences, load_recipe, to_plain, to_yaml
+from imagebert.config import RunConfig, UsageError, build, differences, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
-from imagebert.data.folder import publish
+from imagebert.data.tokens import Tokenizer
 from imagebert.engine.checkpoints import Checkpoints, find_newest
 from imagebert.engine.engine import Engine, zero_stage
 from imagebert.engine.metrics import Meter
@@ -38,8 +38,9 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Matches, Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
+from imagebert.files import file_digest, write_bytes
 from imagebert.host import keep_memory
 from imagebert.model import (
     ImageBertConfig,
@@ -47,12 +48,14 @@ from imagebert.model import (
     ImageBertForPreTraining,
     initialize_from,
 )
-from imagebert.model.initialization import find_model, read_architecture
+from imagebert.model.initialization import find_model, is_imagebert, read_architecture
+from imagebert.model_folder import Processing, is_whole, open_model, processing_of, write_model
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
 from imagebert.training.loop import Steps, Stopped, train
 from imagebert.training.objectives import make_objective
+from imagebert.training.ownership import Ownership, own
 from imagebert.training.profile import StepProfiler
 from imagebert_kernels import backend
 
@@ -68,6 +71,13 @@ class Evaluator(Protocol):
         """Names and values to log. Collective; calls `alive` now and then, as the watchdog wants."""
 
 
+# What a checkpoint of ours keeps beside weights and moments.
+_STATE: dict[str, type] = {
+    **dict.fromkeys(("config", "data", "layout", "model", "processing"), dict),
+    **dict.fromkeys(("started_from", "hard_negatives"), object),  # there, though it be None
+    "seconds": float,
+}
+
 # Makes one from the recipe, the model's shape and the type of its weights.
 MakeEvaluator = Callable[[RunConfig, ImageBertConfig, torch.dtype], Evaluator]
 
@@ -82,13 +92,13 @@ def run(
         make_evaluator: what evaluates where the recipe says when; None: nothing does
 
     Raises:
-        UsageError: the recipe, its data or its checkpoints do not fit.
+        UsageError: the recipe, its data or its checkpoints do not fit, or another process writes the run's folder.
         FloatingPointError: loss or gradient is not finite, again and again.
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
     distributed.start(config.engine.timeout_minutes)
-    with _watchdog(config.engine.timeout_minutes) as alive:
-        return _run(config, stop_at, profile, make_evaluator, alive)
+    with _watchdog(config.engine.timeout_minutes) as alive, own(Path(config.output)) as ownership:
+        return _run(config, stop_at, profile, make_evaluator, alive, ownership)
 
 
 def _run(
@@ -97,6 +107,7 @@ def _run(
     profile: int,
     make_evaluator: MakeEvaluator | None,
     alive: Callable[[], None],
+    ownership: Ownership,
 ) -> Stopped:
     config = choose_step(fit_microbatches(given, distributed.world_size()))
     if config.engine.deterministic:
@@ -125,16 +136,25 @@ def _run(
 
     sizes = make_sizes(config, plan)
 
-    model = make_model(config, corpus)
+    model, started_from = make_model(config, corpus)
     engine = Engine(model, config)
     if config.engine.step != "eager" and engine.stage == 3:
         raise UsageError(
             f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
         )
     keep = config.checkpoint
-    checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive)
+    checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive, _STATE)
     alive()
-    identity = {"config": to_plain(given), "data": corpus.digest(), "layout": engine.layout()}
+    hard = config.retrieval.hard_negatives if config.task == "finetune" else None
+    identity = {
+        "config": to_plain(given),
+        "data": corpus.digest(),
+        "hard_negatives": hard and file_digest(Path(hard)),
+        "started_from": started_from,
+        "layout": engine.layout(),
+    }
+    processing = processing_of(corpus, Limits.of(config.data))
+    ownership.check()
     start, seconds = _resume(engine, checkpoints, identity)
     alive()
     if config.engine.step == "graphed":
@@ -146,7 +166,8 @@ def _run(
     steps = Steps(start, min(total, stop_at or total), total)
 
     ranks = distributed.world_size()
-    meter = Meter(folder, start, total, seconds, main, ranks, pair_share(config, packer, model.config) / ranks)
+    with distributed.together():
+        meter = Meter(folder, start, total, seconds, main, ranks, pair_share(config, packer, model.config) / ranks)
     objective = make_objective(config)
     limit = config.engine.max_skipped_steps
     health = Health(folder, list(objective.weights), limit, lambda step: describe_step(config, plan, corpus, step))
@@ -179,6 +200,11 @@ def _run(
             )
         alive()
 
+    def state() -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and moments: all that a model folder says of itself."""
+        shape = model.config.to_dict()
+        return {**identity, "seconds": meter.seconds, "model": shape, "processing": processing._asdict()}
+
     feeder = Feeder(
         plan,
         packer,
@@ -203,6 +229,7 @@ def _run(
                 meter,
                 health,
                 checkpoints,
+                ownership,
                 steps,
                 key=plan.key,
                 learning_rate=lambda step: learning_rate(step, total, config.schedule, config.optimizer, plan.pairs),
@@ -210,21 +237,24 @@ def _run(
                 save_every=config.checkpoint.every_steps,
                 evaluate_every=config.evaluation.every_steps if evaluator is not None else 0,
                 evaluate=evaluate,
-                state=lambda: {**identity, "seconds": meter.seconds, "model": model.config.to_dict()},
+                state=state,
                 tick=tick,
             )
     finally:
+        checkpoints.close()
         meter.close()
         if profiler is not None:
             profiler.close()
     # Rank 0 decides: the others may look after it has begun to write.
-    (missing,) = distributed.total([main and not (folder / "model" / "config.json").is_file()])
+    (missing,) = distributed.total([main and not is_whole(folder / "model")])
     if stopped.finished and (steps.start < total or missing):
         alive()
         weights = engine.full_weights()
+        ownership.check()
         with distributed.together():
-            if weights is not None:
-                export(model, weights, corpus, folder / "model")
+            if weights is not None:  # `imagebert export` may be at it
+                model_folder = folder / "model"
+                write_model(model, weights, processing, training_of(state(), stopped.step), model_folder, wait=True)
     engine.close()
     return stopped
 
@@ -296,6 +326,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         batch_tokens=config.schedule.batch_tokens,
         parts=distributed.world_size() * config.schedule.accumulation,
         block=config.contrast,
+        matches=Matches(corpus.image_class, corpus.caption_class, corpus.caption_image),
     )
 
 
@@ -340,8 +371,12 @@ def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
     return choose_sizes(plan, words * pretrain, regions * pretrain)
 
 
-def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
-    """New weights from the seed, then those of model.initialize_from where they fit."""
+def make_model(config: RunConfig, corpus: Corpus) -> tuple[PreTrainedModel, str | None]:
+    """New weights from the seed, then those of model.initialize_from; and the digest of that.
+
+    Raises:
+        UsageError: what is started from is damaged, or is for other data or another vocabulary.
+    """
     wanted = {
         "vocab_size": len(corpus.tokenizer),
         "feature_size": corpus.feature_size,
@@ -354,12 +389,33 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     torch.manual_seed(config.seed)
     kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
     model = kind(shape)
+    started_from = None
     if origin is not None:
-        log.info("%s: %s", origin, initialize_from(model, origin))
+        started_from = _check_origin(origin, config, corpus)
+        log.info("%s: %s", origin, initialize_from(model, origin, config.model.allow_partial))
     if config.engine.step == "compiled":
         for layer in model.imagebert.layers:
             layer.compile(fullgraph=True, dynamic=False)
-    return model
+    return model, started_from
+
+
+def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> str:
+    """The digest of the weights that a run starts from, after a look at what they were trained on."""
+    vocabulary = origin / "vocab.txt"
+    if vocabulary.is_file():
+        theirs, ours = Tokenizer(vocabulary).pieces, corpus.tokenizer.pieces
+        if theirs != ours:
+            same = [a == b for a, b in zip(theirs, ours, strict=False)]
+            at = same.index(False) if False in same else len(same)
+            raise UsageError(
+                f"{vocabulary} is not the vocabulary that the pairs were tokenised with (piece {at} differs): tokenise "
+                "them with it, or start from weights of their vocabulary"
+            )
+    if not is_imagebert(origin):
+        return file_digest(origin / "model.safetensors") if (origin / "model.safetensors").is_file() else ""
+    found = open_model(origin)
+    found.note_differences(corpus.stores[0], Limits.of(config.data))
+    return found.digest
 
 
 def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertConfig, Path | None]:
@@ -390,33 +446,31 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
     return ImageBertConfig(**{**found, **wanted, **options}), origin
 
 
-def export(model: PreTrainedModel, weights: dict[str, Tensor], corpus: Corpus, out: Path) -> None:
-    """Writes the model folder: weights in float32, its configuration and its vocabulary."""
-    whole = type(model)(model.config)
-    whole.load_state_dict(weights, strict=False)  # tied weights are listed once
-    whole.tie_weights()
-    disable_progress_bar()
-    with publish(out, replaces="config.json") as folder:
-        whole.save_pretrained(folder)
-        (folder / "vocab.txt").write_bytes(corpus.tokenizer.path.read_bytes())
+def training_of(state: dict[str, Any], steps: int) -> dict[str, Any]:
+    """How a model was trained, for its folder, from what a checkpoint keeps."""
+    kept = ("data", "started_from", "hard_negatives", "seconds")
+    return {"recipe": state["config"], "steps": steps, **{name: state[name] for name in kept}}
 
 
 def export_run(run_folder: Path, out: Path) -> int:
     """Writes the model of a run's newest good checkpoint, which may still be training, to `out`; returns its steps.
 
+    Nothing but the checkpoint is needed: its data need not be there.
+
     Raises:
         UsageError: the folder holds no run or no checkpoint.
     """
-    config = load_recipe(str(run_folder / "config.yaml"))
-    folder, manifest = find_newest(run_folder / "checkpoints")
+    folder, manifest = find_newest(run_folder / "checkpoints", _STATE)
+    state = manifest["state"]
     shards = Shards(folder, manifest["shards"])
-    kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
-    model = kind(ImageBertConfig(**manifest["state"]["model"]))
+    kind = ImageBertForPreTraining if state["config"]["task"] == "pretrain" else ImageBertForImageTextRetrieval
+    model = kind(ImageBertConfig(**state["model"]))
     weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
     for name, weight in weights.items():
         shards.read(name, "weight", 0, weight.view(-1))
-    export(model, weights, Corpus(config.data.sources), out)
-    return int(manifest["step"])
+    steps = int(manifest["step"])
+    write_model(model, weights, Processing(**state["processing"]), training_of(state, steps), out, wait=True)
+    return steps
 
 
 @contextmanager
@@ -440,15 +494,25 @@ def _watchdog(timeout_minutes: float) -> Iterator[Callable[[], None]]:
 
 
 def _write_recipe(folder: Path, config: RunConfig) -> None:
+    """Writes config.yaml into a run's folder, which is made where there is none.
+
+    Raises:
+        UsageError: it cannot be there.
+        OSError: the disk is full or fails.
+    """
     with distributed.together():
         if distributed.rank() == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                part = folder / "config.yaml.part"
-                part.write_text(to_yaml(config), encoding="utf-8")
-                os.replace(part, folder / "config.yaml")
+                write_bytes(folder / "config.yaml", to_yaml(config).encode())
             except OSError as error:
-                raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
+                reason = os.strerror(error.errno or errno.EIO)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # may be over when a job is requeued
+                    raise OSError(
+                        f"cannot write {folder / 'config.yaml'} ({reason}): free some space, then the same command "
+                        "goes on"
+                    ) from None
+                raise UsageError(f"cannot write to the run's folder {folder}: {reason}") from None
 
 
 def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) -> tuple[int, float]:
@@ -466,6 +530,9 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
     with suppress(UsageError):  # keys that it had not yet are as they are by default
         before = to_plain(build(RunConfig, before, str(folder)))
     changed = differences(before, identity["config"]) + differences(state["data"], identity["data"], "data of ")
+    for name in ("started_from", "hard_negatives"):
+        if state[name] != identity[name]:
+            changed.append(f"{name}: {str(state[name])[:16]} -> {str(identity[name])[:16]}")
     if changed:
         raise UsageError(
             f"{folder} was made by another recipe or other data ({'; '.join(changed)}): undo that, "

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,9 @@ def test_collections_as_they_are_published(tmp_path: Path) -> None:
         ("x.jsonl", '{"image": "a.jpg", "caption": "half \\ud83d"}', "half a character"),
         ("x.jsonl", '{"image": "' + "a" * 600 + '", "caption": "x"}', "name has 600 bytes"),
         ("x.jsonl", '{"image": "a", "caption": "x", "relevance": 1' + "0" * 400 + "}", "relevance 1000.* is no number"),
-        ("x.jsonl", "[" * 100_000, "line 1: it is no JSON"),
+        ("x.jsonl", "[" * 100_000, "line 1: it is nested too deep"),
+        ("x.jsonl", '{"image": "a", "caption": ' + "[" * 70 + "]" * 70 + "}", "line 1: it is nested deeper than 64"),
+        ("x.jsonl", '{"image": ' + "9" * 5000 + "}", "line 1: it is no JSON .Exceeds the limit"),
     ],
 )
 def test_what_cannot_be_used_is_counted_or_an_error(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -131,6 +135,58 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, message
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         list(Captions(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv", "x.jsonl", "x.json", "x.token", "x.parquet"])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="is no regular file: give a file"):
+        list(Captions(tmp_path / name))
+
+
+def test_collections_of_any_depth(tmp_path: Path) -> None:
+    for text in ("[" * 99_999, '{"images": ' + "[" * 70 + "]" * 70 + "}", '{"images": ' + "9" * 5000 + "}"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UsageError, match=r"cannot read captions from .*x\.json: .*x\.json is n"):
+            list(Captions(tmp_path / "x.json"))
+
+
+def test_a_file_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.captions._LONGEST", 1000)
+    for name in ("x.tsv", "x.jsonl", "x.token"):
+        (tmp_path / name).write_text("image\tcaption\n" + "x" * 5000)
+        with pytest.raises(UsageError, match=r"line 2: it has more than 1,000 characters: is it a text\?"):
+            list(Captions(tmp_path / name))
+
+
+def test_a_parquet_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """Of 2 kB each: long captions that are one, and a row with as many captions as 3 GB of them."""
+    equal = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 40_000, pyarrow.int32()), ["x" * 100_000])
+    table = pyarrow.table({"image": ["a"] * 40_000, "caption": equal})
+    parquet.write_table(table, tmp_path / "long.parquet", compression="zstd", store_schema=False)
+    table = pyarrow.table({"image": ["a"] * 30, "caption": [["x"] * 1_000_000] * 30})
+    parquet.write_table(table, tmp_path / "wide.parquet", compression="zstd")
+    for name in ("long", "wide"):
+        path = tmp_path / f"{name}.parquet"
+        assert path.stat().st_size < 20_000
+        with pytest.raises(UsageError, match="unpacks to more than 1000 times its size|takes more memory than any"):
+            list(Captions(path))
+
+
+def test_a_damaged_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"image": [f"{i}.jpg" for i in range(200)], "caption": [f"words {i}" for i in range(200)]})
+    parquet.write_table(table, path)
+    assert len(found(path)) == 200
+    assert next(iter(Captions(path))).image == "0.jpg"  # and no process stays
+    whole = path.read_bytes()
+    for place in range(20, len(whole), 997):
+        path.write_bytes(whole[:place] + b"\xff\xff\xff" + whole[place + 3 :])
+        with contextlib.suppress(UsageError):
+            found(path)
+    with pytest.raises(UsageError, match=r"it has no column text: it has caption, image"):
+        path.write_bytes(whole)
+        found(path, columns=Columns(caption="text"))
 
 
 def test_lines_end_where_they_were_ended(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +130,23 @@ def test_every_damaged_record_is_found(store: RegionStore) -> None:
     found = [error for _, errors in check_records(RegionStore(store.path), 3) for error in errors]
     assert [name in error for name, error in zip(names, found, strict=True)] == [True, True]
     assert all("checksum does not match" in error for error in found)
+
+
+def test_two_that_stage_at_once(store: RegionStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second waits, and finds what the first has copied; where all is there, nothing is written."""
+    local = tmp_path / "local"
+    first = stage(store, local, store.shards)
+    next(first)
+    ends: list[int] = []
+    second = threading.Thread(target=lambda: ends.extend(stage(store, local, store.shards)))
+    second.start()
+    while "waiting for its end" not in caplog.text:
+        time.sleep(0.01)
+    assert ends == []
+    *_, whole = first
+    second.join()
+    assert ends == [whole]
+    assert not (local / ".lock").exists()
+    before = local.stat().st_mtime_ns
+    assert list(stage(store, local, store.shards)) == [whole]
+    assert local.stat().st_mtime_ns == before

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import shutil
 import threading
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import imagebert.engine.checkpoints as checkpoints_module
 from imagebert.config import UsageError
 from imagebert.engine.checkpoints import Checkpoints, find_newest
 from imagebert.engine.shards import Piece, Shards, Snapshot, write_shard
+from imagebert.files import write_json, write_sealed
 
 
 class Source:
@@ -28,7 +33,7 @@ class Source:
         return Snapshot([Piece("a", 0, 2), Piece("b", 4, 3)], self.memory)
 
     def counters(self) -> dict[str, int]:
-        return {"updates": self.step}
+        return {"updates": self.step, "skipped": 0}
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         self.step = step
@@ -167,12 +172,160 @@ def test_a_run_does_not_begin_again_by_itself(tmp_path: Path) -> None:
     checkpoints.finish()
     manifest = tmp_path / "step-00000001/manifest.json"
     whole = manifest.read_text()
-    manifest.write_text(whole.replace('"version": 1', '"version": 99'))
-    with pytest.raises(UsageError, match="made by another version of this program"):
-        checkpoints.newest()
+    content = json.loads(whole)
+    del content["digest"]
+    for write, version in ((write_json, 1), (write_sealed, 99)):  # the first had no digest
+        write(manifest, {**content, "version": version})
+        with pytest.raises(UsageError, match="made by another version of this program"):
+            checkpoints.newest()
     manifest.write_text(whole)
     assert newest_step(checkpoints) == 1
     (tmp_path / "step-00000001/shard-00000.safetensors").unlink()
     for _ in range(2):  # and again, when the job is started again
         with pytest.raises(UsageError, match="no good checkpoint is left in"):
             checkpoints.newest()
+
+
+def two(folder: Path) -> tuple[Checkpoints, Path]:
+    """Checkpoints at steps 1 and 2, and the manifest of the second."""
+    checkpoints, source = Checkpoints(folder, keep=3, holds={"seed": float}), Source()
+    for step in (1, 2):
+        source.save(checkpoints, step)
+    checkpoints.finish()
+    return checkpoints, folder / "step-00000002/manifest.json"
+
+
+def test_any_changed_byte_of_a_manifest_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints, manifest = two(tmp_path)
+    data = manifest.read_bytes()
+    assert b'"step": 2' in data
+    for at in range(len(data)):
+        for changed in (data[at] ^ 1, data[at] ^ 128):
+            manifest.write_bytes(data[:at] + bytes([changed]) + data[at + 1 :])
+            step = find_newest(tmp_path)[1]["step"]
+            assert step == 1 or json.loads(manifest.read_bytes()) == json.loads(data), (at, changed)  # white space
+    manifest.write_bytes(data.replace(b'"step": 2', b'"step": 3'))
+    caplog.clear()
+    assert newest_step(checkpoints) == 1
+    assert "step-00000002 is passed over: its manifest.json is missing or damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"7",
+        b"[]",
+        b"{}",
+        b"[" * 200_000,
+        b'{"version": 1e999}',
+        b'{"a": ' * 90 + b"1" + b"}" * 90,
+    ],
+)
+def test_what_is_no_manifest_is_passed_over(tmp_path: Path, data: bytes) -> None:
+    checkpoints, manifest = two(tmp_path)
+    manifest.write_bytes(data)
+    assert find_newest(tmp_path)[1]["step"] == 1
+    assert newest_step(checkpoints) == 1
+    assert sorted(names(tmp_path)) == [".damaged-step-00000002", "step-00000001"]
+
+
+HUGE, GONE = 10**400, object()
+OTHERS = [GONE, None, "2", [], [7], {}, 1.5, HUGE]
+WRONG = {
+    "version": OTHERS[:-1],
+    "step": [*OTHERS, 3, float("inf")],
+    "state": OTHERS,
+    "state/seed": [GONE, None, "2", [], HUGE, float("inf"), float("nan"), -1],
+    "counters": OTHERS,
+    "counters/updates": [*OTHERS, -1, True],
+    "counters/skipped": OTHERS,
+    "shards": OTHERS,
+    "shards/0/file": [*OTHERS, "../x", "/etc/passwd", "", "shard-00001.safetensors"],
+    "shards/0/bytes": [*OTHERS, -1],
+    "shards/0/sha256": OTHERS,
+    "shards/0/pieces": [
+        *OTHERS,
+        *([["a", 0, n]] for n in (4, -5, 5.0, HUGE)),
+        *([["a", 0]], [["a", -1, 5]], [[5, 0, 5]], [["a", 0, 5, 0]]),
+    ],
+}
+
+
+@pytest.mark.parametrize("place", WRONG)
+def test_a_manifest_of_another_form_is_passed_over(tmp_path: Path, place: str) -> None:
+    """However it came to be: its digest is right."""
+    _, manifest = two(tmp_path)
+    whole = json.loads(manifest.read_text())
+    for value in WRONG[place]:
+        content = json.loads(json.dumps(whole))
+        del content["digest"]
+        *way, last = (int(key) if key.isdigit() else key for key in place.split("/"))
+        at = reduce(lambda node, key: node[key], way, content)
+        at[last] = value
+        if value is GONE:
+            del at[last]
+        write_sealed(manifest, content)
+        assert find_newest(tmp_path, {"seed": float})[1]["step"] == 1, value
+
+
+def test_a_folder_under_another_name_is_passed_over(tmp_path: Path) -> None:
+    checkpoints, manifest = two(tmp_path)
+    shutil.copytree(manifest.parent, tmp_path / "step-00000005")
+    (tmp_path / "step-00000007").write_text("a file")
+    assert newest_step(checkpoints) == 2
+
+
+def test_a_shard_of_another_form_is_passed_over(tmp_path: Path) -> None:
+    """Its digest is right, it is no float32 [n] of each."""
+    checkpoints, manifest = two(tmp_path)
+    content = json.loads(manifest.read_text())
+    del content["digest"]
+    values = {key: torch.zeros(5) for key in ("weight", "exp_avg", "other")}
+    pieces = [Piece(*piece) for piece in content["shards"][0]["pieces"]]
+    content["shards"] = [write_shard(manifest.parent / "shard-00000.safetensors", Snapshot(pieces, values))]
+    write_sealed(manifest, content)
+    assert newest_step(checkpoints) == 1
+
+
+@pytest.mark.parametrize("problem", ["forbidden", "file", "link"])
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    """Else the run would begin again, and its log with it."""
+    folder = tmp_path / "checkpoints"
+    if problem == "forbidden":
+        two(folder)
+
+        def forbid(path: Any) -> Any:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "scandir", forbid)
+    elif problem == "file":
+        folder.write_text("")
+    else:
+        folder.symlink_to(tmp_path / "lost")
+    for ask in (Checkpoints(folder, keep=1).newest, lambda: find_newest(folder)):
+        with pytest.raises(UsageError, match=r"checkpoints .*mend that, or give another output folder"):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.safetensors"])
+def test_what_may_not_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    checkpoints, _ = two(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name)
+    with pytest.raises(UsageError, match=f"{name} may not be read"):
+        checkpoints.newest()
+    assert names(tmp_path) == step_names(1, 2)
+
+
+def test_steps_of_more_digits(tmp_path: Path) -> None:
+    checkpoints, source = Checkpoints(tmp_path, keep=2), Source()
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        source.step = step
+        checkpoints.save(source, step, {})
+    checkpoints.finish()
+    assert names(tmp_path) == sorted(step_names(99_999_999, 100_000_000))
+    assert find_newest(tmp_path)[1]["step"] == 100_000_000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from imagebert.config import RunConfig, UsageError, load_recipe
-from imagebert.engine.engine import find_deepspeed_config, merge_deepspeed_config
+from imagebert.engine.engine import _forgiving, find_deepspeed_config, merge_deepspeed_config
 
 
 def recipe(*overrides: str) -> RunConfig:
@@ -75,3 +76,19 @@ def test_monitors_go_into_the_runs_folder() -> None:
     assert merged["csv_monitor"] == {"enabled": True, "output_path": "unset/monitor", "job_name": "test"}
     assert merged["tensorboard"]["enabled"]
     assert merged["wandb"]["project"] == "imagebert"
+
+
+def test_a_monitor_on_a_full_disk_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    written: list[int] = []
+
+    def write(events: list[int]) -> None:
+        if events in ([2], [3]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.extend(events)
+
+    forgiving = _forgiving(write, "run/monitor")
+    for step in range(1, 5):
+        forgiving([step])
+    assert written == [1, 4]
+    (message,) = caplog.messages
+    assert "cannot write run/monitor" in message

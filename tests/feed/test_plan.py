@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from benchmarks.mixes import draw_lengths
 from imagebert.config import UsageError
-from imagebert.feed.plan import HardNegatives, Lengths, Negatives, Plan, Samples, balance
+from imagebert.feed.plan import HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
 
 IMAGES, CAPTIONS = 40, 200
 
@@ -30,6 +31,16 @@ def token_plan(parts: int = 1, batch_tokens: int = 2000, candidates: int = 1, sh
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = Negatives(share=share, candidates=candidates, source="batch")
     return Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_tokens=batch_tokens, parts=parts)
+
+
+def unit_plan(
+    caption_image: NDArray[np.int64], negatives: Negatives, batch_size: int, matches: Matches | None = None
+) -> Plan:
+    """Of images with a region and captions of a word."""
+    lengths = Lengths(np.ones(caption_image.max() + 1, int), np.ones(len(caption_image), int))
+    return Plan(
+        caption_image, lengths, negatives, seed=0, stage="s", batch_size=batch_size, parts=1, matches=matches
+    )
 
 
 def rows(samples: Samples) -> list[tuple[int, ...]]:
@@ -209,3 +220,71 @@ def test_blocks_stay_together_however_a_step_is_cut() -> None:
         np.testing.assert_array_equal(np.sort(np.concatenate([p.ids for p in cut])), whole.ids)
     with pytest.raises(UsageError, match="batch_size 16 cannot be cut into 8"):
         Plan(np.arange(60) // 2, lengths, negatives, seed=0, stage="s", batch_size=16, parts=8, block=4)
+
+
+@pytest.mark.parametrize("source", ["batch", "corpus"])
+@pytest.mark.parametrize("candidates", [1, 4])
+@pytest.mark.parametrize("mined", [False, True])
+def test_what_is_equal_makes_no_negative(source: str, candidates: int, mined: bool) -> None:
+    """200 captions of 12 texts, 40 images of 15 pictures: the pair that is fed is compared with all true ones."""
+    rng = np.random.default_rng(1)
+    plain = make_plan()
+    pictures, texts = rng.integers(0, 15, IMAGES), rng.integers(0, 12, CAPTIONS)
+    true = {(int(pictures[i]), int(texts[c])) for c, i in enumerate(plain.caption_image)}
+    assert 0.3 < len(true) / (15 * 12) < 0.9
+    hard = HardNegatives(rng.integers(0, CAPTIONS, (IMAGES, 3)), rng.integers(0, IMAGES, (CAPTIONS, 3)))
+    negatives = Negatives(
+        share=0.5,
+        candidates=candidates,
+        source=source,  # type: ignore[arg-type]
+        hard=hard if mined else None,
+        hard_share=0.7,
+    )
+    plan = unit_plan(plain.caption_image, negatives, 24, Matches(pictures, texts, plain.caption_image))
+    wrong = 0
+    for step in range(60):
+        batch = plan.global_batch(step)
+        fed = zip(pictures[batch.images].tolist(), texts[batch.captions].tolist(), strict=True)
+        assert [label == 1 for label in batch.labels] == [pair in true for pair in fed]
+        wrong += int((batch.labels == 0).sum())
+    assert wrong / (60 * 24) == pytest.approx(0.5 if candidates == 1 else 3, rel=0.1)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_where_nothing_is_equal_content_changes_nothing(candidates: int) -> None:
+    plan = make_plan(negatives=Negatives(share=0.5, candidates=candidates, source="batch"))
+    same = make_plan(negatives=plan.negatives)
+    same._matches = Matches(np.arange(IMAGES), np.arange(CAPTIONS), plan.caption_image)
+    for step in range(50):
+        assert rows(same.global_batch(step)) == rows(plan.global_batch(step))
+
+
+@pytest.mark.parametrize("source", ["batch", "corpus"])
+def test_a_rare_partner_is_found(source: str) -> None:
+    """One of 65 captions is another image's: eight draws mostly miss it."""
+    caption_image = (np.arange(65) == 40).astype(int)
+    plan = unit_plan(caption_image, Negatives(share=0, candidates=3, source=source), 65)  # type: ignore[arg-type]
+    batch = plan.global_batch(0)
+    assert (batch.labels.reshape(-1, 3) == [1, 0, 0]).all()
+    assert ((caption_image[batch.captions] == batch.images) == batch.labels).all()
+
+
+def test_a_group_has_its_negatives_though_the_batch_holds_none() -> None:
+    """Batches of two captions, often of one image."""
+    caption_image = np.arange(12) // 4
+    negatives = [Negatives(share=1, candidates=p, source="batch") for p in (3, 1)]
+    plans = [unit_plan(caption_image, n, 2) for n in negatives]
+    alike = 0
+    for step in range(30):
+        batch, pair = (plan.global_batch(step) for plan in plans)
+        assert (batch.labels.reshape(-1, 3) == [1, 0, 0]).all()
+        assert ((caption_image[batch.captions] == batch.images) == batch.labels).all()
+        lonely = len(set(caption_image[plans[1]._sampled(step)].tolist())) == 1
+        assert (pair.labels == lonely).all()  # which is right: it is a match
+        alike += lonely
+    assert 3 < alike < 20
+    same = Matches(np.zeros(3, int), np.arange(12), caption_image)
+    plans = [unit_plan(caption_image, n, 2, same) for n in negatives]
+    with pytest.raises(UsageError, match=r"no negative can be made: all images of .* show the same"):
+        plans[0].global_batch(0)
+    assert (plans[1].global_batch(0).labels == 1).all()

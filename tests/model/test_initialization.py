@@ -96,3 +96,37 @@ def test_what_cannot_be_started_from(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((MINILM / "model.safetensors").read_bytes()[:10_000])
     with pytest.raises(UsageError, match="damaged"):
         initialize_from(model, tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "encoder.", "imagebert.bert."])
+def test_names_with_a_prefix_are_not_passed_over(prefix: str, tmp_path: Path) -> None:
+    shutil.copy(MINILM / "config.json", tmp_path)
+    tensors = load_file(MINILM / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    shape = read_architecture(tmp_path)
+    model = ImageBertForPreTraining(ImageBertConfig(**shape, feature_size=12, num_region_classes=5))
+    with pytest.raises(UsageError, match=rf"tensors of the encoder\), and has '{prefix}.*names were given a prefix"):
+        initialize_from(model, tmp_path)
+    assert initialize_from(model, tmp_path, allow_partial=True).loaded == []
+
+
+def test_a_layer_that_is_missing(tmp_path: Path) -> None:
+    first = ImageBertForPreTraining(ImageBertConfig(**SHAPE))
+    first.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.0." not in name}
+    save_file(kept, tmp_path / "model.safetensors")
+    second = ImageBertForPreTraining(ImageBertConfig(**SHAPE))
+    with pytest.raises(UsageError, match=r"lacks imagebert.layers.0.query_key_value.weight \(one of 12 tensors"):
+        initialize_from(second, tmp_path)
+    assert len(initialize_from(second, tmp_path, allow_partial=True).new) == 12
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 10**9), ("num_hidden_layers", "4"), ("layer_norm_eps", None)]
+)
+def test_a_shape_that_cannot_be(key: str, value: object, tmp_path: Path) -> None:
+    config = json.loads((MINILM / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UsageError, match=rf"config.json has {key} '{value}': it is damaged"):
+        read_architecture(tmp_path)

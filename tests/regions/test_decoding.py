@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagebert.pictures import UnreadableImage
+from imagebert.regions import decoding
 from imagebert.regions.decoding import decode
-from imagebert.regions.images import UnreadableImage
 
 
 @pytest.fixture
@@ -29,7 +31,23 @@ def pictures(tmp_path: Path) -> list[Path]:
     Image.fromarray(small).resize((50, 40)).save(tmp_path / "progressive.jpg", progressive=True)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "07.jpg").read_bytes()[:-300])
     (tmp_path / "text.jpg").write_text("no picture")
+    # Where DALI sees another orientation than Pillow, or ended the process: two EXIFs, a LONG, XMP alone.
+    plain = (tmp_path / "grey.jpg").read_bytes()
+    for name, notes in {
+        "twice": [exif_of(6, 3), exif_of(3, 3)],
+        "long": [exif_of(6, 4)],
+        "byte": [exif_of(6, 1)],
+        "xmp": [b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'],
+    }.items():
+        segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(note) + 2) + note for note in notes)
+        (tmp_path / f"turned_{name}.jpg").write_bytes(plain[:2] + segments + plain[2:])
     return sorted(tmp_path.iterdir())
+
+
+def exif_of(orientation: int, kind: int) -> bytes:
+    """EXIF of one entry; kind 1 is a BYTE, 3 a SHORT, 4 a LONG."""
+    value = {1: b"%c\0\0\0" % orientation, 3: struct.pack("<HH", orientation, 0), 4: struct.pack("<I", orientation)}
+    return b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHI", 0x0112, kind, 1) + value[kind] + bytes(4)
 
 
 def test_dali_gives_pillows_pixels_and_refuses_what_pillow_refuses(pictures: list[Path]) -> None:
@@ -54,6 +72,18 @@ def test_without_dali_pillow_decodes(pictures: list[Path], monkeypatch: pytest.M
     assert [path for path, _ in decode(pictures)] == pictures
     with pytest.raises(ImportError):
         next(decode(pictures, dali=True))
+
+
+def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{number}.jpg")
+    Image.new("RGB", (100, 100)).save(tmp_path / "5.png")
+    Image.new("RGB", (100, 100)).save(tmp_path / "6.webp")
+    monkeypatch.setattr(decoding, "_BATCH_PIXELS", 25_000)
+    files = sorted(tmp_path.iterdir())
+    batches = ["".join(file.path.stem for file in batch) for batch in decoding._batches(files)]
+    assert batches == ["01", "23", "45", "6"]
+    assert [image.size for _, image in decode(files, dali=False) if isinstance(image, Image.Image)] == 7 * [(100, 100)]
 
 
 def test_nothing_to_decode() -> None:

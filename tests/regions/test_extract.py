@@ -11,6 +11,7 @@ from imagebert.data.records import RegionRecord
 from imagebert.data.regions import RegionStore
 from imagebert.regions.extract import Extracted, extract
 from tests.corpora import random_record
+from tests.test_pictures import MALFORMED_EXIF, many_scans, picture, saved
 
 
 class Fake:
@@ -69,3 +70,14 @@ def test_damaged_exif_does_not_stop_the_others(tmp_path: Path) -> None:
     done = extract(pictures, tmp_path / "out", Fake())
     assert done.pictures == 61 == done.stored + done.refused
     assert done.stored >= 1
+
+
+def test_a_picture_that_breaks_its_decoder_costs_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        picture().save(pictures / f"{number}.jpg")
+    (pictures / "scans.jpg").write_bytes(many_scans(saved(picture(), "JPEG", progressive=True), 1500))
+    (pictures / "exif.jpg").write_bytes(saved(picture(), "JPEG", exif=MALFORMED_EXIF))
+    assert extract(pictures, tmp_path / "out", Fake()) == Extracted(6, 5, 1)
+    assert "scans.jpg is skipped: it has more than 100 scans" in caplog.text

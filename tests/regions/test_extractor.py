@@ -184,12 +184,12 @@ def test_extract_skips_and_counts_what_it_cannot_read(
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     done = extract(folder, tmp_path / "store", DetectorExtractor(description))
     assert done == (4, 3, 1)
-    assert "broken.jpg is skipped: not a picture" in caplog.text
+    assert "broken.jpg is skipped: it is not a picture" in caplog.text
     store = RegionStore(tmp_path / "store")
     assert [store.key(i) for i in range(3)] == ["a.jpg", "sub/gray.png", "sub/print.jpg"]
     assert store.extractor["name"] == "test"
     assert store.classes == ["cat", "dog", "bird"]
-    assert store.whole_image
+    assert store.whole_image.all()
     assert store.read(1).height == 90
 
 
@@ -197,8 +197,8 @@ def test_bad_descriptions(description: Path, tmp_path: Path) -> None:
     original = description.read_text()
     for change, message in (
         (("layout: yolox", "layout: yolo"), "did you mean yolox"),
-        (("detector.onnx", "missing.onnx"), "no ONNX file"),
-        (("classes.txt", "missing.txt"), "no file of class names"),
+        (("detector.onnx", "missing.onnx"), r"ONNX file: cannot read .*missing\.onnx: No such file"),
+        (("classes.txt", "missing.txt"), r"class names: cannot read .*missing\.txt: No such file"),
         (("onnx: " + str(tmp_path / "backbone.onnx"), "method: forward"), "either onnx"),
     ):
         assert change[0] in original

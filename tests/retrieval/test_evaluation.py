@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,16 @@ from pyarrow import parquet
 from imagebert.cli import main
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
+from imagebert.data.pairs import Caption, write_pairs
+from imagebert.data.region_writer import write_regions
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
+from imagebert.model_folder import open_model
 from imagebert.retrieval import paper
 from imagebert.retrieval.evaluation import load_model
 from imagebert.retrieval.matrix import score_all
 from imagebert.retrieval.metrics import evaluate
 from imagebert.retrieval.scoring import PairScorer
-from tests.corpora import write_corpus
+from tests.corpora import WORDS, random_record, write_corpus, write_vocabulary
 from tests.model.test_modeling import SHAPE
 from tests.retrieval.test_scoring import LIMITS, make_model, one_at_a_time
 
@@ -91,6 +95,51 @@ def test_another_evaluation_has_another_folder(model: Path, source: SourceConfig
     assert len(list((model / "evaluation").iterdir())) == 2
 
 
+def test_other_features_are_another_evaluation(model: Path, tmp_path: Path, capsys) -> None:
+    """Keys, counts and lengths are equal; so are the folders' names, one after the other."""
+    rng = np.random.default_rng(0)
+    records = [random_record(rng, 2) for _ in range(6)]
+
+    def evaluate_with(order: list[int], name: str) -> dict[str, object]:
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        with write_regions(tmp_path / name, [f"c{i}" for i in range(5)], {"name": "x"}, "float32") as writer:
+            for place, number in enumerate(order):
+                writer.add(f"{place}.jpg", records[number])
+        source = SourceConfig(regions=str(tmp_path / name), pairs=str(tmp_path / "pairs"))
+        assert call(model, source, "--json", str(tmp_path / "x.json")) == 0
+        found: dict[str, object] = json.loads((tmp_path / "x.json").read_text())
+        return {way: found[way] for way in ("ir", "tr")}
+
+    tokenizer = write_vocabulary(tmp_path)
+    captions = (Caption(f"{i}.jpg", " ".join(rng.choice(WORDS, 5))) for i in range(6))
+    write_pairs(tmp_path / "pairs", captions, tokenizer)
+    first = evaluate_with([0, 1, 2, 3, 4, 5], "regions")
+    second = evaluate_with([1, 2, 3, 4, 5, 0], "regions")
+    assert second != first
+    assert evaluate_with([1, 2, 3, 4, 5, 0], "elsewhere") == second
+    assert len(list((model / "evaluation").iterdir())) == 2  # the same data at another place is the same
+
+
+def test_what_was_kept_is_checked(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert call(model, source, "--images", "6", "--out", str(out)) == 0
+    changed = {
+        "scores.npy": ["evaluate", "--scores", str(out)],
+        "caption_image.npy": ["evaluate", "--scores", str(out)],
+        "digests.json": ["evaluate", "--scores", str(out)],
+        "queries.parquet": ["compare", str(out), str(out)],
+    }
+    for name, command in changed.items():
+        data = (out / name).read_bytes()
+        (out / name).write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        assert main(command) == 2, name
+        assert f"{name} has changed since it was written" in capsys.readouterr().err
+        (out / name).write_bytes(data)
+    (out / "evaluation.json").write_bytes(b"[" * 100_000)
+    assert call(model, source, "--images", "6", "--out", str(out)) == 2
+    assert "evaluation.json is nested too deep: it is damaged; remove" in capsys.readouterr().err
+
+
 def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path: Path) -> None:
     """SIGKILL in the middle; what was scored is not scored again, and the matrix is that of an undisturbed call."""
     big = write_corpus(tmp_path, images=120, captions=3)
@@ -157,7 +206,7 @@ def test_a_model_of_other_features(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "model")
     wide = write_corpus(tmp_path, images=3, feature_size=20)
     with pytest.raises(UsageError, match="has feature_size 12, the data has 20"):
-        load_model(tmp_path / "model", Corpus([wide]))
+        load_model(open_model(tmp_path / "model"), Corpus([wide]))
 
 
 def test_comparing_two(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:

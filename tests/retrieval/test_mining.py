@@ -25,3 +25,20 @@ def test_mining_finds_the_best_of_the_pool_but_no_match(source: SourceConfig) ->
         mine(score, corpus, pool=200, keep=30, seed=0)
     with pytest.raises(UsageError, match="keep 5 of a pool of 4"):
         mine(score, corpus, pool=4, keep=5, seed=0)
+
+
+def test_what_is_equal_to_a_match_is_not_mined(source: SourceConfig) -> None:
+    """Pictures and texts that occur again and again: no pair that was mined is a true one by what it holds."""
+    corpus = Corpus([source])
+    pictures, texts = np.arange(corpus.images) // 2, np.arange(len(corpus)) % 20
+    corpus.image_class, corpus.caption_class = pictures, texts
+    true = set(zip(pictures[corpus.caption_image].tolist(), texts.tolist(), strict=True))
+
+    def score(images: np.ndarray, captions: np.ndarray) -> np.ndarray:  # takes the true ones, if it is asked
+        pairs = zip(pictures[images].tolist(), texts[captions].tolist(), strict=True)
+        return np.array([float(pair in true) for pair in pairs], np.float32)
+
+    mined = mine(score, corpus, pool=200, keep=3, seed=0)
+    images, captions = np.arange(corpus.images)[:, None], np.arange(len(corpus))[:, None]
+    assert (score(*(a.ravel() for a in np.broadcast_arrays(images, mined.captions))) == 0).all()
+    assert (score(*(a.ravel() for a in np.broadcast_arrays(mined.images, captions))) == 0).all()

@@ -8,12 +8,15 @@ import torch
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus, LooseItems
+from imagebert.data.pairs import Caption, write_pairs
+from imagebert.data.region_writer import write_regions
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
+from imagebert.retrieval.matrix import score_all
 from imagebert.retrieval.scoring import PairScorer
-from tests.corpora import write_corpus
+from tests.corpora import WORDS, random_record, write_corpus, write_vocabulary
 from tests.model.test_modeling import SHAPE
 
 LIMITS = Limits(max_regions=6, max_words=8, whole_image=True)
@@ -98,3 +101,28 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     scorer = PairScorer(make_model(), corpus, corpus, LIMITS, CPU)
     with pytest.raises(UsageError, match=r"image002\.jpg.*damaged"):
         scorer(np.arange(4), np.zeros(4, np.int64))
+
+
+def test_equal_inputs_have_equal_scores_whatever_lies_beside_them(tmp_path: Path) -> None:
+    """64 images of one record and 70 captions of one text, among others of many lengths: ties must be ties."""
+    rng = np.random.default_rng(0)
+    same = random_record(rng, 5)
+    with write_regions(tmp_path / "regions", [f"c{i}" for i in range(5)], {"name": "x"}, "float32") as writer:
+        for i in range(100):
+            writer.add(f"{i:03d}", same if i % 3 else random_record(rng, int(rng.integers(1, 7))))
+    texts = [" ".join(WORDS[:7]) if i % 2 else " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))) for i in range(140)]
+    write_pairs(
+        tmp_path / "pairs", (Caption(f"{i % 100:03d}", t) for i, t in enumerate(texts)), write_vocabulary(tmp_path)
+    )
+    corpus = Corpus([SourceConfig(regions=str(tmp_path / "regions"), pairs=str(tmp_path / "pairs"))])
+    scorer = PairScorer(make_model(), corpus, corpus, LIMITS, CPU, tokens=100)
+    scores = score_all(scorer, np.arange(100), np.arange(140))
+    images, captions = np.arange(100) % 3 > 0, np.arange(140) % 2 > 0
+    assert len(np.unique(scores[np.ix_(images, captions)])) == 1
+    assert (scores[images] == scores[np.flatnonzero(images)[0]]).all()
+    assert (scores[:, captions] == scores[:, [np.flatnonzero(captions)[0]]]).all()
+    np.testing.assert_allclose(scores, one_at_a_time(make_model(), corpus, LIMITS, 100), atol=1e-5)
+    rows, columns = np.divmod(rng.permutation(100 * 140)[:9000], 140)
+    called = scorer(rows, columns)
+    assert len(np.unique(called[images[rows] & captions[columns]])) == 1
+    np.testing.assert_allclose(called, scores[rows, columns], atol=1e-5)

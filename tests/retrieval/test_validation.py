@@ -16,6 +16,7 @@ import pytest
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.engine.metrics import read_log
+from imagebert.files import write_sealed
 from imagebert.training import loop
 from tests.corpora import change_last_feature, write_corpus
 
@@ -75,8 +76,8 @@ def test_who_stops_does_not_evaluate_first(
         assert main(["pretrain", RECIPE, *settings(source, run)]) == 75
     (manifest,) = run.glob("checkpoints/step-*4/manifest.json")
     content = json.loads(manifest.read_text())
-    del content["state"]["config"]["evaluation"], content["state"]["config"]["model"]["dual_size"]
-    manifest.write_text(json.dumps(content))
+    del content["state"]["config"]["evaluation"], content["state"]["config"]["model"]["dual_size"], content["digest"]
+    write_sealed(manifest, content)
     assert main(["pretrain", RECIPE, *settings(source, run)]) == 0
     assert [line["step"] for line in read_log(run / "log.jsonl") if "recall/rsum" in line] == [STEPS]
 

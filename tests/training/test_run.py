@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
 
@@ -19,16 +21,19 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+import imagebert.training.run as run_module
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.data.corpus import Corpus
+from imagebert.data.pairs import Caption, PairStore, write_pairs
 from imagebert.engine.metrics import read_log
 from imagebert.feed.packer import Packer
+from imagebert.files import read_sealed, write_sealed
 from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
 from imagebert.training.run import Limits, choose_step, export_run, fit_microbatches, make_plan, run
-from tests.corpora import change_last_feature, write_corpus
+from tests.corpora import WORDS, change_last_feature, write_corpus
 
 PYTHON = sys.executable
 RECIPE = "tests/recipe.yaml"
@@ -155,6 +160,49 @@ def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
     run(load_recipe(RECIPE, [*recipe, "logging.every_steps=2"]), stop_at=3)
 
 
+def test_the_same_data_elsewhere_resumes_and_other_data_does_not(
+    recipe: list[str], source: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths may change, also to relative ones; captions of equal lengths and features of equal counts may not."""
+    plain = [*recipe, "schedule.steps=4", "engine.deterministic=true"]
+    run(load_recipe(RECIPE, plain))
+    expected = read_log(tmp_path / "run/log.jsonl")[-1]["loss/total"]
+    halves = [*recipe, "schedule.steps=4", f"output={tmp_path / 'halves'}", "engine.deterministic=true"]
+    run(load_recipe(RECIPE, halves), stop_at=2)
+    for name in ("regions", "pairs"):
+        shutil.copytree(getattr(source, name), tmp_path / "copy" / name)
+    monkeypatch.chdir(tmp_path)
+    moved = [*halves, "data.sources.0.regions=copy/regions", "data.sources.0.pairs=copy/pairs"]
+    shutil.copytree(tmp_path / "halves", tmp_path / "kept")
+    assert run(load_recipe(RECIPE, moved)).finished
+    assert read_log(tmp_path / "halves/log.jsonl")[-1]["loss/total"] == expected
+    shutil.rmtree(tmp_path / "halves")
+    (tmp_path / "kept").rename(tmp_path / "halves")
+    change_last_feature(tmp_path / "copy/regions", "image003.jpg", b"\x05", checksum=True)
+    with pytest.raises(UsageError, match=r"other data \(data of regions.0: \w+ -> \w+\)"):
+        run(load_recipe(RECIPE, moved))
+    shutil.rmtree(tmp_path / "copy")
+    store = PairStore(source.pairs)
+    captions = [Caption(store.images[i].decode(), store.text(p)) for p, i in enumerate(store.pair_image.tolist())]
+    words = captions[0].text.split()
+    captions[0] = captions[0]._replace(text=" ".join([*words[1:], WORDS[7]]))
+    write_pairs(tmp_path / "copy/pairs", captions, store.tokenizer())
+    with pytest.raises(UsageError, match=r"other data \(data of pairs.0: \w+ -> \w+\)"):
+        run(load_recipe(RECIPE, [*halves, "data.sources.0.pairs=copy/pairs"]))
+
+
+def test_another_vocabulary_of_equal_size_is_no_start(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
+    run(load_recipe(RECIPE, [*recipe, "schedule.steps=1"]))
+    start = [*recipe, "model.preset=null", f"model.initialize_from={tmp_path / 'run'}", f"output={tmp_path / 'second'}"]
+    run(load_recipe(RECIPE, [*start, "schedule.steps=1"]))
+    vocabulary = tmp_path / "run/model/vocab.txt"
+    pieces = vocabulary.read_text().split("\n")
+    pieces[10], pieces[11] = pieces[11], pieces[10]
+    vocabulary.write_text("\n".join(pieces))
+    with pytest.raises(UsageError, match=r"not the vocabulary that the pairs were tokenised with \(piece 10 differs\)"):
+        run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
+
+
 def test_a_run_that_starts_over_exports_anew(recipe: list[str], tmp_path: Path) -> None:
     run(load_recipe(RECIPE, [*recipe, "schedule.steps=3"]))
     first = (tmp_path / "run/model/model.safetensors").read_bytes()
@@ -166,12 +214,37 @@ def test_a_run_that_starts_over_exports_anew(recipe: list[str], tmp_path: Path) 
 def test_weights_that_are_not_finite_are_never_saved(recipe: list[str], tmp_path: Path) -> None:
     settings = [*recipe, "checkpoint.every_steps=2", "checkpoint.keep=1"]
     run(load_recipe(RECIPE, settings), stop_at=2)
-    for file in (tmp_path / "run/checkpoints/step-00000002").glob("manifest.json"):
-        file.write_text(file.read_text().replace('"learning_rate": 0.001', '"learning_rate": 1e+30'))
+    manifest = tmp_path / "run/checkpoints/step-00000002/manifest.json"
+    content = read_sealed(manifest)
+    content["state"]["config"]["optimizer"]["learning_rate"] = 1e30
+    write_sealed(manifest, {key: value for key, value in content.items() if key != "digest"})
     wild = [*settings, "optimizer.learning_rate=1e30", "logging.every_steps=50"]
     with pytest.raises(FloatingPointError, match="not finite in 10 steps in a row, up to step 13: nothing was saved"):
         run(load_recipe(RECIPE, wild))
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "message"),
+    [
+        (
+            "1e30",
+            6,
+            "not finite in the last step, 6: it moved nothing, and neither a checkpoint nor a model is written",
+        ),
+        ("1e39", 1, r"weights or moments are not finite: they were not saved in .*checkpoints"),
+    ],
+)
+def test_a_run_does_not_finish_with_a_model_that_is_spoilt(
+    recipe: list[str], tmp_path: Path, rate: str, steps: int, message: str
+) -> None:
+    """Its last step was skipped; or its weights are no numbers, which no step has met yet."""
+    wild = [*recipe, f"optimizer.learning_rate={rate}", f"schedule.steps={steps}", "schedule.warmup=0"]
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=message):
+            run(load_recipe(RECIPE, [*wild, "checkpoint.every_steps=100"]))
+        assert not (tmp_path / "run/model").exists()
+        assert list((tmp_path / "run/checkpoints").glob("step-*")) == []
 
 
 def test_a_bad_batch_is_left_out_on_all_ranks_and_written_down(source: SourceConfig, tmp_path: Path) -> None:
@@ -325,6 +398,61 @@ def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> 
         finally:
             subprocess.run(["umount", disk], check=True)
     assert run(load_recipe(RECIPE, settings)).finished
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_run_whose_whole_folder_fills(recipe: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It trains to its end, saying once of each file that it cannot be written; with room it goes on."""
+    disk = tmp_path / "run"
+    disk.mkdir()
+    settings = [*recipe, "checkpoint.every_steps=5", "logging.monitors=[csv, tensorboard]"]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "disk", disk], check=True)
+    try:
+        with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
+            run(load_recipe(RECIPE, settings))
+        assert 1 <= len(losses(disk)) < 20
+        told = [line for line in caplog.messages if "No space left on device" in line]
+        for name, times in (("log.jsonl", 1), ("monitor", 2)):
+            assert sum(f"cannot write {disk / name} (" in line for line in told) == times
+        assert not (disk / "model").exists()
+        with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(1000)):
+                pass
+        with pytest.raises(OSError, match=r"/run/.*No space left on device"):
+            run(load_recipe(RECIPE, settings))
+        subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
+        assert run(load_recipe(RECIPE, settings)).finished
+        assert [line["step"] for line in read_log(disk / "log.jsonl")] == list(range(1, 21))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"), [(errno.ENOSPC, OSError), (errno.EDQUOT, OSError), (errno.EROFS, UsageError)]
+)
+def test_a_recipe_that_cannot_be_written(
+    recipe: list[str], monkeypatch: pytest.MonkeyPatch, problem: int, kind: type[Exception]
+) -> None:
+    """A full disk may be over when the job is requeued; what is not ours to write stays so."""
+
+    def fail(path: Path, data: bytes) -> None:
+        raise OSError(problem, "writing failed")
+
+    monkeypatch.setattr(run_module, "write_bytes", fail)
+    with pytest.raises(kind, match=rf"cannot write .*/run.*{os.strerror(problem)}"):
+        run(load_recipe(RECIPE, recipe))
+
+
+def test_a_checkpoint_folder_that_cannot_be_read_is_an_error_before_anything_is_changed(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    run(load_recipe(RECIPE, recipe), stop_at=2)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("log.jsonl", "config.yaml")}
+    (tmp_path / "run/checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run/checkpoints").write_text("a file in its place")
+    with pytest.raises(UsageError, match=r"cannot read .*run/checkpoints"):
+        run(load_recipe(RECIPE, [*recipe, "logging.every_steps=2"]))
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
 
 
 def test_fewer_ranks_accumulate_more(recipe: list[str], sweep: dict[str, Path], tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ A file is read by its bounds, never by trust: what does not fit is a BadRecord t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from imagebert.config import UsageError
 from imagebert.data.records import RegionRecord
+from imagebert.files import open_regular
 
 
 class BadRecord(UsageError):
@@ -63,8 +65,8 @@ def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str]) -> R
     if name not in FORMATS:
         raise UsageError(f"no format {name!r}: there are {', '.join(FORMATS)}")
     for source in sources:
-        if not source.exists():
-            raise UsageError(f"{source} is not there")
+        if not os.path.isdir(source):
+            check_files([source])
     # Imported as they are wanted: some need packages of their own.
     if name in ("bottom-up-attention", "lxmert"):
         from imagebert.data.readers.tsv import TsvReader
@@ -101,6 +103,16 @@ FORMATS = {
     "npz": "folder of one .npz an image",
     "hdf5": "HDF5 with its imgid2idx.pkl (bottom-up-attention-vqa)",
 }
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Before they are opened by what would wait for a pipe, or take it for an empty file.
+
+    Raises:
+        UsageError: one is not there, or is no regular file.
+    """
+    for path in paths:
+        open_regular(path).close()
 
 
 def share_of(total: int, share: int, shares: int) -> range:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,8 +22,10 @@ from imagebert.data.readers import BadRecord, Item, share_of
 from imagebert.data.readers.fields import record_from
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.data.records import RegionRecord
+from imagebert.files import open_regular, read_bytes
 
 LARGEST = 1 << 30  # bytes of an array that any image's regions could have
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
 
 
 class FolderReader:
@@ -51,16 +54,19 @@ class FolderReader:
             yield Item(str(file), key, partial(_record, file), number + 1 - mine.start)
 
 
+def _read(file: Path) -> Any:
+    with open_regular(file) as opened:
+        return read_npy(opened, os.fstat(opened.fileno()).st_size)
+
+
 def _record(file: Path) -> RegionRecord:
     try:
         if file.suffix == ".npz":
-            return record_from(read_npz(file.read_bytes()))
-        with file.open("rb") as opened:
-            fields = _flat({"features": read_npy(opened, file.stat().st_size)})
+            return record_from(read_npz(read_bytes(file, LARGEST)))
+        fields = _flat({"features": _read(file)})
         info = file.with_name(f"{file.stem}_info.npy")
         if info.exists():
-            with info.open("rb") as opened:
-                fields = {**_flat({"info": read_npy(opened, info.stat().st_size)}), **fields}
+            fields = {**_flat({"info": _read(info)}), **fields}
         return record_from(fields)
     except OSError as error:
         raise BadRecord(f"it cannot be read ({error.strerror or error})") from None
@@ -77,12 +83,13 @@ def read_npz(data: bytes | memoryview) -> dict[str, Any]:
             arrays, left = {}, LARGEST
             for member in archive.infolist():
                 if member.filename.endswith(".npy"):
-                    with archive.open(member) as opened:
-                        content = opened.read(left + 1)
-                    left -= len(content)
+                    if member.compress_type not in _COMPRESSIONS:
+                        raise BadRecord("it is packed as NumPy packs none: save it with numpy.savez_compressed")
+                    left -= member.file_size  # as it says; no more is read of it
                     if left < 0:
                         raise BadRecord(f"it unpacks to more than {LARGEST} bytes")
-                    arrays[member.filename[:-4]] = read_npy(io.BytesIO(content), len(content))
+                    with archive.open(member) as opened:
+                        arrays[member.filename[:-4]] = read_npy(opened, member.file_size)
             return _flat(arrays)
     except BadRecord:
         raise
@@ -90,11 +97,11 @@ def read_npz(data: bytes | memoryview) -> dict[str, Any]:
         raise BadRecord(f"it is no whole .npz ({type(error).__name__}: {error})") from None
 
 
-def read_npy(file: BinaryIO, size: int) -> Any:
+def read_npy(file: IO[bytes], size: int) -> Any:
     """The array in a .npy of `size` bytes; an object array of one thing gives the thing.
 
     Raises:
-        BadRecord: it is no .npy, or shorter than it says.
+        BadRecord: it is no .npy, shorter than it says, or larger than any image's.
     """
     try:
         version = npy.read_magic(file)
@@ -102,9 +109,11 @@ def read_npy(file: BinaryIO, size: int) -> Any:
         shape, fortran, dtype = read_header(file)
     except Exception as error:  # the header is Python source, with all that may be wrong with such
         raise BadRecord(f"it is no .npy ({type(error).__name__}: {error})") from None
-    if dtype.hasobject:
-        return unpickle(file.read(LARGEST))
     expected, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if there > LARGEST:
+        raise BadRecord(f"it has {there} bytes, more than {LARGEST}")
+    if dtype.hasobject:
+        return unpickle(file.read(there))
     if expected != there or min(shape, default=0) < 0:
         raise BadRecord(f"it says {dtype}{list(shape)}, {expected} bytes, and has {there}")
     array = np.frombuffer(file.read(expected), dtype)

@@ -6,6 +6,7 @@ Adaptive ones: the same without N, all boxes behind each other, and pos_boxes [N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord, Item, share_of
+from imagebert.data.readers import BadRecord, Item, check_files, share_of
 from imagebert.data.readers.fields import record_from
 from imagebert.data.readers.folders import LARGEST
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.data.records import RegionRecord
+from imagebert.files import read_bytes
 
 
 class Hdf5Reader:
@@ -29,15 +31,19 @@ class Hdf5Reader:
             import h5py
         except ImportError as error:
             raise UsageError(f"HDF5 files need h5py ({error}): pip install imagebert[formats]") from None
+        check_files(sources)
         self._images: list[tuple[Path, Any, str, int]] = []
         for source in sources:
             try:
                 file = h5py.File(source, "r")
             except OSError as error:
                 raise UsageError(f"cannot open {source} as HDF5: {error}") from None
-            missing = {"image_features", "image_bb", "spatial_features"} - file.keys()
+            names = set(file)  # asking for one by its name would follow links
+            missing = {"image_features", "image_bb", "spatial_features"} - names
             if missing:
                 raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
+            for name in names & {"image_features", "image_bb", "spatial_features", "pos_boxes"}:
+                _check_dataset(h5py, source, file, name)
             ids = _read_ids(source)
             self._images += [(source, file, key, row) for row, key in sorted((row, key) for key, row in ids.items())]
 
@@ -51,13 +57,33 @@ class Hdf5Reader:
             yield Item(f"{path}, row {row}, image {key!r}", key, partial(_record, file, row), number + 1 - mine.start)
 
 
+def _check_dataset(h5py: Any, source: Path, file: Any, name: str) -> None:
+    """Before it is read: a link may lead to any file, and what is packed may unpack to anything."""
+    found = None
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        found = "is a link"
+    elif not isinstance(file[name], h5py.Dataset) or file[name].dtype.kind not in "fiu":
+        found = "is no table of numbers"
+    elif file[name].external or file[name].is_virtual:
+        found = "lies in other files"
+    elif file[name].ndim < 2 or file[name].ndim > 3:
+        found = f"has {file[name].ndim} dimensions"
+    elif file[name].id.get_create_plist().get_nfilters():
+        found = "is compressed"
+    elif file[name].chunks and math.prod(file[name].chunks) * file[name].dtype.itemsize > LARGEST:
+        found = f"has chunks of {file[name].chunks} numbers"
+    if found:
+        raise UsageError(f"{source}: {name} {found}: write plain numbers (h5repack -f NONE unpacks what is compressed)")
+
+
 def _read_ids(source: Path) -> dict[str, int]:
     path = source.with_name(f"{source.stem}_imgid2idx.pkl")
     try:
-        ids = unpickle(path.read_bytes())
-        return {str(key): int(row) for key, row in ids.items()}
-    except OSError as error:
-        raise UsageError(f"{source} needs its image ids in {path.name}: {error.strerror}") from None
+        data = read_bytes(path)
+    except UsageError as error:
+        raise UsageError(f"{source} needs its image ids in {path.name}: {error}") from None
+    try:
+        return {str(key): int(row) for key, row in unpickle(data).items()}
     except (BadRecord, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{path} is no dictionary of image ids to rows: {error}") from None
 
@@ -66,6 +92,8 @@ def _record(file: Any, row: int) -> RegionRecord:
     features, pixels, shares = (file[name] for name in ("image_features", "image_bb", "spatial_features"))
     try:
         if "pos_boxes" in file:
+            if not 0 <= row < len(file["pos_boxes"]) or file["pos_boxes"].shape[1] != 2:
+                raise BadRecord(f"pos_boxes is {list(file['pos_boxes'].shape)}")
             start, stop = (int(at) for at in file["pos_boxes"][row])
             if not 0 <= start < stop <= len(features):
                 raise BadRecord(f"pos_boxes says {start} to {stop}, there are {len(features)}")
@@ -75,8 +103,11 @@ def _record(file: Any, row: int) -> RegionRecord:
                 raise BadRecord(f"there are {len(features)} rows")
             start, stop, where = 0, features.shape[1], row
         # Before it is read: what was never written takes no space in the file.
-        if stop - start > 65535 or (stop - start) * features.shape[-1] * features.dtype.itemsize > LARGEST:
-            raise BadRecord(f"it has {stop - start} boxes of {features.shape[-1]} numbers")
+        for dataset in (features, pixels, shares):
+            if stop - start > 65535 or (stop - start) * dataset.shape[-1] * dataset.dtype.itemsize > LARGEST:
+                raise BadRecord(f"it has {stop - start} boxes of {dataset.shape[-1]} numbers")
+            if dataset.shape[:-1] != features.shape[:-1]:
+                raise BadRecord(f"boxes are {list(dataset.shape)}, features {list(features.shape)}")
         found = features[where], pixels[where], shares[where]
     except (OSError, ValueError, IndexError) as error:
         raise BadRecord(f"it cannot be read ({error})") from None

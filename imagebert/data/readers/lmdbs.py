@@ -4,7 +4,6 @@ ViLBERT and MMF: pickles of dictionaries, arrays in them raw or as base64. The g
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from imagebert.data.readers.fields import decode_base64, record_from
 from imagebert.data.readers.folders import read_npz
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.data.records import RegionRecord
+from imagebert.files import read_json
 
 
 class _LmdbReader:
@@ -100,15 +100,16 @@ def _numbers_of_boxes(source: Path) -> dict[str, int] | None:
     if not path.exists():
         return None
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): int(number) for key, number in numbers.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {str(key): int(number) for key, number in read_json(path).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{path} is no list of numbers of boxes ({error})") from None
 
 
 def _unpack(value: bytes) -> dict[str, Any]:
     try:
-        fields = msgpack.unpackb(value, raw=False, object_hook=_array, strict_map_key=False)
+        # Lists are made in the length that they say before they are read, and may stand in each other.
+        lists = {"max_array_len": 4096, "max_map_len": 4096, "max_ext_len": 0}
+        fields = msgpack.unpackb(value, raw=False, object_hook=_array, strict_map_key=False, **lists)
     except BadRecord:
         raise
     except Exception as error:  # msgpack's errors have no common base

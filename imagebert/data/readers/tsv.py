@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord, Item, share_of
+from imagebert.data.readers import BadRecord, Item, check_files, share_of
 from imagebert.data.readers.fields import decode_base64, record_from
 from imagebert.data.records import RegionRecord
+from imagebert.files import open_regular
 
-_LONGEST = 1 << 28  # bytes of a line: 100 boxes of 2,048 numbers are a million
+LONGEST = 1 << 26  # bytes of a line: 100 boxes of 2,048 numbers are a million
 
 
 class TsvReader:
@@ -27,13 +28,14 @@ class TsvReader:
         ]
         if not self.files:
             raise UsageError(f"{sources[0]} holds no TSV file")
+        check_files(self.files)
 
     def size(self, share: int, shares: int) -> int:
         return len(share_of(sum(file.stat().st_size for file in self.files), share, shares))
 
     def items(self, share: int, shares: int) -> Iterator[Item]:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
-            columns = line.split(b"\t")
+            columns = line.split(b"\t", 10)  # what LXMERT's may have more stays in one
             key = columns[0].decode("utf-8", "replace") if len(columns) > 1 else ""
             yield Item(f"{file}, byte {offset}, image {key!r}", key, partial(_record, columns), done)
 
@@ -46,14 +48,14 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
         size = file.stat().st_size
         start, stop = max(mine.start - before, 0), min(mine.stop - before, size)
         if start < stop:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 if start > 0:  # to the next line's beginning, which may be here
                     opened.seek(start - 1)
-                    opened.readline(_LONGEST)
+                    opened.readline(LONGEST)
                 while (offset := opened.tell()) < stop:
-                    line = opened.readline(_LONGEST)
-                    if len(line) == _LONGEST:
-                        raise UsageError(f"{file}, byte {offset}: a line has more than {_LONGEST} bytes: is it a TSV?")
+                    line = opened.readline(LONGEST)
+                    if len(line) == LONGEST:
+                        raise UsageError(f"{file}, byte {offset}: a line has more than {LONGEST} bytes: is it a TSV?")
                     content = line.rstrip(b"\r\n")
                     if content:
                         yield file, offset, content, before + opened.tell() - mine.start
@@ -75,7 +77,8 @@ def _record(columns: list[bytes]) -> RegionRecord:
     try:
         sizes = {"image_w": int(width), "image_h": int(height), "num_boxes": int(number)}
     except ValueError:
-        raise BadRecord(f"width, height, boxes are {width!r}, {height!r}, {number!r}, not whole numbers") from None
+        found = ", ".join(repr(text[:40]) for text in (width, height, number))
+        raise BadRecord(f"width, height, boxes are {found}, not whole numbers") from None
     rows = sizes["num_boxes"]
     arrays = {
         "boxes": decode_base64(boxes, "<f4", "boxes", rows),

@@ -12,8 +12,9 @@ import math
 import pickle
 import pickletools
 import re
-from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable, Iterable, Sized
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,25 @@ from numpy.typing import NDArray
 from imagebert.data.readers import BadRecord
 
 _DEEPEST = 20  # of containers in containers
+_STEPS = 1 << 22  # of a pickle: a record has a hundred, the ids of a million images four million
+_THINGS = 1 << 25  # numbers and texts that it unfolds to: a thousand boxes have four million
 
 
 def unpickle(data: bytes) -> Any:
-    """The object in a pickle that holds arrays and builtins only.
+    """The object in a pickle that holds arrays and builtins only. Time and memory are bounded by its size.
 
     Raises:
-        BadRecord: it holds something else, or is damaged.
+        BadRecord: it holds something else, unfolds to more than any record has, or is damaged.
     """
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            # The memo grows to the largest index that is named.
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):  # it looks at lengths, too
+            if step == _STEPS:
+                raise BadRecord(f"its pickle has more than {_STEPS:,} steps")
+            if isinstance(argument, int) and argument.bit_length() > 64:
+                raise BadRecord(f"its pickle has a number of {argument.bit_length()} bits")
             if "PUT" in opcode.name and argument is not None and int(argument) > len(data):
                 raise BadRecord("its pickle names a place that it cannot have")
-        return _resolved(_Unpickler(io.BytesIO(data), encoding="latin1").load(), 0)
+        return _resolved(_Unpickler(data).load(), {}, 0).value
     except BadRecord:
         raise
     except Exception as error:  # a damaged pickle may raise anything
@@ -67,6 +73,7 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
+        _check_shape(shape)
         if dtype.holds_objects:
             if not isinstance(data, list) or len(data) != math.prod(shape):
                 raise BadRecord("its pickle has an array of objects that does not fit its shape")
@@ -75,8 +82,16 @@ class _Array:
             self.value = _array(data, dtype, shape, "F" if fortran else "C")
 
 
+def _check_shape(shape: Any) -> None:
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(side, int) for side in shape):
+        raise BadRecord("its pickle has an array of no shape")
+
+
 def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> NDArray[Any]:
-    content = data.encode("latin1") if isinstance(data, str) else bytes(data)  # Python 2 wrote bytes as text
+    _check_shape(shape)
+    content = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
+    if not isinstance(content, bytes | bytearray):  # a number would be a size to allocate
+        raise BadRecord("its pickle has an array of no bytes")
     found, size = np.dtype(dtype.code), math.prod(shape)
     if dtype.holds_objects or min(shape, default=0) < 0 or len(content) != size * found.itemsize:
         raise BadRecord(f"its pickle has an array {found}{list(shape)} of {len(content)} bytes")
@@ -112,9 +127,8 @@ def _bytearray(data: bytes | str = b"", encoding: str = "latin-1") -> bytes:
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
     ("_codecs", "encode"): _latin1,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): dict,
 }
 for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
@@ -124,23 +138,130 @@ for _builtins in ("builtins", "__builtin__"):
     _ADMITTED |= {(_builtins, "set"): set, (_builtins, "frozenset"): frozenset, (_builtins, "bytearray"): _bytearray}
 
 
-class _Unpickler(pickle.Unpickler):
+_DISPATCH: dict[int, Any] = dict(pickle._Unpickler.dispatch)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own in Python, not the one in C, so that what a step takes can be looked at before.
+
+    A pickle names a thing again for two bytes. So what is called is given four times the pickle's size to work on in
+    all; what is hashed is text or a number, since the hash of tuples in tuples goes through each as often as it is
+    named.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_DISPATCH)
+    stack: list[Any]
+    metastack: list[list[Any]]
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._left = 4 * len(data) + 1024
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy", "ndarray"):
+            return _Array  # which is only named
         if (module, name) not in _ADMITTED:
             raise BadRecord(f"its pickle names {module}.{name}: only NumPy arrays and builtins are admitted")
-        return _ADMITTED[module, name]
+        return partial(self._call, _ADMITTED[module, name])
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._spend(arguments)
+        if function in (set, frozenset, dict):
+            for items in arguments:
+                _check_keys([item[0] for item in items] if function is dict else items)
+        return function(*arguments)
+
+    def _spend(self, things: Any) -> None:
+        self._left -= len(things)
+        if self._left >= 0:
+            self._left -= sum(len(thing) for thing in things if isinstance(thing, Sized))
+        if self._left < 0:
+            raise BadRecord("its pickle makes more of its bytes than there are")
+
+    def _build(self) -> None:
+        state, thing = self.stack[-1], self.stack[-2]
+        if not isinstance(thing, _Array | _Dtype):
+            raise BadRecord(f"its pickle gives a state to {type(thing).__name__}")
+        self._spend(state)
+        _DISPATCH[pickle.BUILD[0]](self)
+
+    def _check_dictionary(self, thing: Any) -> None:
+        if not isinstance(thing, dict):  # an array would set all that a key names
+            raise BadRecord(f"its pickle sets an item of {type(thing).__name__}")
+
+    def _set_item(self) -> None:
+        self._check_dictionary(self.stack[-3])
+        _check_keys(self.stack[-2:-1])
+        _DISPATCH[pickle.SETITEM[0]](self)
+
+    def _set_items(self) -> None:
+        self._check_dictionary(self.metastack[-1][-1])
+        _check_keys(self.stack[::2])
+        _DISPATCH[pickle.SETITEMS[0]](self)
+
+    def _add_items(self) -> None:
+        _check_keys(self.stack)
+        _DISPATCH[pickle.ADDITEMS[0]](self)
+
+    def _frozen_set(self) -> None:
+        _check_keys(self.stack)
+        _DISPATCH[pickle.FROZENSET[0]](self)
+
+    def _dictionary(self) -> None:
+        _check_keys(self.stack[::2])
+        _DISPATCH[pickle.DICT[0]](self)
+
+    dispatch |= {
+        pickle.BUILD[0]: _build,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.ADDITEMS[0]: _add_items,
+        pickle.FROZENSET[0]: _frozen_set,
+        pickle.DICT[0]: _dictionary,
+    }
 
 
-def _resolved(value: Any, depth: int) -> Any:
-    """The same with arrays in place of their stand-ins."""
+_KEYS = (str, bytes, int, float, np.generic, type(None))
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    for key in keys:
+        if not isinstance(key, _KEYS):
+            raise BadRecord(f"its pickle has {type(key).__name__} for a key")
+
+
+class _Resolved(NamedTuple):
+    """What stands in place of a value, and how much it unfolds to."""
+
+    value: Any
+    things: int
+    depth: int
+
+
+def _resolved(value: Any, known: dict[int, _Resolved], depth: int) -> _Resolved:
+    """The same with arrays in place of their stand-ins; what is named several times is resolved once."""
+    if isinstance(value, _Dtype):
+        raise BadRecord("its pickle holds a type")
+    if isinstance(value, partial):
+        raise BadRecord("its pickle holds a function")
+    if not isinstance(value, _Array | dict | list | tuple):
+        size = value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, set | frozenset) else 1
+        return _Resolved(value, size, 0)
+    if id(value) in known:
+        return known[id(value)]
     if depth > _DEEPEST:
         raise BadRecord("its pickle goes too deep")
     if isinstance(value, _Array):
-        return _resolved(value.value, depth + 1)
-    if isinstance(value, dict):
-        return {name: _resolved(thing, depth + 1) for name, thing in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolved(thing, depth + 1) for thing in value]
-    if isinstance(value, _Dtype):
-        raise BadRecord("its pickle holds a type")
-    return value
+        inner = [_resolved(value.value, known, depth + 1)]
+        new = inner[0].value
+    elif isinstance(value, dict):
+        inner = [_resolved(thing, known, depth + 1) for thing in value.values()]
+        new = {name: found.value for name, found in zip(value, inner, strict=True)}
+    else:
+        inner = [_resolved(thing, known, depth + 1) for thing in value]
+        new = [found.value for found in inner]
+    found = _Resolved(new, 1 + sum(i.things for i in inner), 1 + max((i.depth for i in inner), default=0))
+    if found.depth > _DEEPEST + 1 or found.things > _THINGS:
+        raise BadRecord(f"its pickle goes too deep, or unfolds to more than {_THINGS:,} things")
+    known[id(value)] = found
+    return found

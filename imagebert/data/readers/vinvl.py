@@ -8,7 +8,7 @@ labels       key, {"image_h", "image_w", "objects": [{"class", "conf", "rect"}]}
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord, Item, share_of
+from imagebert.config import UsageError, shown
+from imagebert.data.readers import BadRecord, Item, check_files, share_of
 from imagebert.data.readers.fields import decode_base64, record_from
-from imagebert.data.readers.tsv import lines_of_share
+from imagebert.data.readers.tsv import LONGEST, lines_of_share
 from imagebert.data.records import RegionRecord
+from imagebert.files import open_regular, parse_json, read_text
 
 _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
 
@@ -32,6 +33,7 @@ class VinvlReader:
         self.files = [file for source in sources for file in _feature_files(source)]
         if not self.files:
             raise UsageError(f"{sources[0]} holds no features.tsv and no NAME.feature.tsv")
+        check_files(self.files)
         self._numbers = {name: number for number, name in enumerate(classes)}
         self._labels = {file: _Labels.beside(file) for file in self.files}
         if any(self._labels.values()) and not classes:
@@ -42,7 +44,7 @@ class VinvlReader:
 
     def items(self, share: int, shares: int) -> Iterator[Item]:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
-            columns = line.split(b"\t")
+            columns = line.split(b"\t", 3)
             key = columns[0].decode("utf-8", "replace").strip() if len(columns) > 1 else ""
             load = partial(self._record, file, key, columns)
             yield Item(f"{file}, byte {offset}, image {key!r}", key, load, done)
@@ -60,7 +62,7 @@ class VinvlReader:
         try:
             rows = int(number)
         except (TypeError, ValueError, OverflowError):
-            raise BadRecord(f"its number of boxes is {number!r}") from None
+            raise BadRecord(f"its number of boxes is {shown(number)}") from None
         fields: dict[str, Any] = {"features": decode_base64(features, "<f4", "features", rows), "num_boxes": rows}
         labels = self._labels[file]
         return record_from(fields if labels is None else {**fields, **self._objects(labels.read(key), rows)})
@@ -96,8 +98,8 @@ class _Labels:
     """A file of labels, found by key."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        size = path.stat().st_size
+        self._file = open_regular(path)
+        size = os.fstat(self._file.fileno()).st_size
         self._offsets: dict[bytes, int] = {}
         for offset in _line_offsets(path, size):
             self._file.seek(offset)
@@ -115,7 +117,7 @@ class _Labels:
         if offset is None:
             raise BadRecord("it has no label")
         self._file.seek(offset)
-        return _json(self._file.readline().split(b"\t", 1)[1], "label")
+        return _json(self._file.readline(LONGEST).split(b"\t", 1)[1], "label")
 
 
 def _line_offsets(path: Path, size: int) -> list[int]:
@@ -127,20 +129,21 @@ def _line_offsets(path: Path, size: int) -> list[int]:
     index = path.with_suffix(".lineidx")
     if index.exists():
         try:
-            offsets = [int(line) for line in index.read_text().split()]
+            offsets = [int(line) for line in read_text(index).split()]
         except ValueError as error:
             raise UsageError(f"{index} is no list of offsets ({error}): remove it, and {path.name} is read") from None
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for offset in offsets:
-                file.seek(max(offset - 1, 0))
-                if not 0 <= offset < size or (offset > 0 and file.read(1) != b"\n"):
+                if not 0 <= offset < size or (file.seek(max(offset - 1, 0)) != offset and file.read(1) != b"\n"):
                     raise UsageError(
                         f"{index}: no line of {path.name} begins at {offset}: remove it, and the file is read"
                     )
         return offsets
     offsets, at = [], 0
-    with path.open("rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        while line := file.readline(LONGEST):
+            if len(line) == LONGEST:
+                raise UsageError(f"{path}, byte {at}: a line has more than {LONGEST} bytes: is it a TSV?")
             offsets.append(at)
             at += len(line)
     return offsets
@@ -148,6 +151,6 @@ def _line_offsets(path: Path, size: int) -> list[int]:
 
 def _json(text: bytes | str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"its {what} is no JSON ({error})") from None
+        return parse_json(text, f"its {what}")
+    except UsageError as error:
+        raise BadRecord(str(error)) from None

@@ -53,7 +53,7 @@ function search(text) {
     at("results").replaceChildren(...found.hits.map((hit) => {
       const card = element("button", "", { class: "hit", "data-number": hit.number });
       card.append(hit.picture
-        ? element("img", "", { src: `/picture/${hit.number}/small`, alt: hit.key, loading: "lazy" })
+        ? element("img", "", { src: `${hit.picture}/small`, alt: hit.key, loading: "lazy" })
         : element("div", "no photograph", { class: "none" }));
       const label = element("span");
       label.append(element("b", percent(hit.probability)), ` ${hit.key}`);
@@ -78,7 +78,7 @@ async function explain(hit, query) {
     const found = await call(`/regions/${hit.number}?q=` + encodeURIComponent(query));
     at("detail-title").textContent = `${query} – ${percent(hit.probability)}`;
     at("photograph").alt = found.key;
-    if (hit.picture) at("photograph").src = `/picture/${hit.number}/large`;
+    if (hit.picture) at("photograph").src = `${hit.picture}/large`;
     else at("photograph").removeAttribute("src");
     draw(at("boxes"), found.regions);
     at("words").replaceChildren(...found.words.map((word, row) => {

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -499,6 +500,119 @@ def test_archives_and_arrays_that_would_fill_the_memory(tmp_path: Path, monkeypa
     assert "3000 boxes of 1000 numbers" in errors[1]
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_archive_is_packed_as_numpy_packs(packing: int, tmp_path: Path) -> None:
+    """Python's zipfile unpacks these a whole block at a time, whatever was asked for."""
+    with zipfile.ZipFile(tmp_path / "1.npz", "w", packing) as archive:
+        archive.writestr("x.npy", b"nothing")
+    (error,) = load_all("npz", tmp_path)
+    assert "it is packed as NumPy packs none" in error
+
+
+def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "1.npz", x=np.zeros((900, 1000), np.float32), bbox=np.zeros((900, 4)))
+    data = bytearray((tmp_path / "1.npz").read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    (tmp_path / "1.npz").write_bytes(data)
+    (error,) = load_all("npz", tmp_path)
+    assert "3600000 bytes, and has" in error
+
+
+def test_an_array_larger_than_any_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.readers.folders.LARGEST", 10_000)
+    np.save(tmp_path / "1.npy", np.zeros((9, 1000)))
+    (error,) = load_all("mmf", tmp_path)
+    assert "bytes, more than 10000" in error
+
+
+def test_lists_of_msgpack_are_not_made_before_they_are_read(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "l"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"1", (b"\xdd" + (1 << 20).to_bytes(4, "big")) * 400 + bytes(1 << 20))
+        transaction.put(b"2", b"\xc9\x00\x00\x10\x00\x05" + bytes(4096))
+    errors = load_all("uniter", tmp_path / "l")
+    assert len(errors) == 2
+    assert "exceeds max_array_len" in errors[0]
+    assert "exceeds max_ext_len" in errors[1]
+
+
+@pytest.mark.parametrize(("write", "lost", "features", "boxes"), FORMATS, ids=[f[0].__name__[6:] for f in FORMATS])
+def test_a_pipe_is_refused_at_once(
+    write: Write, lost: set[str], features: int, boxes: int | None, tmp_path: Path
+) -> None:
+    """In the place of each file that a reader opens, and of all."""
+    name, path = write(tmp_path, make(features, boxes)[:2])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is no regular file"):
+        open_reader(name, [tmp_path / "pipe"], NAMES)
+    (tmp_path / "pipe").unlink()
+    for file in [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".mdb"]:
+        kept = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(UsageError, match="is no regular file"):
+            for item in open_reader(name, [path], NAMES).items(0, 1):
+                item.load()
+            pytest.fail(str(file))
+        file.unlink()
+        file.write_bytes(kept)
+
+
+def test_jsons_beside_the_features(tmp_path: Path) -> None:
+    """Deep ones and long numbers: the file and the line are named."""
+    name, path = write_uniter(tmp_path, make())
+    for text in ("[" * 9999, '{"1": ' + "9" * 5000 + "}", '{"1": 1e999}', "[" * 70 + "]" * 70):
+        (tmp_path / "nbb_th0.2_max100_min10.json").write_text(text)
+        with pytest.raises(UsageError, match=r"nbb_th0\.2_max100_min10\.json"):
+            open_reader(name, [path], [])
+    _, folder = write_vinvl(tmp_path, make(2048))
+    (folder / "predictions.lineidx").unlink()
+    for text in ("[" * 9999, "[" * 70 + "]" * 70, "9" * 5000):
+        (folder / "predictions.tsv").write_text("".join(f"{image.key}\t{text}\n" for image in make()))
+        errors = load_all("vinvl", folder)
+        assert len(errors) == 5
+        assert all("features.tsv, byte" in error and "its label is n" in error for error in errors)
+    for offset in ("9" * 400, "9" * 5000):
+        (folder / "predictions.lineidx").write_text(offset)
+        with pytest.raises(UsageError, match=r"predictions\.lineidx"):
+            open_reader("vinvl", [folder], NAMES)
+
+
+def test_hdf5_that_leads_elsewhere(tmp_path: Path) -> None:
+    name, path = write_hdf5(tmp_path, make(16, 3))
+    os.mkfifo(tmp_path / "pipe")
+    whole = path.read_bytes()
+
+    def packed(file: Any) -> None:
+        file.create_dataset("image_bb", data=np.zeros((5, 3, 4), np.float32), compression="gzip")
+
+    def linked(file: Any) -> None:
+        file["image_bb"] = h5py.ExternalLink(str(tmp_path / "pipe"), "x")
+
+    def external(file: Any) -> None:
+        file.create_dataset("image_bb", (5, 3, 4), "f4", external=[("/etc/passwd", 0, 240)])
+
+    def grouped(file: Any) -> None:
+        file.create_group("image_bb")
+
+    def wide(file: Any) -> None:
+        file.create_dataset("image_bb", (5, 3, 4), "f4", chunks=(1 << 14, 1 << 14, 2), maxshape=(None, None, None))
+
+    for change, message in (
+        (packed, "image_bb is compressed"),
+        (linked, "image_bb is a link"),
+        (external, "image_bb lies in other files"),
+        (grouped, "image_bb is no table of numbers"),
+        (wide, "image_bb has chunks of"),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "a") as file:
+            del file["image_bb"]
+            change(file)
+        with pytest.raises(UsageError, match=message):
+            open_reader(name, [path], [])
+
+
 def test_a_truncated_lmdb(tmp_path: Path) -> None:
     name, path = write_vilbert(tmp_path, make(2048))
     data = path / "data.mdb"
@@ -508,7 +622,7 @@ def test_a_truncated_lmdb(tmp_path: Path) -> None:
 
 
 def test_a_file_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagebert.data.readers.tsv._LONGEST", 1000)
+    monkeypatch.setattr("imagebert.data.readers.tsv.LONGEST", 1000)
     (tmp_path / "x.tsv").write_bytes(b"x" * 5000)
     with pytest.raises(UsageError, match="byte 0: a line has more than 1000 bytes: is it a TSV"):
         read("lxmert", tmp_path / "x.tsv")
