@@ -945,7 +945,11 @@ def _console(width: int | None = None) -> Any:
     """Where tables are printed: names and words from outside stand there as they are."""
     from rich.console import Console
 
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704: it is called where that is caught; rich would end the process
+
+    return Plain(width=width, markup=False, emoji=False, highlight=False)
 
 
 def _recall_table(figures: dict[str, Any], paper: dict[str, dict[str, float]] | None) -> None:

@@ -28,6 +28,7 @@ from imagebert.errors import UsageError as UsageError
 from imagebert.files import read_text
 
 Tree = TypeVar("Tree")
+_INTEGERS = 1 << 63  # those of 64 bits are below
 
 
 # ---------------------------------------------------------------------------------------------------------- the tree
@@ -195,8 +196,6 @@ class RunConfig:
         check.positive(
             ("data.max_regions", self.data.max_regions),
             ("data.max_words", self.data.max_words),
-            ("data.prefetch_steps", self.data.prefetch_steps),
-            ("data.workers", self.data.workers),
             ("schedule.accumulation", self.schedule.accumulation),
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("checkpoint.keep", self.checkpoint.keep),
@@ -208,6 +207,32 @@ class RunConfig:
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
+        weights = [(f"pretraining.{name}", getattr(self.pretraining, name)) for name in ("mlm", "moc", "mrfr", "itm")]
+        weights += [(f"retrieval.{name}", getattr(self.retrieval, name)) for name in ("binary", "multiclass")]
+        check.within(
+            0,
+            _INTEGERS - 1,
+            ("seed", self.seed),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("optimizer.gradient_clipping", self.optimizer.gradient_clipping),
+            ("optimizer.epsilon", self.optimizer.epsilon),
+            ("checkpoint.keep_every", self.checkpoint.keep_every),
+            ("model.dual_size", self.model.dual_size),
+            ("pretraining.dual", self.pretraining.dual),
+            ("retrieval.triplet", self.retrieval.triplet),
+            ("retrieval.dual", self.retrieval.dual),
+            ("retrieval.margin", self.retrieval.margin),
+            *weights,
+        )
+        check.within(1, 1024, ("data.workers", self.data.workers), ("data.prefetch_steps", self.data.prefetch_steps))
+        check.within(
+            1,
+            1 << 16,
+            ("pretraining.contrast", self.pretraining.contrast),
+            ("retrieval.contrast", self.retrieval.contrast),
+        )
+        for place, beta in enumerate(self.optimizer.betas):
+            check(0 <= beta < 1, f"optimizer.betas.{place}", f"is {beta}", "give a share below 1")
         for name in ("steps", "epochs", "batch_size", "batch_tokens", "microbatch_size", "microbatch_tokens"):
             value = getattr(self.schedule, name)
             if value is not None:
@@ -311,6 +336,10 @@ class _Checker:
     def positive(self, *items: tuple[str, float]) -> None:
         for key, value in items:
             self(value > 0, key, f"is {value}", "give a positive number")
+
+    def within(self, low: int, high: int, *items: tuple[str, float]) -> None:
+        for key, value in items:
+            self(low <= value <= high, key, f"is {value}", f"give {low} to {high}")
 
     def share(self, *items: tuple[str, float]) -> None:
         for key, value in items:
@@ -461,7 +490,6 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 _DEEPEST = 32  # of mappings and lists in each other
-_INTEGERS = 1 << 63
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -110,7 +110,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full or failing; what stood there is as it was.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")  # what a killed call left is written over
     try:
         with part.open("wb") as file:
             file.write(data)

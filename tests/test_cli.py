@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,127 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert main(call) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("imagebert: ")]
     assert named in line
+
+
+def test_a_pipe_in_the_place_of_a_file(
+    source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused at once: nobody writes to it, or reads from it."""
+    vocabulary = str(write_vocabulary(tmp_path).path)
+    (tmp_path / "x.token").write_text("a.jpg#0\tword01\n")
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    pairs = ["pairs", str(tmp_path / "x.token"), str(tmp_path / "out"), "--vocab"]
+    for call, named in (
+        ([*pairs, pipe], "cannot read the vocabulary"),
+        ([*pairs, vocabulary, "--split", f"test={pipe}"], "--split test="),
+        (["pairs", pipe, str(tmp_path / "out"), "--vocab", vocabulary], "pipe"),
+        (["import", "npz", pipe, str(tmp_path / "out")], "pipe"),
+        (["import", "vinvl", str(tmp_path), str(tmp_path / "out"), "--classes", pipe], "--classes"),
+        (["extract", str(tmp_path), str(tmp_path / "out"), "--extractor", pipe], "pipe"),
+        (train(source, tmp_path, f"engine.deepspeed={pipe}"), "pipe"),
+        (["pretrain", pipe], "pipe"),
+        (["ladder", pipe], "pipe"),
+        (["plan", "--json", pipe], "cannot write"),
+    ):
+        assert main(call) == 2, call
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("imagebert: ")
+        assert named in line
+
+
+def test_names_that_no_file_has(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary = str(write_vocabulary(tmp_path).path)
+    (tmp_path / "x.token").write_text("a.jpg#0\tword01\n")
+    for name in ("x" * 5000, str(tmp_path / "x" / ("y" * 300)), "a\0b"):
+        for call in (
+            ["store", "inspect", name],
+            ["pairs", name, str(tmp_path / "out"), "--vocab", vocabulary],
+            ["pairs", str(tmp_path / "x.token"), str(tmp_path / "out"), "--vocab", name],
+            ["pairs", str(tmp_path / "x.token"), str(tmp_path / "out"), "--vocab", vocabulary, "--split", f"a={name}"],
+            ["import", "npz", name, str(tmp_path / "out")],
+            ["extract", name, str(tmp_path / "out"), "--extractor", name],
+            ["evaluate", name, "--regions", source.regions, "--pairs", source.pairs],
+            ["recipes", name],
+            ["ladder", name],
+            ["plan", "--json", name],
+            train(source, tmp_path, f"data.sources.0.regions={name}"),
+            train(source, tmp_path, f"data.sources.0.pairs={name}"),
+            train(source, tmp_path, f"engine.deepspeed={name}"),
+            train(source, tmp_path, f"output={name}/run"),
+            train(source, tmp_path, "model.preset=null", f"model.initialize_from={name}"),
+        ):
+            if call[:2] == ["plan", "--json"] and name.startswith(str(tmp_path)):
+                continue  # its folder is made
+            assert main(call) == 2, call
+            assert capsys.readouterr().err.splitlines()[-1].startswith("imagebert: ")
+
+
+def test_markup_is_printed_as_text(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("o[", "a:smile:[bold]"):
+        shutil.copytree(source.regions, tmp_path / f"{name}/b]ut")
+        assert main(["store", "verify", str(tmp_path / f"{name}/b]ut")]) == 0
+        out = capsys.readouterr().out
+        assert f"{name}/b]ut" in "".join(out.split())
+        assert main(["store", "stage", str(tmp_path / f"{name}/b]ut"), str(tmp_path / "local" / name)]) == 0
+        again = str(tmp_path / f"{name}[/i]")
+        assert main(["store", "merge", source.regions, str(tmp_path / f"{name}/b]ut"), again]) in (0, 2)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("call", [["recipes"], ["recipes", "stage1_lait"], ["--help"], ["plan"]])
+def test_a_reader_that_has_seen_enough(call: list[str], unbuffered: str) -> None:
+    """As `| head`: nothing is said, then or when Python ends."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    code = "import sys, imagebert.cli; sys.exit(imagebert.cli.main(sys.argv[1:]))"
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *call], stdout=into, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(into)
+    assert done.stderr == b""
+    assert done.returncode in (141, 0)  # argparse does not mind
+
+
+def test_a_full_disk_behind_the_output() -> None:
+    code = "import sys, imagebert.cli; sys.exit(imagebert.cli.main(sys.argv[1:]))"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("imagebert: the work failed: ")
+    assert "No space left on device" in line
+
+
+def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (
+        ["plan", "--pairs", "1e400k"],
+        ["plan", "--pairs", "nank"],
+        ["plan", "--epochs", "inf"],
+        ["plan", "--nodes", "9" * 400],
+        ["serve", "--port", "70000"],
+        ["demo", "--seed", "-1"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(call)
+        assert stop.value.code == 2
+        assert f"argument {call[1]}: " in capsys.readouterr().err
+
+
+def test_a_monitor_that_is_not_installed(
+    source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb").mkdir()  # as wandb itself makes it, where it runs
+    monkeypatch.syspath_prepend(str(tmp_path))
+    call = train(source, tmp_path, "logging.monitors=[wandb]")
+    assert main(call) == 2
+    message = "logging.monitors has wandb, which is not installed: pip install wandb, or leave it out"
+    assert f"imagebert: {message}" in capsys.readouterr().err.splitlines()
+    assert main(["doctor", "--quick", *call[1:]]) == 2
+    assert message in capsys.readouterr().out
 
 
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

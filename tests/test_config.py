@@ -34,6 +34,11 @@ def test_overrides_reach_lists_and_nested_keys() -> None:
         ("schedule.batch_size=true", "schedule.batch_size is True: give a whole number"),
         ("schedule.batch_size=0", "schedule.batch_size is 0: give a positive number"),
         ("model.hidden_dropout=1.5", "model.hidden_dropout is 1.5: give a share between 0 and 1"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1 is 1.0: give a share below 1"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1.0: give 0 to"),
+        ("pretraining.mlm=-1", "pretraining.mlm is -1.0: give 0 to"),
+        ("seed=-1", "seed is -1: give 0 to"),
+        ("data.workers=100000", "data.workers is 100000: give 1 to 1024"),
         ("schedule.steps=0", "schedule.steps is 0: give a positive number"),
         ("model.initialize_from=x", "give preset for new weights, or initialize_from"),
         ("optimizer.betas=[0.9]", "optimizer.betas has 1 values: give 2"),
@@ -64,7 +69,7 @@ def test_yaml_is_strict_where_yaml_is_not() -> None:
     assert parse_yaml("1e-4", "here") == 1e-4
     with pytest.raises(UsageError, match="given twice"):
         parse_yaml("a: 1\na: 2", "here")
-    with pytest.raises(UsageError, match="here, line 1: tags .* are not taken"):
+    with pytest.raises(UsageError, match=r"here, line 1: tags .* are not taken"):
         parse_yaml("!!python/object/apply:os.system [x]", "here")
 
 

@@ -30,11 +30,10 @@ def publish(path: Path, replaces: str | None = None, wait: bool = False) -> Iter
         UsageError: `path` exists and is not to be replaced, another process writes it, or its parent cannot be written.
         OSError: the disk filled up or failed.
     """
-    check_free(path, replaces)
     temporary = incomplete(path)
     make_folder(temporary.parent)
     with lock(lock_of(path), path, wait=wait) as held:
-        check_free(path, replaces)  # another may just have ended
+        check_free(path, replaces)
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)
         try:

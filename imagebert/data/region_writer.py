@@ -362,10 +362,9 @@ def write_regions(
         with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers) as writer:
             yield writer
         return
-    check_free(path, replaces)
     make_folder(folder.parent)
     with lock(lock_of(path), path) as held:
-        check_free(path, replaces)  # another may just have ended
+        check_free(path, replaces)
         make_folder(folder)
         _begin(folder, path, job)
         with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers, held) as writer:

@@ -1,6 +1,7 @@
 """What a run tells: a JSON-lines log, a live console line, and DeepSpeed's monitors.
 
-Every line of the log carries the step, so that a resumed run can drop the lines that it is about to write again.
+Every line of the log carries the step, so that a resumed run can drop the lines that it is about to write again, and a
+checksum, so that a figure that was changed is none.
 Rates cover the time since the line before; evaluation and checkpoints stop that clock.
 
 A log is worth less than its run: what is damaged in it is left out, and what a full disk does not take waits.
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -142,12 +144,12 @@ class _Log:
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
         lines, damaged = examine_log(path)
-        text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= start_step)
+        text = b"".join(_with_checksum(line) for line in lines if line["step"] <= start_step)
         try:
             if damaged:
                 aside = _put_aside(path)
                 log.warning("%s is damaged: it is kept as %s, and its good lines stay", path, aside)
-            write_bytes(path, text.encode())
+            write_bytes(path, text)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             reason = os.strerror(error.errno or errno.EIO)
@@ -156,7 +158,7 @@ class _Log:
         self._told = False
 
     def write(self, line: dict[str, float]) -> None:
-        self._waiting.append(json.dumps(line).encode() + b"\n")
+        self._waiting.append(_with_checksum(line))
         try:
             before, data = os.fstat(self._file.fileno()).st_size, b"".join(self._waiting)
             try:
@@ -202,13 +204,21 @@ def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
                 except UsageError:
                     damaged |= text.endswith(b"\n") or len(text) == _LONGEST
                     continue
-                if _is_line(line):
+                if _is_line(line) and line.pop("crc32", None) in (None, _checksum(line)):  # earlier versions had none
                     lines.append(line)
                 else:
                     damaged = True
     except UsageError:  # it is no file, or may not be read
         damaged = True
     return lines, damaged
+
+
+def _with_checksum(line: dict[str, float]) -> bytes:
+    return json.dumps({**line, "crc32": _checksum(line)}).encode() + b"\n"
+
+
+def _checksum(line: dict[str, float]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def _is_line(line: Any) -> bool:

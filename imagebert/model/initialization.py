@@ -149,7 +149,7 @@ def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False)
     absent = ("global_image",) if kind == "imagebert" else ("global_image", "region_projection", "location_projection")
     lacking = [name for name in new if name.startswith("imagebert.") and not any(part in name for part in absent)]
     if lacking and not allow_partial:
-        strange = f", and has {ignored[0]!r} (one of {len(ignored)}), which is of no use" * bool(ignored)
+        strange = f", and has {ignored[0]!r} (one of {len(ignored)}), which is of no use" if ignored else ""
         raise UsageError(
             f"{file} lacks {lacking[0]} (one of {len(lacking)} tensors of the encoder){strange}: is it another model, "
             "or one whose names were given a prefix? model.allow_partial=true takes what there is"

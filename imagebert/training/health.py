@@ -42,6 +42,7 @@ class Health:
 
     Attributes:
         folder: where they are written down
+        in_a_row: skipped steps that were the last ones when it was looked
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Health:
     ) -> None:
         self.folder, self._names, self._limit, self._describe = folder / "skipped", names, limit, describe
         self._noted: list[_Noted] = []
-        self._in_a_row = 0
+        self.in_a_row = 0
 
     def note(self, step: int, skipped: Tensor | float, norm: Tensor | float, sums: Tensor) -> None:
         """Remembers step number `step`, counted from 0; nothing is waited for."""
@@ -65,12 +66,12 @@ class Health:
         noted, self._noted = self._noted, []
         flags = torch.stack([n.skipped for n in noted]).tolist()
         for bad, found in zip(flags, noted, strict=True):
-            self._in_a_row = self._in_a_row + 1 if bad else 0
+            self.in_a_row = self.in_a_row + 1 if bad else 0
             if bad:
                 self._write(found)
-            if self._in_a_row >= self._limit:
+            if self.in_a_row >= self._limit:
                 raise FloatingPointError(
-                    f"loss or gradient was not finite in {self._in_a_row} steps in a row, up to step {found.step + 1}: "
+                    f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {found.step + 1}: "
                     f"nothing was saved since; see {self.folder}, then lower the learning rate or mend the data"
                 )
         return bool(flags[-1])

@@ -123,11 +123,11 @@ def train(
                         with meter.paused():
                             values |= dict(evaluate(done))
                     engine.write_monitors(meter.write(done, values), done)
-                if skipped and done == steps.total:
+                if done == steps.total and health.in_a_row >= min(2, done):  # one may be a bad batch
                     raise FloatingPointError(
-                        f"loss or gradient was not finite in the last step, {done}: it moved nothing, and neither a "
-                        f"checkpoint nor a model is written of it; see {health.folder}, then lower the learning rate "
-                        "or mend the data; `imagebert export` gives the checkpoint before"
+                        f"loss or gradient was not finite in the last {health.in_a_row} steps, up to {done}: they "
+                        f"moved nothing, and neither a checkpoint nor a model is written; see {health.folder}, then "
+                        "lower the learning rate or mend the data; `imagebert export` gives the checkpoint before"
                     )
                 # Weights that give no finite loss are not worth keeping; the next good step is saved.
                 if save_due and (last or not skipped):

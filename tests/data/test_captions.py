@@ -160,16 +160,16 @@ def test_a_file_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_parquet_that_would_fill_the_memory(tmp_path: Path) -> None:
-    """Of 2 kB each: long captions that are one, and a row with as many captions as 3 GB of them."""
+    """Of 2 kB each: 4 GB of captions that are one, and rows of a million captions."""
     equal = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 40_000, pyarrow.int32()), ["x" * 100_000])
     table = pyarrow.table({"image": ["a"] * 40_000, "caption": equal})
     parquet.write_table(table, tmp_path / "long.parquet", compression="zstd", store_schema=False)
-    table = pyarrow.table({"image": ["a"] * 30, "caption": [["x"] * 1_000_000] * 30})
+    table = pyarrow.table({"image": ["a"] * 4, "caption": [["x"] * 1_000_000] * 4})
     parquet.write_table(table, tmp_path / "wide.parquet", compression="zstd")
     for name in ("long", "wide"):
         path = tmp_path / f"{name}.parquet"
         assert path.stat().st_size < 20_000
-        with pytest.raises(UsageError, match="unpacks to more than 1000 times its size|takes more memory than any"):
+        with pytest.raises(UsageError, match="unpacks to more than 1000 times its size"):
             list(Captions(path))
 
 

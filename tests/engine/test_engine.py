@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from imagebert.config import RunConfig, UsageError, load_recipe
+from imagebert.engine import engine
 from imagebert.engine.engine import _forgiving, find_deepspeed_config, merge_deepspeed_config
 
 
@@ -57,6 +60,36 @@ def test_a_key_in_the_wrong_place_is_an_error(tmp_path: Path, content: dict[str,
     path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=message):
         merge_deepspeed_config(recipe(f"engine.deepspeed={path}"), "fp32", 1)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "[" * 9999, '{"zero_optimization": 3}', '"text"'])
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ds.json").write_text(content)
+    with pytest.raises(UsageError, match=r"ds\.json is n"):
+        merge_deepspeed_config(recipe(f"engine.deepspeed={tmp_path / 'ds.json'}"), "fp32", 1)
+
+
+def test_the_stage_is_a_number(tmp_path: Path) -> None:
+    for stage in ('"1"', "4", "true", "[1]", "null"):
+        (tmp_path / "ds.json").write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}')
+        with pytest.raises(UsageError, match=r"zero_optimization\.stage is .*: give 0 to 3"):
+            merge_deepspeed_config(recipe(f"engine.deepspeed={tmp_path / 'ds.json'}"), "fp32", 1)
+    (tmp_path / "ds.json").write_text("{}")
+    assert merge_deepspeed_config(recipe(f"engine.deepspeed={tmp_path / 'ds.json'}"), "fp32", 1)
+
+
+def test_configurations_are_found_in_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What set-up copies, wherever: `pip install --user` and `--target` have no folder share/ that could be found."""
+    run = (
+        "import sys, setuptools; from distutils.core import run_setup; step = run_setup('setup.py', stop_after='init')"
+    )
+    run += ".get_command_obj('build_py'); step.build_lib = sys.argv[1]; step.ensure_finalized(); step.run()"
+    subprocess.run([sys.executable, "-c", run, str(tmp_path)], check=True, capture_output=True)
+    monkeypatch.setattr(engine, "__file__", str(tmp_path / "imagebert/engine/engine.py"))
+    names = sorted(path.stem for path in Path("ds_configs").glob("*.json"))
+    assert "zero0" in names
+    for name in names:
+        assert find_deepspeed_config(name) == tmp_path / f"imagebert/ds_configs/{name}.json"
 
 
 def test_lamb_does_not_shard() -> None:

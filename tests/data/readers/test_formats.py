@@ -516,7 +516,7 @@ def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
     data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
     (tmp_path / "1.npz").write_bytes(data)
     (error,) = load_all("npz", tmp_path)
-    assert "3600000 bytes, and has" in error
+    assert "it is no .npy" in error
 
 
 def test_an_array_larger_than_any_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +546,9 @@ def test_a_pipe_is_refused_at_once(
     with pytest.raises(UsageError, match="pipe is no regular file"):
         open_reader(name, [tmp_path / "pipe"], NAMES)
     (tmp_path / "pipe").unlink()
-    for file in [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".mdb"]:
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        if file.suffix == ".mdb" or file.name == "features.lineidx":  # the one is another's, the other is not read
+            continue
         kept = file.read_bytes()
         file.unlink()
         os.mkfifo(file)
