@@ -3,9 +3,9 @@
 Three ideas. A recipe is complete: what it does not say is the default written here, and nothing else. A mistake is
 an error that names the key, the value and the cure: unknown keys are answered with the nearest right one, numbers
 that YAML would read as text (`1e-4`) are read as numbers, a key given twice is refused. What YAML can do beyond plain
-trees (aliases, tags, keys that are lists, dates) no recipe needs and is refused or text: a few bytes of it would become
-gigabytes. The tree is plain data: it imports nothing of ImageBERT but how files are read, so that every floor may read
-it.
+trees (tags, keys that are lists, dates, merges) no recipe needs and is refused or text; what aliases unfold to is
+bounded, since a few bytes of them could become gigabytes. The tree is plain data: it imports nothing of ImageBERT but
+how files are read, so that every floor may read it.
 """
 
 from __future__ import annotations
@@ -480,7 +480,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > RECIPE_BYTES:
         raise UsageError(f"{where} has more than {RECIPE_BYTES:,} characters: no recipe has")
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
+        return _written_out(yaml.load(text, Loader=_StrictLoader), [_VALUES], 0)  # a SafeLoader: plain data only
     except UsageError as error:
         raise UsageError(f"{where}, {error}") from None
     except yaml.YAMLError as error:
@@ -490,6 +490,21 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 _DEEPEST = 32  # of mappings and lists in each other
+_VALUES = 100_000  # more than so many bytes can hold without aliases
+
+
+def _written_out(value: Any, left: list[int], depth: int) -> Any:
+    """A copy in which nothing stands twice: what an alias (*name) stands for is written in its place."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise UsageError(f"its aliases (*name) unfold to more than {_VALUES:,} values: write out what is meant")
+    if depth > _DEEPEST:
+        raise UsageError(f"its aliases (*name) are nested deeper than {_DEEPEST}: write out what is meant")
+    if isinstance(value, dict):
+        return {key: _written_out(inner, left, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_written_out(inner, left, depth + 1) for inner in value]
+    return value
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -500,11 +515,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            raise UsageError(f"line {line}: aliases (*{event.anchor}) are not taken: write it out")
-        if event.anchor is not None:
-            raise UsageError(f"line {line}: anchors (&{event.anchor}) are not taken: leave it out, or quote the text")
-        if event.tag is not None:
+        if getattr(event, "tag", None) is not None:  # an alias has none
             raise UsageError(f"line {line}: tags ({event.tag}) are not taken: leave it out, or quote the text")
         if self._depth >= _DEEPEST:
             raise UsageError(f"line {line}: it is nested deeper than {_DEEPEST}: no recipe is")

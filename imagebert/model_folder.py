@@ -31,7 +31,16 @@ from imagebert.data.folder import publish
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
-from imagebert.files import DIGESTS, check_digests, digest_of, file_digest, read_json, write_digests, write_json
+from imagebert.files import (
+    DIGESTS,
+    check_digests,
+    digest_of,
+    file_digest,
+    read_json,
+    read_sealed,
+    write_digests,
+    write_json,
+)
 from imagebert.model.initialization import find_model
 
 log = logging.getLogger(__name__)
@@ -193,9 +202,21 @@ def open_model(path: Path) -> ModelFolder:
     training = read_json(folder / "training.json") if "training.json" in found["files"] else {}
     if missing:
         log.warning("%s lacks %s: %s", folder, ", ".join(missing), _told(limits))
+    return ModelFolder(folder, model_digest(folder), limits, preprocessor, training)
+
+
+def model_digest(folder: Path) -> str:
+    """What names a model: the digest of weights, shape and words, as digests.json has them; see `open_model`.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    if not (folder / DIGESTS).is_file():
+        weights = folder / "model.safetensors"
+        return file_digest(weights) if weights.is_file() else ""
+    files = read_sealed(folder / DIGESTS, _CURE)["files"]
     names = ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json")
-    digest = digest_of({name: found["files"][name]["sha256"] for name in names if name in found["files"]})
-    return ModelFolder(folder, digest, limits, preprocessor, training)
+    return digest_of({name: files[name]["sha256"] for name in names if name in files})
 
 
 def _of_before(folder: Path) -> ModelFolder:
@@ -206,8 +227,7 @@ def _of_before(folder: Path) -> ModelFolder:
         *(folder, ", ".join([*(name for name in _FILES if not (folder / name).is_file()), DIGESTS]), _told(limits)),
         folder,
     )
-    weights = folder / "model.safetensors"
-    return ModelFolder(folder, file_digest(weights) if weights.is_file() else "", limits, {}, {})
+    return ModelFolder(folder, model_digest(folder), limits, {}, {})
 
 
 def _told(limits: Limits) -> str:

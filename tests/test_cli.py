@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from imagebert import cli
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
@@ -213,6 +214,13 @@ def test_markup_is_printed_as_text(source: SourceConfig, tmp_path: Path, capsys:
         assert main(["store", "stage", str(tmp_path / f"{name}/b]ut"), str(tmp_path / "local" / name)]) == 0
         again = str(tmp_path / f"{name}[/i]")
         assert main(["store", "merge", source.regions, str(tmp_path / f"{name}/b]ut"), again]) in (0, 2)
+
+
+def test_words_from_outside_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """As those that `imagebert search` was asked for, and what it found."""
+    cli._table("red [/b] :smile: circle", [{"[/i]": "[/b]o", "found": "[red]x[/red] :smile:"}])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("red [/b] :smile: circle", "[/i]", "[/b]o", "[red]x[/red] :smile:"))
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -7,6 +7,8 @@ import pytest
 from imagebert.config import RECIPES, UsageError, differences, load_recipe, parse_yaml, to_plain
 
 RECIPE = "tests/recipe.yaml"
+# 400 bytes, 9^9 values.
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
@@ -76,8 +78,10 @@ def test_yaml_is_strict_where_yaml_is_not() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [x]\nb: [*a, *a]", r"line 1: anchors \(&a\) are not taken"),
-        ("a: 1\nb: *a", r"line 2: aliases \(\*a\) are not taken: write it out"),
+        (ALIASES, r"its aliases \(\*name\) unfold to more than 100,000 values"),
+        ("a: &a [*a]", r"its aliases \(\*name\) are nested deeper than 32"),
+        ("a: &a {b: *a}", r"its aliases \(\*name\) are nested deeper than 32"),
+        ("a: 1\nb: *a", "not valid YAML"),
         ("a: 1\n? [a, b]\n: c", "line 2: a key is a list or a mapping"),
         ("a: 1\n2: b", "line 2: key 2 is no text: correct it, or quote it"),
         ("[" * 3000, "nested deeper than 32"),
@@ -103,6 +107,13 @@ def test_what_yaml_can_do_and_no_recipe_needs(text: str, message: str, tmp_path:
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(UsageError, match=message if len(text) < 99_999 else "more than 131,072 bytes"):
             load_recipe(str(tmp_path / "x.yaml"))
+
+
+def test_what_an_alias_stands_for_is_written_in_its_place() -> None:
+    found = parse_yaml("a: &a {b: [1]}\nc: *a", "here")
+    assert found == {"a": {"b": [1]}, "c": {"b": [1]}}
+    assert found["a"] is not found["c"]  # an override of one is none of the other
+    assert found["a"]["b"] is not found["c"]["b"]
 
 
 def test_dates_and_merges_are_text() -> None:

@@ -49,7 +49,7 @@ from imagebert.model import (
     initialize_from,
 )
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
-from imagebert.model_folder import Processing, is_whole, open_model, processing_of, write_model
+from imagebert.model_folder import Processing, is_whole, model_digest, open_model, processing_of, write_model
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
@@ -136,7 +136,7 @@ def _run(
 
     sizes = make_sizes(config, plan)
 
-    model, started_from = make_model(config, corpus)
+    model = make_model(config, corpus)
     engine = Engine(model, config)
     if config.engine.step != "eager" and engine.stage == 3:
         raise UsageError(
@@ -150,7 +150,7 @@ def _run(
         "config": to_plain(given),
         "data": corpus.digest(),
         "hard_negatives": hard and file_digest(Path(hard)),
-        "started_from": started_from,
+        "started_from": started_from(config),
         "layout": engine.layout(),
     }
     processing = processing_of(corpus, Limits.of(config.data))
@@ -371,8 +371,8 @@ def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
     return choose_sizes(plan, words * pretrain, regions * pretrain)
 
 
-def make_model(config: RunConfig, corpus: Corpus) -> tuple[PreTrainedModel, str | None]:
-    """New weights from the seed, then those of model.initialize_from; and the digest of that.
+def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
+    """New weights from the seed, then those of model.initialize_from.
 
     Raises:
         UsageError: what is started from is damaged, or is for other data or another vocabulary.
@@ -389,18 +389,23 @@ def make_model(config: RunConfig, corpus: Corpus) -> tuple[PreTrainedModel, str 
     torch.manual_seed(config.seed)
     kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
     model = kind(shape)
-    started_from = None
     if origin is not None:
-        started_from = _check_origin(origin, config, corpus)
+        _check_origin(origin, config, corpus)
         log.info("%s: %s", origin, initialize_from(model, origin, config.model.allow_partial))
     if config.engine.step == "compiled":
         for layer in model.imagebert.layers:
             layer.compile(fullgraph=True, dynamic=False)
-    return model, started_from
+    return model
 
 
-def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> str:
-    """The digest of the weights that a run starts from, after a look at what they were trained on."""
+def started_from(config: RunConfig) -> str | None:
+    """The digest of what a run starts from; None: new weights."""
+    origin = config.model.initialize_from
+    return model_digest(find_model(Path(origin))) if origin is not None else None
+
+
+def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> None:
+    """Whether what a run starts from is whole and has its vocabulary; what else differs is said."""
     vocabulary = origin / "vocab.txt"
     if vocabulary.is_file():
         theirs, ours = Tokenizer(vocabulary).pieces, corpus.tokenizer.pieces
@@ -411,11 +416,8 @@ def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> str:
                 f"{vocabulary} is not the vocabulary that the pairs were tokenised with (piece {at} differs): tokenise "
                 "them with it, or start from weights of their vocabulary"
             )
-    if not is_imagebert(origin):
-        return file_digest(origin / "model.safetensors") if (origin / "model.safetensors").is_file() else ""
-    found = open_model(origin)
-    found.note_differences(corpus.stores[0], Limits.of(config.data))
-    return found.digest
+    if is_imagebert(origin):
+        open_model(origin).note_differences(corpus.stores[0], Limits.of(config.data))
 
 
 def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertConfig, Path | None]:
