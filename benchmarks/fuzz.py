@@ -1,7 +1,7 @@
 """Damages every kind of file that the program reads, and looks at what the commands that read it say.
 
     python -m benchmarks.fuzz [--mutations N] [--seed S] [--kinds K ...] [--json FILE]
-    python -m benchmarks.fuzz [the same --seed and --kinds] --only K     one mutation again, with all that it printed
+    python -m benchmarks.fuzz [--seed S] [--kinds K ...] --only N     one mutation again, with all that it printed
 
 A mutation flips, overwrites, cuts, appends, swaps or removes: bytes, values of a JSON, files, or puts a pipe, a folder
 or an endless device in a file's place. The rule: the command ends with exit code 1 or 2 and a sentence that names the

@@ -1,7 +1,7 @@
 """Kills every command that writes, at random instants, and calls it again until it ends by itself.
 
     python -m benchmarks.kills [--kills N] [--seed S] [--commands C ...] [--json FILE]
-    python -m benchmarks.kills [the same --seed] --commands C --only K     try K again; its folder stays
+    python -m benchmarks.kills [--seed S] --commands C --only K     try K again; its folder stays
 
 A try begins in an empty folder. SIGKILL comes at an instant between the start and one and a half of the undisturbed
 duration, once and, by the toss of a coin, again in each next call. The rule: the last call, which is left alone, ends

@@ -65,7 +65,7 @@ def test_runs_start_from_each_other_and_seeds_are_compared(tmp_path: Path, capsy
     assert models == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("model.safetensors")}
     # What another recipe trained is not passed off as this one's.
     assert main([*call, "--seeds", "3", "data.max_regions=4"]) == 2
-    assert "was trained by another recipe (data.max_regions: 5 -> 4)" in capsys.readouterr().err
+    assert "was trained otherwise (data.max_regions: 5 -> 4)" in capsys.readouterr().err
     assert main([*call, "--only", "six steps"]) == 2
     assert "there are two steps, five steps" in capsys.readouterr().err
     # One rung, one seed: with what it starts from, in folders without the seed's name.

@@ -31,7 +31,7 @@ class Tokenizer:
             text = read_text(self.path, _BYTES)
         except (OSError, UsageError) as error:
             raise UsageError(f"cannot read the vocabulary {self.path}: {error}") from None
-        self.pieces = text.splitlines()
+        self.pieces = [line.rstrip() for line in text.removesuffix("\n").split("\n")]  # as `tokenizers` counts them
         missing = [special for special in SPECIALS if special not in self.pieces]
         if missing:
             raise UsageError(f"{self.path} lacks {', '.join(missing)}: give a BERT vocab.txt, one piece a line")

@@ -213,7 +213,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         if changed:
             raise UsageError(f"{folder} is an evaluation with another {', '.join(changed)}: give another --out")
         return
-    if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
         raise UsageError(f"{folder} exists and is no evaluation: give another --out")
     make_folder(folder)
     try:

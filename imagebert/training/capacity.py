@@ -12,7 +12,6 @@ event by event. Constants are the vendors' or published ones until `--calibrate`
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import Any
 
 import torch
 
-from imagebert.config import UsageError
 from imagebert.data.records import Sections
+from imagebert.errors import UsageError
+from imagebert.files import read_json
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 
 _SPECIALS = 3  # tokens of a pair that are neither region nor word
@@ -106,11 +106,11 @@ def calibrated(constants: Constants, path: Path) -> Constants:
         UsageError: no such file, or a name that is none of Constants'.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, 1 << 20)
         measured = found.get("figures", found)["constants"]
         values: dict[str, Any] = {name: float(value) for name, value in measured.items()}
         return dataclasses.replace(constants, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, UsageError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"--calibrate {path}: {error}; make it with `python -m benchmarks.calibrate`") from None
 
 

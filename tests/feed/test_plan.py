@@ -38,9 +38,7 @@ def unit_plan(
 ) -> Plan:
     """Of images with a region and captions of a word."""
     lengths = Lengths(np.ones(caption_image.max() + 1, int), np.ones(len(caption_image), int))
-    return Plan(
-        caption_image, lengths, negatives, seed=0, stage="s", batch_size=batch_size, parts=1, matches=matches
-    )
+    return Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_size=batch_size, parts=1, matches=matches)
 
 
 def rows(samples: Samples) -> list[tuple[int, ...]]:
