@@ -431,6 +431,8 @@ def _pairs(parsed: argparse.Namespace) -> int:
     from imagebert.data.captions import Captions, Columns
     from imagebert.data.pairs import PairStore, write_pairs
     from imagebert.data.tokens import Tokenizer
+    from imagebert.data.transfer import describe_sources
+    from imagebert.files import digest_of
 
     splits: dict[str, str] = {}
     for item in parsed.split:
@@ -446,14 +448,23 @@ def _pairs(parsed: argparse.Namespace) -> int:
         names=tuple(parsed.columns.split(",")) if parsed.columns else None,
     )
     captions = Captions(parsed.captions, parsed.format, columns, parsed.image_key, splits, parsed.strict)
-    write_pairs(parsed.out, captions, Tokenizer(parsed.vocab), parsed.overwrite, lambda: captions.dataset)
+    tokenizer = Tokenizer(parsed.vocab)
+    options = [parsed.format, vars(columns), parsed.image_key, splits, tokenizer.digest]
+    job = digest_of([describe_sources([parsed.captions]), options])
+
+    def origin() -> dict[str, Any]:
+        return {"job": job, **vars(captions.counts)}
+
+    there = (parsed.out / "meta.json").is_file() and not parsed.overwrite
+    if not (there and PairStore(parsed.out).meta["origin"].get("job") == job):  # this very call may have ended well
+        write_pairs(parsed.out, captions, tokenizer, parsed.overwrite, lambda: captions.dataset, origin)
     store = PairStore(parsed.out)
-    counts = captions.counts
-    if counts.came != len(store) + counts.refused + counts.left_out:
+    counts = store.meta["origin"]
+    if counts["came"] != len(store) + counts["refused"] + counts["left_out"]:
         raise OSError(f"{counts} do not add up to the {len(store)} captions in {parsed.out}: do not use it")
     print(f"{len(store.images)} images; splits: {', '.join(store.splits)}")
-    left_out = f", {counts.left_out} of other images left out" if counts.left_out else ""
-    print(f"{counts.came} captions: {len(store)} stored in {parsed.out}, {counts.refused} refused{left_out}")
+    left_out = f", {counts['left_out']} of other images left out" if counts["left_out"] else ""
+    print(f"{counts['came']} captions: {len(store)} stored in {parsed.out}, {counts['refused']} refused{left_out}")
     return 0
 
 

@@ -106,8 +106,7 @@ class PairStore:
             UsageError: one is not, and can be named.
         """
         self._texts, self.tokenizer()
-        described = {name: value for name, value in self.meta.items() if name not in ("content", "digest")}
-        return self.content == _content_of(self.path, described)
+        return self.content == _content_of(self.path, self.meta)
 
     def tokenizer(self) -> Tokenizer:
         """That of its pieces.
@@ -127,11 +126,13 @@ def write_pairs(
     tokenizer: Tokenizer,
     overwrite: bool = False,
     dataset: Callable[[], str] = str,
+    origin: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Tokenises captions and writes them as a store.
 
     Args:
         dataset: the name of what they are, asked for when all have been read
+        origin: what else meta.json says, which is no part of the content: likewise
 
     Raises:
         UsageError: no caption at all, or one without words or image.
@@ -189,16 +190,17 @@ def write_pairs(
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
         shutil.copyfile(tokenizer.path, folder / "vocab.txt")
-        seal_pairs(folder, meta)
+        seal_pairs(folder, {**meta, "origin": origin()})
 
 
 def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:
     """Writes meta.json of a folder that has all other files."""
     files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
-    meta = {**meta, "arrays": {name: describe_array(path) for name, path in files.items()}}
+    meta = {"origin": {}, **meta, "arrays": {name: describe_array(path) for name, path in files.items()}}
     write_sealed(folder / "meta.json", {**meta, "content": _content_of(folder, meta)})
 
 
 def _content_of(folder: Path, meta: dict[str, Any]) -> str:
     """SHA-256 of all that a store holds, its texts, pieces and splits."""
-    return digest_of({**meta, "files": {name: file_digest(folder / f"{name}.npy") for name in meta["arrays"]}})
+    what = {name: value for name, value in meta.items() if name not in ("origin", "content", "digest")}
+    return digest_of({**what, "files": {name: file_digest(folder / f"{name}.npy") for name in meta["arrays"]}})

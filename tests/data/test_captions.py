@@ -217,3 +217,21 @@ def test_the_command_says_what_became_of_them(tmp_path: Path, capsys: pytest.Cap
     assert len(PairStore(tmp_path / "out")) == 1
     assert main([*call, "--strict", "--overwrite"]) == 2
     assert "line 3: the caption of image 'b.jpg' is empty" in capsys.readouterr().err
+
+
+def test_a_call_that_ended_well_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_vocabulary(tmp_path)
+    table = tmp_path / "x.tsv"
+    table.write_text("image\tcaption\na.jpg\tword01\nb.jpg\t \nc.jpg\tword02\n")
+    call = ["pairs", str(table), str(tmp_path / "out"), "--vocab", str(tmp_path)]
+    told = []
+    for _ in range(2):
+        assert main(call) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "3 captions: 2 stored" in told[0]
+    stat = table.stat()
+    table.write_text(table.read_text().replace("word02", "word03"))
+    os.utime(table, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert main(call) == 2
+    assert "out exists: remove it" in capsys.readouterr().err
