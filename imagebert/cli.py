@@ -958,7 +958,7 @@ def _console(width: int | None = None) -> Any:
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704: it is called where that is caught; rich would end the process
+            raise  # it is called where that is caught; rich would end the process
 
     return Plain(width=width, markup=False, emoji=False, highlight=False)
 
