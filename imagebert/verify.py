@@ -184,14 +184,19 @@ def _index(path: Path) -> tuple[str, list[str]]:
 def _run(path: Path) -> tuple[str, list[str]]:
     lines, damaged = examine_log(path / "log.jsonl")
     problems = [f"{path / 'log.jsonl'} has damaged lines: no more is lost"] * damaged
+    written = f"{len(lines)} lines of log"
     try:
         recipe = to_plain(load_recipe(str(path / "config.yaml"))) if (path / "config.yaml").is_file() else None
         _, manifest = find_newest(path / "checkpoints")
     except UsageError as error:
-        return f"{len(lines)} lines of log", [*problems, str(error)]
+        return written, [*problems, str(error)]
     if recipe is None or recipe != manifest["state"]["config"]:
-        problems.append(f"{path / 'config.yaml'} is not the recipe that the checkpoints were made by: export it anew")
-    return f"{len(lines)} lines of log", problems
+        problems.append(f"{path / 'config.yaml'} is not the recipe that the checkpoints were made by")
+    # A line is written each so many steps, and those up to a checkpoint before it.
+    last = max((line["step"] for line in lines), default=0)
+    if last + manifest["state"]["config"]["logging"]["every_steps"] <= manifest["step"]:
+        problems.append(f"{path / 'log.jsonl'} ends at step {last:.0f}, the checkpoint is of {manifest['step']}")
+    return written, problems
 
 
 def _hard_negatives(path: Path) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
 # Models here are so small that threads wait for each other longer than they work; several ranks on two cores more so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,11 @@ def recipe(source: SourceConfig, tmp_path: Path) -> list[str]:
         f"data.sources.0.regions={source.regions}",
         f"data.sources.0.pairs={source.pairs}",
     ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Names of files may be no text; what a process reports to another has to be."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

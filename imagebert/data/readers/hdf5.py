@@ -36,14 +36,11 @@ class Hdf5Reader:
         for source in sources:
             try:
                 file = h5py.File(source, "r")
-            except OSError as error:
+                _check(h5py, source, file)
+            except UsageError:
+                raise
+            except Exception as error:  # what a damaged file makes of HDF5's library is no closed list
                 raise UsageError(f"cannot open {source} as HDF5: {error}") from None
-            names = set(file)  # asking for one by its name would follow links
-            missing = {"image_features", "image_bb", "spatial_features"} - names
-            if missing:
-                raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
-            for name in names & {"image_features", "image_bb", "spatial_features", "pos_boxes"}:
-                _check_dataset(h5py, source, file, name)
             ids = _read_ids(source)
             self._images += [(source, file, key, row) for row, key in sorted((row, key) for key, row in ids.items())]
 
@@ -55,6 +52,15 @@ class Hdf5Reader:
         for number in mine:
             path, file, key, row = self._images[number]
             yield Item(f"{path}, row {row}, image {key!r}", key, partial(_record, file, row), number + 1 - mine.start)
+
+
+def _check(h5py: Any, source: Path, file: Any) -> None:
+    names = set(file)  # asking for one by its name would follow links
+    missing = {"image_features", "image_bb", "spatial_features"} - names
+    if missing:
+        raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
+    for name in names & {"image_features", "image_bb", "spatial_features", "pos_boxes"}:
+        _check_dataset(h5py, source, file, name)
 
 
 def _check_dataset(h5py: Any, source: Path, file: Any, name: str) -> None:
