@@ -19,7 +19,7 @@ from imagebert.data.regions import RegionStore, content_of, read_array
 from imagebert.data.staging import check_records
 from imagebert.data.upgrade import is_older, upgrade
 from imagebert.engine.checkpoints import find_newest, problem_of
-from imagebert.engine.metrics import examine_log
+from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.model_folder import open_model
@@ -192,10 +192,9 @@ def _run(path: Path) -> tuple[str, list[str]]:
         return written, [*problems, str(error)]
     if recipe is None or recipe != manifest["state"]["config"]:
         problems.append(f"{path / 'config.yaml'} is not the recipe that the checkpoints were made by")
-    # A line is written each so many steps, and those up to a checkpoint before it.
-    last = max((line["step"] for line in lines), default=0)
-    if last + manifest["state"]["config"]["logging"]["every_steps"] <= manifest["step"]:
-        problems.append(f"{path / 'log.jsonl'} ends at step {last:.0f}, the checkpoint is of {manifest['step']}")
+    last = manifest["state"].get("log")
+    if last is not None and last not in map(line_checksum, lines):
+        problems.append(f"{path / 'log.jsonl'} lacks the line that its newest checkpoint was made at: no more is lost")
     return written, problems
 
 

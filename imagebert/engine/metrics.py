@@ -44,6 +44,9 @@ class Meter:
         ranks: that train
         peak_share: what one pair a second is of the matmul rate of all ranks; 0: not known
 
+    Attributes:
+        last: checksum of the last line, for a checkpoint, which tells its log by it; None: there is none
+
     Raises:
         OSError: the log cannot be written at the start.
     """
@@ -65,11 +68,13 @@ class Meter:
         self._since = time.perf_counter()
         self._elapsed = 0.0
         self._log: _Log | None = None
+        self.last: int | None = None
         self._live: Live | None = None
         self._console = Console(stderr=True)
         self._printed = -float("inf")
         if enabled:
             self._log = _Log(folder / "log.jsonl", start_step)
+            self.last = self._log.last
             if self._console.is_terminal:
                 self._live = Live(console=self._console, refresh_per_second=4)
                 self._live.start()
@@ -109,6 +114,7 @@ class Meter:
         if self._peak_share:
             line["rate/share_of_matmul"] = self._peak_share * line["rate/pairs_per_second"]
         self._pairs = self._tokens = self._seconds_data = self._elapsed = 0.0
+        self.last = line_checksum(line)
         if self._log is not None:
             self._log.write(line)
             with suppress(OSError):  # it may go to a file on a full disk
@@ -144,7 +150,9 @@ class _Log:
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
         lines, damaged = examine_log(path)
-        text = b"".join(_with_checksum(line) for line in lines if line["step"] <= start_step)
+        kept = [line for line in lines if line["step"] <= start_step]
+        self.last = line_checksum(kept[-1]) if kept else None
+        text = b"".join(map(_with_checksum, kept))
         try:
             if damaged:
                 aside = _put_aside(path)
@@ -204,7 +212,10 @@ def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
                 except UsageError:
                     damaged |= text.endswith(b"\n") or len(text) == _LONGEST
                     continue
-                if _is_line(line) and line.pop("crc32", None) in (None, _checksum(line)):  # earlier versions had none
+                if _is_line(line) and line.pop("crc32", None) in (
+                    None,
+                    line_checksum(line),
+                ):  # earlier versions had none
                     lines.append(line)
                 else:
                     damaged = True
@@ -214,10 +225,11 @@ def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
 
 
 def _with_checksum(line: dict[str, float]) -> bytes:
-    return json.dumps({**line, "crc32": _checksum(line)}).encode() + b"\n"
+    return json.dumps({**line, "crc32": line_checksum(line)}).encode() + b"\n"
 
 
-def _checksum(line: dict[str, float]) -> int:
+def line_checksum(line: dict[str, float]) -> int:
+    """CRC-32 of a line of the log."""
     return zlib.crc32(json.dumps(line).encode())
 
 

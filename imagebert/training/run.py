@@ -203,7 +203,8 @@ def _run(
     def state() -> dict[str, Any]:
         """What a checkpoint keeps beside weights and moments: all that a model folder says of itself."""
         shape = model.config.to_dict()
-        return {**identity, "seconds": meter.seconds, "model": shape, "processing": processing._asdict()}
+        kept = {"seconds": meter.seconds, "log": meter.last}
+        return {**identity, **kept, "model": shape, "processing": processing._asdict()}
 
     feeder = Feeder(
         plan,
