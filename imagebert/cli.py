@@ -525,7 +525,15 @@ def _verify(parsed: argparse.Namespace) -> int:
         found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda what: status.update(Text(what)))
     _table(
         str(parsed.path),
-        [{"": f.kind, "where": f.path, "holds": f.holds, "damaged": len(f.problems) or ""} for f in found],
+        [
+            {
+                "": f.kind,
+                "where": os.path.relpath(f.path, parsed.path),
+                "holds": f.holds,
+                "damaged": len(f.problems) or "",
+            }
+            for f in found
+        ],
     )
     _write_json(parsed.json, {"damaged": sum(len(f.problems) for f in found), "found": [f._asdict() for f in found]})
     problems = [problem for f in found for problem in f.problems]

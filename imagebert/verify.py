@@ -146,7 +146,7 @@ def _store(path: Path, threads: int, tick: Tick) -> Found:
     for done, errors in check_records(store, threads):
         tick(f"{path}, {done:,} of {len(store):,} records")
         problems += errors
-    return Found("region store", str(path), f"{len(store):,} images in {len(store.shards)} shards", problems)
+    return Found("region store", str(path), f"{len(store):,} images, shards: {len(store.shards)}", problems)
 
 
 def _model(path: Path) -> tuple[str, list[str]]:
