@@ -120,12 +120,15 @@ def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Names, sizes and times of all files, and a digest of samples: of some files, each of its ends and middle.
 
     Raises:
+        UsageError: one is not there, or cannot be read.
         OSError: the disk fails.
     """
     found = []
     for path in paths:
         files = [path]
-        if path.is_dir():
+        if not path.is_dir():
+            open_regular(path).close()
+        else:
             files = sorted(file for file in path.rglob("*") if file.is_file())
             # Not what writers leave behind, nor what whoever reads an LMDB may write to.
             files = [f for f in files if f.name != "lock.mdb" and f.relative_to(path).parts[0][0] != "."]
