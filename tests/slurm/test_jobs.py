@@ -135,7 +135,7 @@ def test_the_whole_chain(cluster: Cluster, home: Path) -> None:
     figures = json.loads((runs / "finetune_flickr30k/recall-flickr30k-train.json").read_text())
     assert figures["images"] == 24
     (evaluation,) = (runs / "finetune_flickr30k/evaluation").iterdir()
-    assert json.loads((evaluation / "seconds.json").read_text())["ranks"] == 2  # both nodes scored
+    assert json.loads((evaluation / "digests.json").read_text())["ranks"] == 2  # both nodes scored
 
 
 def test_stage_2_starts_from_a_stage_1_that_has_not_ended(cluster: Cluster, home: Path) -> None:
