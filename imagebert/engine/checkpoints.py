@@ -180,15 +180,18 @@ class Checkpoints:
         for part in parts:
             part.unlink()
         replace_folder(folder, self._final(step))
-        kept = _complete(self.folder)
-        for old in kept[: -self.keep]:
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        for old in _complete(self.folder)[: -self.keep]:
             if not (self.keep_every and _step(old) % self.keep_every == 0):
                 shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint whose files are what its manifest says, and that manifest.
 
-        A damaged one is named and put aside, and what a killed run left unfinished is removed. Ranks share the reading.
+        A damaged one is named and put aside, and what a killed run left, unfinished or too old, is removed. Ranks share
+        the reading.
 
         Raises:
             UsageError: all are damaged, another version of this program made them, or they may not be read.
@@ -218,6 +221,8 @@ class Checkpoints:
                 log.warning("checkpoint %s is passed over: %s", folder, problem)
             if distributed.total([problem is not None]) == [0]:
                 assert manifest is not None
+                if main:
+                    self._drop_old()
                 return folder, manifest
             with distributed.together():
                 if main:

@@ -329,3 +329,13 @@ def test_steps_of_more_digits(tmp_path: Path) -> None:
     checkpoints.finish()
     assert names(tmp_path) == sorted(step_names(99_999_999, 100_000_000))
     assert find_newest(tmp_path)[1]["step"] == 100_000_000
+
+
+def test_what_a_kill_kept_from_being_dropped_is_dropped_by_the_next_start(tmp_path: Path) -> None:
+    """Killed between the newest one's rename and the end of the oldest."""
+    patient, source = Checkpoints(tmp_path, keep=9), Source()
+    for step in range(1, 5):
+        source.save(patient, step)
+    patient.finish()
+    assert newest_step(Checkpoints(tmp_path, keep=2)) == 4
+    assert names(tmp_path) == step_names(3, 4)
