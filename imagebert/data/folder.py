@@ -66,6 +66,13 @@ def incomplete(path: Path) -> Path:
     return path.with_name(f".{path.name}.incomplete")
 
 
+def clear_lock(path: Path) -> None:
+    """Removes the lock that a writer of `path` left, who was killed when all was written."""
+    if lock_of(path).exists():
+        with lock(lock_of(path), path, wait=True):
+            pass
+
+
 def lock_of(path: Path) -> Path:
     """The lock of who writes a folder, beside it."""
     path = path.absolute()

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from imagebert.data.environments import Reader, Writer
-from imagebert.data.folder import check_free, incomplete, lock_of, make_folder, replace_folder
+from imagebert.data.folder import check_free, clear_lock, incomplete, lock_of, make_folder, replace_folder
 from imagebert.data.records import (
     FEATURE_TYPES,
     WHOLE_IMAGE,
@@ -436,9 +436,7 @@ def finished(path: Path, job: dict[str, Any], feature_type: FeatureType, shard_b
     if meta["job"] != digest_of(_whole_job(job, feature_type, shard_bytes)):
         return None
     _drop_notes(path)  # where it was killed just behind its last rename
-    if lock_of(path).exists():
-        with lock(lock_of(path), path):
-            pass  # that of the killed process
+    clear_lock(path)
     return int(meta["refused"])
 
 

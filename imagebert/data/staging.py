@@ -56,7 +56,11 @@ def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Ite
         OSError: the disk is full or failing; what was copied stays for the next call.
     """
     make_folder(folder)
-    if (folder / "meta.json").exists() and all((folder / shard["name"] / "data.mdb").exists() for shard in shards):
+    if (
+        not (folder / ".lock").exists()
+        and (folder / "meta.json").exists()
+        and all((folder / shard["name"] / "data.mdb").exists() for shard in shards)
+    ):
         yield from _stage(store, folder, shards)  # writes nothing, which it perhaps may not
         return
     with lock(folder / ".lock", folder, wait=True):

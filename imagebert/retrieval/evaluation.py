@@ -181,9 +181,9 @@ def _score(evaluation: Evaluation, identity: dict[str, Any], folder: Path, held:
         if held is not None:
             held.check()
             write_digests(folder, [*_SCORED, "evaluation.json"], **took, ranks=distributed.world_size())
-            shutil.rmtree(folder / "tiles")
     if not main:
         return None
+    shutil.rmtree(folder / "tiles", ignore_errors=True)  # of this call, or of one that was killed when it was done
     return Result(*kept_scores(folder))
 
 

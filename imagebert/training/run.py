@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from imagebert import distributed
 from imagebert.config import RunConfig, UsageError, build, differences, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
+from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
 from imagebert.engine.checkpoints import Checkpoints, find_newest
 from imagebert.engine.engine import Engine, zero_stage
@@ -256,6 +257,8 @@ def _run(
             if weights is not None:  # `imagebert export` may be at it
                 model_folder = folder / "model"
                 write_model(model, weights, processing, training_of(state(), stopped.step), model_folder, wait=True)
+    elif main and stopped.finished:
+        clear_lock(folder / "model")  # of a call that was killed when it had written it
     engine.close()
     return stopped
 
