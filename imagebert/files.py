@@ -161,6 +161,11 @@ def read_sealed(path: Path, cure: str = "restore it") -> dict[str, Any]:
         content = read_json(path)
     except UsageError as error:
         raise UsageError(f"{error}; {cure}") from None
+    return check_sealed(content, path, cure)
+
+
+def check_sealed(content: Any, path: Path, cure: str) -> dict[str, Any]:
+    """What was read from `path`, after it was compared with its own digest; raises as `read_sealed` does."""
     if not isinstance(content, dict) or "digest" not in content:
         raise UsageError(f"{path} has no digest of its content, it is damaged or of an older version: {cure}")
     if sealed(content) != content:

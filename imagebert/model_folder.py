@@ -5,7 +5,8 @@
     preprocessor_config.json           what of a pair is fed; region features, class names and the extractor
     training.json                      recipe, digests of the data, steps, version and commit
     README.md                          the model card: the same for people
-    digests.json                       size and SHA-256 of each of these (files.py); its own digest names the model
+    digests.json                       size and SHA-256 of each of these (files.py); those of weights, shape and words
+                                       name the model
 
 So a copy of the folder, on whatever machine, is fed as it was trained, and a changed byte of it is told. Folders of
 before, or that other programs wrote, may lack some of it; that is said once.

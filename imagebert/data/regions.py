@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from imagebert.data.records import FeatureType, RegionRecord, Sections, crc32, decode_record
 from imagebert.errors import UsageError
-from imagebert.files import digest_of, open_regular, read_json, read_sealed
+from imagebert.files import check_sealed, digest_of, open_regular, read_json
 
 FORMAT, VERSION = "imagebert-regions", 3
 INDEX_FIELDS = ("key", "regions", "whole", "shard", "offset", "checksum")
@@ -214,7 +214,7 @@ def read_meta(path: Path, expected_format: str, version: int, command: str) -> d
         )
     if found[1] != version:
         raise UsageError(f"{path} is of version {str(found[1])[:40]}, not {version}: it is newer, or damaged")
-    return read_sealed(path / "meta.json", "restore the store")
+    return check_sealed(meta, path / "meta.json", "restore the store")
 
 
 def describe_array(path: Path) -> dict[str, int]:
@@ -237,10 +237,7 @@ def read_array(path: Path, described: dict[str, int]) -> NDArray[Any]:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if (
-            size != described["bytes"]
-            or crc32(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)) != described["crc32"]
-        ):
+        if size != described["bytes"] or crc32(_mapped(file)) != described["crc32"]:
             raise UsageError(f"{path} has changed since it was written: restore the store")
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
