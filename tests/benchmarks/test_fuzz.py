@@ -23,7 +23,6 @@ from benchmarks import fuzz, kills
 from imagebert import cli
 from imagebert.data import regions
 from imagebert.errors import UsageError
-from imagebert.files import read_json
 
 out = Path(sys.argv[1])
 
@@ -40,10 +39,10 @@ fuzz.kinds = lambda: [store, described, known["captions.csv"], known["unfinished
 
 call(fuzz.main, "clean", "--mutations", "21", "--limit", "15")
 
-sealed = regions.read_sealed
-regions.read_sealed = lambda path, cure="": read_json(path)
+check_sealed = regions.check_sealed
+regions.check_sealed = lambda content, *_: content
 call(fuzz.main, "unsealed", "--mutations", "32", "--kinds", "description")
-regions.read_sealed = sealed
+regions.check_sealed = check_sealed
 
 pairs = cli._pairs
 
