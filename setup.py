@@ -51,6 +51,7 @@ setup(
         "lmdb>=1.4",
         "isal>=1.5",
         "msgpack>=1.0",
+        "pybase64>=1.3",
         "PyYAML>=6.0",
         "pillow>=10.0",
         "onnxruntime>=1.17",

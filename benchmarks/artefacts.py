@@ -296,6 +296,14 @@ def features(seed: int, folder: str, images: int = IMAGES) -> None:
         transaction.put(b"keys", pickle.dumps([key.encode() for key, _ in found]))
 
 
+def bert_words(out: str) -> None:
+    """The files of a BERT that say what its words are."""
+    from transformers import BertTokenizer
+
+    BertTokenizer("vocab.txt").save_pretrained(out)
+    _write(f"{out}/vocab.txt", Path("vocab.txt").read_text())
+
+
 Builder = tuple[tuple[str, ...], Callable[[], None]]  # what it needs, and what makes it
 CORPUS = ("vocab.txt", "recipe.yaml", "regionsA", "pairsA")
 BUILDERS: dict[str, Builder] = {
@@ -304,6 +312,7 @@ BUILDERS: dict[str, Builder] = {
     "finetune.yaml": ((), lambda: _write("finetune.yaml", FINETUNE)),
     "recipeT.yaml": ((), lambda: _write("recipeT.yaml", RECIPE)),  # these two are damaged
     "vocabT.txt": (("vocab.txt",), lambda: _write("vocabT.txt", Path("vocab.txt").read_text())),
+    "bertT": (("vocab.txt",), lambda: bert_words("bertT")),
     "staged": (("regionsA",), lambda: call("store", "stage", "regionsA", "staged", "--part", "0/2")),
 }
 for _seed, _x in enumerate("AB"):

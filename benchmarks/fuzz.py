@@ -129,6 +129,12 @@ def caption_file(name: str) -> Kind:
     return Kind(name, f"tablesA/{name}", [command], f"tablesB/{name}", text=True, needs=("vocab.txt",))
 
 
+def vocabulary(name: str, path: str) -> Kind:
+    words = ("pairs", "tablesA/captions.tsv", "out", "--vocab", path)
+    command = Command("pairs", words, lambda: of_pairs("out"), share=0.5)
+    return Kind(name, path, [command], text=True, needs=("tablesA",))
+
+
 def feature_file(name: str, path: str, form: str, files: str = "**/*") -> Kind:
     words = ("import", form, f"featuresA/{path}", "out")
     command = Command("import", words, lambda: of_store("out"))
@@ -238,20 +244,8 @@ def kinds() -> list[Kind]:
             twin=".unfinishedB.incomplete",
         ),
         Kind("recipe", "recipeT.yaml", [Command("pretrain", read, nothing, share=0.5)], text=True, needs=CORPUS),
-        Kind(
-            "vocabulary",
-            "vocabT.txt",
-            [
-                Command(
-                    "pairs",
-                    ("pairs", "tablesA/captions.tsv", "out", "--vocab", "vocabT.txt"),
-                    lambda: of_pairs("out"),
-                    share=0.5,
-                )
-            ],
-            text=True,
-            needs=("tablesA",),
-        ),
+        vocabulary("vocabulary", "vocabT.txt"),
+        vocabulary("words of a BERT", "bertT"),
         *map(caption_file, ("coco.json", "captions.csv", "captions.tsv", "c.parquet")),
         feature_file("npz", "npz", "npz", "npz/*"),
         feature_file("features.tsv", "features.tsv", "bottom-up-attention", "features.tsv"),

@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
     # argparse takes no optional words behind an option; overrides are told by their form.
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "query", "") is None:
         parsed.query = rest.pop()
+    if hasattr(parsed, "paths"):
+        parsed.paths = [*(parsed.paths or ()), *(Path(word) for word in rest if not word.startswith("-"))]
+        rest = [word for word in rest if word.startswith("-")]
     if any(a.startswith("-") or "=" not in a for a in rest) or (rest and not hasattr(parsed, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -136,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs = add("pairs", _pairs, "Captions to a pair store")
     pairs.add_argument("captions", type=Path, metavar="CAPTIONS", help="a table, or a file as a project publishes it")
     pairs.add_argument("out", type=Path, metavar="OUT", help="pair store to write")
-    pairs.add_argument("--vocab", type=Path, required=True, help="BERT's vocab.txt, or a folder that holds one")
+    pairs.add_argument("--vocab", type=Path, required=True, help="a BERT's folder, or its vocab.txt")
     pairs.add_argument(
         "--format",
         choices=["auto", "table", "coco", "karpathy", "flickr", "cc", "sbu"],
@@ -154,17 +157,38 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument(
         "--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one a line; repeatable"
     )
+    pairs.add_argument(
+        "--regions",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help="leave out, and list, captions of images that are in none of these stores; repeatable",
+    )
+    pairs.add_argument(
+        "--match",
+        choices=["exact", "nfc", "casefold", "stem", "number"],
+        help="how an image's name and its key in STORE may differ: é written in another way, also in capitals, also in "
+        "folders and suffix, also in all but a number (exact)",
+    )
     pairs.add_argument("--strict", action="store_true", help="a caption that cannot be used is an error")
     pairs.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
     imported = add("import", _import, "Published region features to a region store; under mpirun, shared out")
-    imported.add_argument("format", metavar="FORMAT", help="`imagebert import formats` lists them")
+    imported.add_argument("format", metavar="FORMAT", help="auto, or one that `imagebert import formats` lists")
     imported.add_argument(
         "paths", nargs="*", type=Path, metavar="SRC ... OUT", help="what to read, and the store to write"
     )
     imported.add_argument("--classes", type=Path, metavar="FILE", help="names of the region classes, one a line")
     imported.add_argument("--extractor", default="", metavar="NAME", help="what made the features, for meta.json")
     imported.add_argument("--strict", action="store_true", help="an image that cannot be used is an error")
+    imported.add_argument("--dry-run", action="store_true", help="say what SRC holds and how it would be read, no more")
+    imported.add_argument(
+        "--layout",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how it is to be read, where that is not what was found; any number",
+    )
     _add_target(imported, "int8")
 
     store = commands.add_parser("store", help="Look at region stores, check them, make others of them")
@@ -184,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     for sub in (inspect, verify, whole):
         sub.add_argument("--json", type=Path, help="also write the figures here")
+    keys = add("keys", _keys, "The keys of a store's images, one a line, sorted", actions)
+    keys.add_argument("path", type=Path, metavar="STORE")
     merge = add("merge", _merge, "One store of several", actions)
     merge.add_argument("paths", nargs="+", type=Path, metavar="STORE ... OUT")
     split = add("split", _split, "The chosen images of a store, or the store in equal parts OUT-0, OUT-1, ...", actions)
@@ -429,17 +455,19 @@ def _extract(parsed: argparse.Namespace) -> int:
 
 def _pairs(parsed: argparse.Namespace) -> int:
     from imagebert.data.captions import Captions, Columns
-    from imagebert.data.pairs import PairStore, write_pairs
+    from imagebert.data.keys import InStores, Keys, keys_of
+    from imagebert.data.pairs import Caption, PairStore, write_pairs
+    from imagebert.data.regions import RegionStore
+    from imagebert.data.splits import SplitList, Splits
     from imagebert.data.tokens import Tokenizer
     from imagebert.data.transfer import describe_sources
     from imagebert.files import digest_of
 
-    splits: dict[str, str] = {}
-    for item in parsed.split:
-        name, equals, file = item.partition("=")
-        if not (name and equals and file):
-            raise UsageError(f"--split {item}: give NAME=FILE, a file with one image a line")
-        splits.update((image, name) for image in _lines(Path(file), f"--split {item}"))
+    given = [(*_name_and_value(item, "--split", "NAME=FILE"), f"--split {item}") for item in parsed.split]
+    splits = Splits([SplitList(name, _lines(Path(file), where), where) for name, file, where in given])
+    if parsed.match and not parsed.regions:
+        raise UsageError(f"--match {parsed.match} finds images in region stores: name them with --regions STORE")
+    stores = [RegionStore(path) for path in parsed.regions]
     columns = Columns(
         image=parsed.image_column,
         caption=parsed.caption_column,
@@ -449,47 +477,83 @@ def _pairs(parsed: argparse.Namespace) -> int:
     )
     captions = Captions(parsed.captions, parsed.format, columns, parsed.image_key, splits, parsed.strict)
     tokenizer = Tokenizer(parsed.vocab)
-    options = [parsed.format, vars(columns), parsed.image_key, splits, tokenizer.digest]
+    options = [parsed.format, vars(columns), parsed.image_key, splits.plain, tokenizer.digest]
+    if stores:
+        options += [parsed.match, [store.content for store in stores]]
     job = digest_of([describe_sources([parsed.captions]), options])
+    keys = Keys(keys_of(stores), parsed.match or "exact") if stores else None
+    found = InStores(captions, keys, " and ".join(map(str, parsed.regions)))
+
+    def chosen() -> Iterator[Caption]:
+        yield from found
+        splits.check()
 
     def origin() -> dict[str, Any]:
-        return {"job": job, **vars(captions.counts)}
+        notes = [*splits.notes(), *found.notes()]
+        return {"job": job, **vars(captions.counts), "without_regions": sum(found.missing.values()), "notes": notes}
+
+    def lists() -> dict[str, list[str]]:
+        return {"without_regions.txt": list(found.missing)} if found.missing else {}
 
     there = (parsed.out / "meta.json").is_file() and not parsed.overwrite
     if not (there and PairStore(parsed.out).meta["origin"].get("job") == job):  # this very call may have ended well
-        write_pairs(parsed.out, captions, tokenizer, parsed.overwrite, lambda: captions.dataset, origin)
+        write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, lambda: captions.dataset, origin, lists)
     store = PairStore(parsed.out)
-    counts = store.meta["origin"]
-    if counts["came"] != len(store) + counts["refused"] + counts["left_out"]:
+    counts = {"without_regions": 0, "notes": [], **store.meta["origin"]}
+    if counts["came"] != len(store) + counts["refused"] + counts["left_out"] + counts["without_regions"]:
         raise OSError(f"{counts} do not add up to the {len(store)} captions in {parsed.out}: do not use it")
     print(f"{len(store.images)} images; splits: {', '.join(store.splits)}")
     left_out = f", {counts['left_out']} of other images left out" if counts["left_out"] else ""
+    left_out += f", {counts['without_regions']} of images without regions" if counts["without_regions"] else ""
     print(f"{counts['came']} captions: {len(store)} stored in {parsed.out}, {counts['refused']} refused{left_out}")
+    shared = store.in_two_splits()
+    first = [f"{len(shared):,} images have captions in several splits, such as {shared[0]!r}"] if shared else []
+    for line in [*counts["notes"], *first]:
+        print(f"note: {line}")
     return 0
 
 
 def _import(parsed: argparse.Namespace) -> int:
-    from imagebert.data.readers import FORMATS, open_reader
+    from imagebert.data.readers.source import FORMATS, LaidOutReader, open_reader, survey
     from imagebert.data.transfer import Target, describe_sources
     from imagebert.workers import workers
 
     if parsed.format == "formats":
-        for name, what in FORMATS.items():
-            print(f"{name:20} {what}")
+        for name, format_ in {"auto": ("whichever of these it is",), **FORMATS}.items():
+            print(f"{name:20} {format_[0]}")
         return 0
-    if len(parsed.paths) < 2:
+    if len(parsed.paths) < 2 - parsed.dry_run:
         raise UsageError("name what to read and the store to write: imagebert import FORMAT SRC OUT")
-    *sources, out = parsed.paths
+    sources, out = parsed.paths[:-1] or parsed.paths, parsed.paths[-1]
     classes = _lines(parsed.classes, "--classes") if parsed.classes else []
+    given = dict(_name_and_value(text, "--layout") for text in parsed.layout)
     with workers() as team:
-        reader = open_reader(parsed.format, sources, classes)
-        extractor = {"name": parsed.extractor or parsed.format, "digest": None, "imported_from": parsed.format}
+        found = team.agreed(lambda: survey(parsed.format, sources, classes, given))
+        if team.rank == 0:
+            whose = str(parsed.classes) if classes else "Visual Genome, not told"
+            print("\n".join(found.lines(sources, whose)), flush=True)
+        if parsed.dry_run:
+            return 0
+        reader = LaidOutReader(open_reader(found.format, sources, classes), found.layout)
+        layout = found.layout.described()
+        extractor = {"name": parsed.extractor or found.format, "digest": None, "imported_from": found.format}
         # Visual Genome's classes, when their names are not told: most published features have them.
         names = classes or [f"object {number}" for number in range(1600)]
-        target = Target(out, names, extractor, parsed.features, parsed.shard_gib << 30, parsed.overwrite)
+        target = Target(
+            *(out, names, {**extractor, "layout": layout}, parsed.features, parsed.shard_gib << 30, parsed.overwrite),
+            feature_size=found.layout.size,
+            has_classes=found.layout.has_classes,
+        )
         known = describe_sources(sources) if team.rank == 0 else []  # which alone asks whether it is the same
-        job = {"import": parsed.format, "sources": known, "classes": names}
+        job = {"import": found.format, "layout": layout, "sources": known, "classes": names}
         return _transfer(reader, target, job, parsed.strict, team)
+
+
+def _name_and_value(text: str, option: str, form: str = "NAME=VALUE") -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{option} {text}: give {form}")
+    return name, value
 
 
 def _transfer(reader: Any, target: Any, job: dict[str, Any], strict: bool, team: Any) -> int:
@@ -497,7 +561,8 @@ def _transfer(reader: Any, target: Any, job: dict[str, Any], strict: bool, team:
 
     done = transfer(reader, target, job, strict=strict, workers=team)
     if team.rank == 0:
-        print(f"{done.came} images: {done.stored} stored in {target.path}, {done.refused} refused")
+        padding = f", {done.padding} rows of padding left out" if done.padding else ""
+        print(f"{done.came} images: {done.stored} stored in {target.path}, {done.refused} refused{padding}")
     return 0
 
 
@@ -506,6 +571,15 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
     store = RegionStore(parsed.path)
     _report(str(parsed.path), _figures(store), parsed.json)
+    return 0
+
+
+def _keys(parsed: argparse.Namespace) -> int:
+    from imagebert.data.regions import RegionStore
+
+    store = RegionStore(parsed.path)
+    for start in range(0, len(store), 1 << 16):
+        print("\n".join(store.key(image) for image in range(start, min(start + (1 << 16), len(store)))))
     return 0
 
 
@@ -549,7 +623,7 @@ def _figures(store: Any) -> dict[str, Any]:
         "regions_per_image": float(store.region_counts.mean()),
         "feature_size": store.feature_size,
         "feature_type": store.feature_type,
-        "classes": len(store.classes),
+        "classes": len(store.classes) if store.has_classes else "none, all are of class 0",
         "extractor": store.extractor.get("name"),
         "shards": len(store.shards),
         "bytes": sum(shard["bytes"] for shard in store.shards),
@@ -597,7 +671,8 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
         features = parsed.features or reader.feature_type
         shard_bytes = parsed.shard_gib << 30
         target = Target(
-            *(out, reader.classes, reader.extractor, features, shard_bytes, parsed.overwrite, reader.contents)
+            *(out, reader.classes, reader.extractor, features, shard_bytes, parsed.overwrite, reader.contents),
+            has_classes=reader.has_classes,
         )
         chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
         return _transfer(reader, target, {"stores": reader.contents, "keys": chosen}, True, team)
@@ -715,10 +790,11 @@ def _plan(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     from imagebert import distributed
     from imagebert.config import load_recipe
+    from imagebert.retrieval.validation import validation_corpus
     from imagebert.training.doctor import examine
 
     config = load_recipe(parsed.recipe, parsed.overrides) if parsed.recipe else None
-    found = examine(config, parsed.quick)
+    found = examine(config, parsed.quick, validation_corpus)
     if distributed.rank() == 0:
         _table(f"{found.ranks} processes on {len(found.hosts)} hosts", found.hosts)
         for line in found.notes:

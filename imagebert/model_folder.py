@@ -75,13 +75,11 @@ def processing_of(corpus: Corpus, limits: Limits) -> Processing:
         },
         tokenizer={
             "tokenizer_class": "BertTokenizer",
-            "do_lower_case": tokenizer.lower_case,
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
+            **tokenizer.settings._asdict(),
             "model_max_length": limits.max_words + 2,
             **{f"{name.strip('[]').lower()}_token": name for name in ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")},
         },
-        vocabulary=tokenizer.path.read_text(encoding="utf-8"),
+        vocabulary=tokenizer.text,
     )
 
 

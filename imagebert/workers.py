@@ -9,15 +9,17 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from imagebert.config import UsageError
 from imagebert.launch import discover
+
+Plain = TypeVar("Plain")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Workers:
         mine, summed = np.array(values, np.int64), np.empty(len(values), np.int64)
         self.world.Allreduce(mine, summed)
         return summed.tolist()
+
+    def agreed(self, make: Callable[[], Plain]) -> Plain:
+        """What the first worker makes, which others are told: plain data."""
+        if self.world is None:
+            return make()
+        found: Plain = self.world.bcast(make() if self.rank == 0 else None)
+        return found
 
 
 ALONE = Workers()

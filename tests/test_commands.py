@@ -27,7 +27,7 @@ import pytest
 
 from imagebert import cli
 from imagebert.config import UsageError, load_recipe
-from imagebert.data.readers import FORMATS
+from imagebert.data.readers.source import FORMATS
 from imagebert.ladder import load_ladder
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
             raise UsageError(f"{given['recipe']} is a recipe to {task}")
     if "name" in given:
         (load_ladder if command is cli._ladder else load_recipe)(given["name"])
-    for key, known in (("format", {*FORMATS, "formats"}), ("dataset", set(cli._DATASETS))):
+    for key, known in (("format", {*FORMATS, "auto", "formats"}), ("dataset", set(cli._DATASETS))):
         if command is not cli._pairs and given.get(key) not in {None, *known}:
             raise UsageError(f"no {key} {given[key]}")
     return 0

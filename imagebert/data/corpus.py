@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import SourceConfig, UsageError
+from imagebert.data.keys import keys_of, suggest
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, crc32, encode_record
 from imagebert.data.regions import Read, RegionStore
@@ -38,7 +39,7 @@ class Items(Protocol):
     def checksums(self, images: NDArray[np.int64]) -> NDArray[np.uint32]: ...
     def will_read(self, images: NDArray[np.int64]) -> None: ...
     def image_key(self, image: int) -> str: ...
-    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]: ...
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint32]: ...
 
 
 class Corpus:
@@ -70,11 +71,8 @@ class Corpus:
             used, local = np.unique(pairs.pair_image[chosen], return_inverse=True)
             found = store.find(np.asarray(pairs.images)[used])
             if (found < 0).any():
-                missing = pairs.images[used[found < 0][0]].decode()
-                raise UsageError(
-                    f"{pairs.path}: image {missing!r} (one of {(found < 0).sum()}) has captions but no regions in "
-                    f"{store.path}: extract it, or make the pairs without it"
-                )
+                missing = [name.decode() for name in pairs.images[used[found < 0]].tolist()]
+                raise UsageError(_without_regions(pairs, store, missing, found[found >= 0]))
             self._sources.append((store, pairs))
             images.append(np.stack([np.full_like(found, number), found], axis=1))
             captions.append(np.stack([np.full_like(chosen, number), chosen], axis=1))
@@ -100,7 +98,9 @@ class Corpus:
             if store.classes != first_store.classes:
                 raise UsageError(f"{store.path} and {first_store.path} have different region classes")
             if pairs.vocabulary_digest != first_pairs.vocabulary_digest:
-                raise UsageError(f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies")
+                raise UsageError(
+                    f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies or settings"
+                )
         self.verify = verify
         stored = sum(shard["bytes"] for store in opened.values() for shard in store.shards)
         self._fit_memory = stored < _memory() / 2
@@ -162,19 +162,19 @@ class Corpus:
         source, number = self._images[image]
         return self._sources[source][0].key(number)
 
-    def pieces(self, caption: int) -> NDArray[np.uint16]:
+    def pieces(self, caption: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """The word pieces of a caption, uncut."""
         source, number = self._captions[caption]
         pairs = self._sources[source][1]
         start = pairs.piece_ends[number - 1] if number else 0
         return pairs.pieces[start : pairs.piece_ends[number]]
 
-    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint32]:
         """The first counts[i] word pieces of each of captions [n], one caption behind the other."""
         source, number = self._captions[captions].T
         first = np.cumsum(counts) - counts
         place = np.arange(counts.sum()) - np.repeat(first, counts)
-        found = np.empty(len(place), np.uint16)
+        found = np.empty(len(place), np.uint32)
         for s, (_, pairs) in enumerate(self._sources):
             here, rows = source == s, np.repeat(source == s, counts)
             starts = np.where(number[here] > 0, pairs.piece_ends[number[here] - 1], 0)
@@ -229,8 +229,8 @@ class StoreImages:
         self.records, self.checksums = store.records, store.checksums
         self.regions, self.will_read, self.image_key = store.read, store.will_read, store.key
 
-    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-        return np.empty(0, np.uint16)
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint32]:
+        return np.empty(0, np.uint32)
 
 
 class LooseItems:
@@ -255,7 +255,7 @@ class LooseItems:
         self.feature_size = records[0].features.shape[1]
         self._records = records
         self._encoded = [memoryview(encode_record(record, feature_type)) for record in records]
-        self._pieces = [np.array(one, np.uint16) for one in pieces]
+        self._pieces = [np.array(one, np.uint32) for one in pieces]
         self.image_regions = np.array([len(record.boxes) for record in records], np.int64)
         self.image_whole = np.array([record.classes[0] == WHOLE_IMAGE for record in records])
         self.image_class = np.arange(len(records))
@@ -276,9 +276,9 @@ class LooseItems:
     def image_key(self, image: int) -> str:
         return f"picture {image}"
 
-    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    def first_pieces(self, captions: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint32]:
         parts = [self._pieces[c][:n] for c, n in zip(captions.tolist(), counts.tolist(), strict=True)]
-        return np.concatenate([np.empty(0, np.uint16), *parts])
+        return np.concatenate([np.empty(0, np.uint32), *parts])
 
 
 def _classes_of(checksums: NDArray[np.uint32], regions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -301,6 +301,20 @@ def _memory() -> int:
         with suppress(OSError, ValueError):  # "max": none
             limits.append(int(Path(limit).read_text()))
     return min(limits)
+
+
+def _without_regions(pairs: PairStore, store: RegionStore, missing: list[str], found: NDArray[np.int64]) -> str:
+    """A sentence on images that have captions in `pairs` and no regions in `store`, where those `found` are others'."""
+    taken = np.zeros(len(store), bool)
+    taken[found] = True
+    near = suggest(missing, keys_of([store]), taken)
+    call = f"`imagebert pairs ... --regions {store.path}"
+    if near is None:
+        name, cure = repr(missing[0]), f": extract it, or leave such images out with {call}`"
+    else:
+        name, key = near.example
+        cure = f", which has {key}: {call} --match {near.rule}` finds {near.many:,} of those that are missing"
+    return f"{pairs.path}: image {name} (one of {len(missing):,}) has captions but no regions in {store.path}{cure}"
 
 
 def _of_split(pairs: PairStore, split: str | None) -> NDArray[np.int64]:

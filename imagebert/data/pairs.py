@@ -1,12 +1,14 @@
-"""PairStore: captions beside their image's key, split and relevance; word pieces tokenised once, as uint16.
+"""PairStore: captions beside their image's key, split and relevance; word pieces tokenised once.
 
-meta.json                        format, counts, split names, digests (files.py)
+meta.json                        format, counts, split names, the tokenizer's settings, digests (files.py)
 vocab.txt                        the vocabulary that the word pieces number
 images.npy, pair_image.npy       distinct image keys [I]; each pair's place among them [pairs]
-pieces.npy, piece_ends.npy       word pieces of all captions, flat; where each caption ends
+pieces.npy, piece_ends.npy       word pieces of all captions, flat, as uint16, or uint32 where there are more of them;
+                                 where each caption ends
 piece_digests.npy                64 bits of each caption's pieces: captions of equal ones are equal to a model
 text.npy, text_ends.npy          the captions themselves, UTF-8, flat; where each ends
 pair_split.npy, relevance.npy    number of the split; relevance score (NaN: none)
+without_regions.txt              images that were left out, one a line, where some were (keys.py)
 
 meta.json is sealed and has every other file's checksum, which is compared when the file is first used.
 """
@@ -14,9 +16,8 @@ meta.json is sealed and has every other file's checksum, which is compared when 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from imagebert.data.folder import publish
 from imagebert.data.regions import describe_array, read_array, read_meta
-from imagebert.data.tokens import Tokenizer
+from imagebert.data.tokens import Settings, Tokenizer, settings_of_before
 from imagebert.errors import UsageError
 from imagebert.files import digest_of, file_digest, write_sealed
 
@@ -75,7 +76,7 @@ class PairStore:
         self.content: str = self.meta["content"]
         self.images = self._load("images")
         self.pair_image: NDArray[np.int32] = self._load("pair_image")
-        self.pieces: NDArray[np.uint16] = self._load("pieces")
+        self.pieces: NDArray[np.uint16] | NDArray[np.uint32] = self._load("pieces")
         self.piece_ends: NDArray[np.int64] = self._load("piece_ends")
         self.piece_digests: NDArray[np.uint64] = self._load("piece_digests")
         self.relevance: NDArray[np.float32] = self._load("relevance")
@@ -99,6 +100,11 @@ class PairStore:
         start = ends[pair - 1] if pair else 0
         return text[start : ends[pair]].tobytes().decode("utf-8")
 
+    def in_two_splits(self) -> list[str]:
+        """Images that have captions in several splits."""
+        both = np.unique(np.asarray(self.pair_image, np.int64) << 8 | self.pair_split) >> 8
+        return [self.images[image].decode("utf-8") for image in np.unique(both[1:][both[1:] == both[:-1]]).tolist()]
+
     def is_whole(self) -> bool:
         """Whether every file, those that were not used yet too, is what was written.
 
@@ -106,6 +112,9 @@ class PairStore:
             UsageError: one is not, and can be named.
         """
         self._texts, self.tokenizer()
+        for name, digest in self.meta["origin"].get("lists", {}).items():
+            if file_digest(self.path / name) != digest:
+                raise UsageError(f"{self.path / name} has changed since it was written: restore the store")
         return self.content == _content_of(self.path, self.meta)
 
     def tokenizer(self) -> Tokenizer:
@@ -114,7 +123,9 @@ class PairStore:
         Raises:
             UsageError: vocab.txt has changed since the captions were tokenised.
         """
-        tokenizer = Tokenizer(self.path / "vocab.txt")
+        kept = self.meta.get("tokenizer")  # stores of before have none
+        settings = settings_of_before if kept is None else lambda _: Settings(**kept)
+        tokenizer = Tokenizer(self.path / "vocab.txt", settings)
         if tokenizer.digest != self.vocabulary_digest:
             raise UsageError(f"{tokenizer.path} has changed since it was written: restore the store")
         return tokenizer
@@ -127,12 +138,14 @@ def write_pairs(
     overwrite: bool = False,
     dataset: Callable[[], str] = str,
     origin: Callable[[], dict[str, Any]] = dict,
+    lists: Callable[[], Mapping[str, Sequence[str]]] = dict,
 ) -> None:
     """Tokenises captions and writes them as a store.
 
     Args:
         dataset: the name of what they are, asked for when all have been read
         origin: what else meta.json says, which is no part of the content: likewise
+        lists: what else lies beside the store, which is no part of the content either: names of files, and their lines
 
     Raises:
         UsageError: no caption at all, or one without words or image.
@@ -142,7 +155,8 @@ def write_pairs(
         images: dict[str, int] = {}
         splits: dict[str, int] = {}
         pair_image, pair_split, relevance = array("i"), array("B"), array("f")
-        pieces, piece_counts, texts, text_sizes = array("H"), array("q"), bytearray(), array("q")
+        width = "H" if len(tokenizer) <= 1 << 16 else "I"
+        pieces, piece_counts, texts, text_sizes = array(width), array("q"), bytearray(), array("q")
         piece_digests = bytearray()
         numbered = enumerate(captions)
         while block := list(islice(numbered, _BLOCK)):
@@ -161,7 +175,7 @@ def write_pairs(
                 texts += utf8
                 text_sizes.append(len(utf8))
             for encoded in tokenizer.encode([caption.text for _, caption in block]):
-                own = array("H", encoded)
+                own = array(width, encoded)
                 pieces.extend(own)
                 piece_counts.append(len(own))
                 piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
@@ -170,7 +184,7 @@ def write_pairs(
         arrays: dict[str, NDArray[np.generic]] = {
             "images": np.array([key.encode("utf-8") for key in images]),
             "pair_image": np.array(pair_image, np.int32),
-            "pieces": np.array(pieces, np.uint16),
+            "pieces": np.array(pieces, np.dtype(width)),
             "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
             "piece_digests": np.frombuffer(piece_digests, "<u8"),
             "text": np.frombuffer(texts, np.uint8),
@@ -185,12 +199,19 @@ def write_pairs(
             "images": len(images),
             "splits": list(splits),
             "vocabulary_digest": tokenizer.digest,
+            "tokenizer": tokenizer.settings._asdict(),
             "dataset": dataset(),
         }
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
-        shutil.copyfile(tokenizer.path, folder / "vocab.txt")
-        seal_pairs(folder, {**meta, "origin": origin()})
+        (folder / "vocab.txt").write_bytes(tokenizer.text.encode())
+        listed = lists()
+        for name, lines in listed.items():
+            # Names in a table may hold an end of line; those of files do not.
+            text = "".join(line.replace("\n", "\\n").replace("\r", "\\r") + "\n" for line in lines)
+            (folder / name).write_bytes(text.encode("utf-8"))
+        digests = {"lists": {name: file_digest(folder / name) for name in listed}} if listed else {}
+        seal_pairs(folder, {**meta, "origin": {**origin(), **digests}})
 
 
 def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:
@@ -202,5 +223,7 @@ def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:
 
 def _content_of(folder: Path, meta: dict[str, Any]) -> str:
     """SHA-256 of all that a store holds, its texts, pieces and splits."""
-    what = {name: value for name, value in meta.items() if name not in ("origin", "content", "digest")}
+    # The vocabulary's digest is one of the settings too, so that stores of before they were kept are still the same.
+    apart = ("origin", "content", "digest", "tokenizer")
+    what = {name: value for name, value in meta.items() if name not in apart}
     return digest_of({**what, "files": {name: file_digest(folder / f"{name}.npy") for name in meta["arrays"]}})

@@ -54,7 +54,9 @@ class RegionRecord(NamedTuple):
     scales: NDArray[np.float32]  # [n]; a feature is features * scales
 
     def dequantized(self) -> NDArray[np.float32]:
-        """The features as float32 [n, F]."""
+        """The features as float32 [n, F]; their own memory where they are that already."""
+        if self.features.dtype == np.float32 and (self.scales == 1).all():
+            return self.features  # type: ignore[return-value]
         return self.features.astype(np.float32) * self.scales[:, None]
 
 
@@ -83,24 +85,40 @@ def header_word(n: NDArray[np.int64], feature_type: FeatureType) -> NDArray[np.i
 
 def encode_record(record: RegionRecord, feature_type: FeatureType) -> bytes:
     """Packs a record, converting its features to `feature_type`; those that are of that type stay as they are."""
-    n, feature_size = record.features.shape
-    scales = np.ones(n, np.float32)
-    stored: NDArray[np.generic]
     if record.features.dtype == feature_type:
-        stored, scales = record.features, record.scales
-    elif feature_type == "int8":
-        # Symmetric, one scale per region: the largest feature becomes 127. A region of zeros keeps scale 0.
-        features = record.dequantized()
-        scales = (np.abs(features).max(axis=1, initial=0) / 127).astype(np.float32)
-        stored = np.rint(features / np.where(scales == 0, 1, scales)[:, None]).astype(np.int8)
-    else:
-        stored = record.dequantized().astype(feature_type)
+        return pack_record(record, record.features, record.scales)
+    features = record.dequantized()
+    return pack_record(
+        record, *(quantize(features)[:2] if feature_type == "int8" else (features.astype(feature_type),))
+    )
+
+
+def quantize(features: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Features [n, F] as int8 [n, F] and a scale for each region [n]; and how much of each is lost [n, F].
+
+    Symmetric: the largest feature of a region becomes 127. A region of zeros keeps scale 0.
+    """
+    largest = np.maximum(features.max(axis=1, initial=0), -features.min(axis=1, initial=0))
+    scales = (largest / 127).astype(np.float32)
+    steps = features / np.where(scales == 0, np.float32(1), scales)[:, None]
+    np.rint(steps, out=steps)
+    stored = steps.astype(np.int8)
+    steps *= scales[:, None]
+    np.subtract(features, steps, out=steps)
+    return stored, scales, steps.astype(np.float32, copy=False)
+
+
+def pack_record(record: RegionRecord, stored: NDArray[np.generic], scales: NDArray[np.float32] | None = None) -> bytes:
+    """The bytes of a record whose features are `stored` [n, F]; without scales [n], these are ones."""
+    n, feature_size = stored.shape
+    scales = np.ones(n, np.float32) if scales is None else scales
+    type_code = FEATURE_TYPES.index(str(stored.dtype))  # type: ignore[arg-type]
     parts = [
-        _HEADER.pack(_VERSION, FEATURE_TYPES.index(feature_type), n, record.width, record.height, feature_size),
-        record.boxes.astype("<f4").tobytes(),
-        record.confidences.astype("<f4").tobytes(),
-        scales.astype("<f4").tobytes(),
-        record.classes.astype("<u2").tobytes().ljust((2 * n + 3) // 4 * 4, b"\0"),
+        _HEADER.pack(_VERSION, type_code, n, record.width, record.height, feature_size),
+        record.boxes.astype("<f4", copy=False).tobytes(),
+        record.confidences.astype("<f4", copy=False).tobytes(),
+        scales.astype("<f4", copy=False).tobytes(),
+        record.classes.astype("<u2", copy=False).tobytes().ljust((2 * n + 3) // 4 * 4, b"\0"),
         stored.tobytes(),
     ]
     body = b"".join(parts)

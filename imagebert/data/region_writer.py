@@ -20,14 +20,16 @@ import math
 import os
 import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imagebert.data.environments import Reader, Writer
 from imagebert.data.folder import check_free, clear_lock, incomplete, lock_of, make_folder, replace_folder
@@ -37,8 +39,8 @@ from imagebert.data.records import (
     FeatureType,
     RegionRecord,
     crc32,
-    decode_record,
-    encode_record,
+    pack_record,
+    quantize,
 )
 from imagebert.data.regions import FORMAT, INDEX_FIELDS, VERSION, RegionStore, content_of, describe_array
 from imagebert.errors import UsageError
@@ -50,6 +52,18 @@ SHARD_BYTES = 4 << 30
 _COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
 
 _Row = tuple[int, int, int]  # regions, whether the first is the whole image, CRC-32
+# A feature so large that int8's steps, a 127th of it, leave nothing of so many others.
+_OTHERS, _VANISHED = 16, 0.95
+
+
+class Encoded(NamedTuple):
+    """One image, checked and packed."""
+
+    key: str
+    data: bytes
+    row: _Row
+    feature_size: int
+    statistics: _Statistics
 
 
 @dataclass
@@ -80,6 +94,7 @@ class _Statistics:
     square_error: float = 0.0
     low: float = math.inf
     high: float = -math.inf
+    padding: int = 0  # rows that filled tables up and were left out
 
     def add(self, other: _Statistics) -> None:
         self.count += other.count
@@ -87,6 +102,7 @@ class _Statistics:
         self.squares += other.squares
         self.square_error += other.square_error
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.padding += other.padding
 
     def of_store(self) -> dict[str, float]:
         mean = self.sum / max(self.count, 1)
@@ -154,12 +170,18 @@ class RegionWriter:
     """Adds records to a store that is being written; made by `write_regions`."""
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], feature_type: FeatureType, shard_bytes: int, rank: int
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        feature_type: FeatureType,
+        shard_bytes: int,
+        rank: int,
+        feature_size: int | None = None,
     ) -> None:
         self.classes = list(classes)
         self.feature_type = feature_type
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
-        self._feature_size: int | None = None
+        self._feature_size = feature_size
         self._journal = _Journal(folder / f"journal-{rank:03d}.jsonl")
         written = []
         for journal in [self._journal, *_journals(folder, but=rank)]:
@@ -197,27 +219,34 @@ class RegionWriter:
         return True
 
     def add(self, key: str, record: RegionRecord) -> None:
-        """Appends one image.
+        """Appends one image; see `encode` for what is raised."""
+        if not self.has(key):
+            self.append(self.encode(key, record))
+
+    def append(self, image: Encoded) -> None:
+        """Appends one image that was encoded.
 
         Raises:
-            UsageError: a key twice or too long, no region, an unknown class, another feature size, or bad numbers.
+            UsageError: a key for the second time, or another feature size.
             OSError: the disk is full or failing.
         """
-        if self.has(key):
+        if self.has(image.key):
             return
-        self._check(key, record)
-        data = self._encode(key, record)
-        self._seen.add(key)
+        if image.feature_size != (self._feature_size or image.feature_size):
+            raise UsageError(
+                f"image {image.key!r} has features of size {image.feature_size}, those before {self._feature_size}"
+            )
+        self._seen.add(image.key)
         self.accepted += 1
-        self._feature_size = record.features.shape[1]
-        checksum = int.from_bytes(data[-4:], "little")
-        self._pending.append((key, data, (len(record.features), int(record.classes[0] == WHOLE_IMAGE), checksum)))
-        self._pending_bytes += len(data)
+        self._feature_size = image.feature_size
+        self._statistics.add(image.statistics)
+        self._pending.append((image.key, image.data, image.row))
+        self._pending_bytes += len(image.data)
         if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
     def _check(self, key: str, record: RegionRecord) -> None:
-        n, feature_size = record.features.shape
+        n = len(record.features)
         try:
             size = len(key.encode("utf-8"))
         except UnicodeEncodeError:
@@ -228,8 +257,6 @@ class RegionWriter:
             raise UsageError(f"image {key!r} has no region: keep at least the whole image as one")
         if n > 65535 or record.width < 1 or record.height < 1:
             raise UsageError(f"image {key!r} has {n} regions on {record.width} x {record.height} pixels")
-        if feature_size != (self._feature_size or feature_size):
-            raise UsageError(f"image {key!r} has features of size {feature_size}, those before {self._feature_size}")
         known = (record.classes < len(self.classes)) | (record.classes == WHOLE_IMAGE)
         if not known.all():
             raise UsageError(
@@ -238,28 +265,46 @@ class RegionWriter:
         if not np.isfinite(record.boxes).all():
             raise UsageError(f"image {key!r} has a box that is not finite")
 
-    def _encode(self, key: str, record: RegionRecord) -> bytes:
+    def encode(self, key: str, record: RegionRecord, padding: int = 0) -> Encoded:
+        """Checks and packs one image, from any thread.
+
+        Args:
+            padding: how many rows were left out of it
+
+        Raises:
+            UsageError: a key too long, no region, an unknown class, or numbers that cannot be stored.
+        """
+        self._check(key, record)
         features = record.dequantized()
-        squares = float(np.vdot(features, features))
-        if not math.isfinite(squares):
+        squares = np.einsum("nf,nf->n", features, features)
+        if not np.isfinite(squares).all():
             raise UsageError(f"image {key!r} has a feature that is not finite")
-        with np.errstate(over="ignore"):
-            data = encode_record(record, self.feature_type)
-        error = features - decode_record(data, key, verify=False).dequantized()
-        square_error = float(np.vdot(error, error))
+        stored, scales, lost = self._stored(record, features)
+        if record.features.dtype != self.feature_type and self.feature_type == "int8":
+            _check_steps(key, features, stored, scales, squares)
+        square_error = float(np.dot(lost.reshape(-1), lost.reshape(-1)))
         if not math.isfinite(square_error):
             raise UsageError(f"image {key!r} has a feature too large for {self.feature_type}")
-        self._statistics.add(
-            _Statistics(
-                features.size,
-                float(features.sum(dtype=np.float64)),
-                squares,
-                square_error,
-                float(features.min()),
-                float(features.max()),
-            )
+        data = pack_record(record, stored, scales)
+        total = float(features.sum(axis=1).sum(dtype=np.float64))
+        extremes = float(features.min()), float(features.max())
+        statistics = _Statistics(
+            *(features.size, total, float(squares.sum(dtype=np.float64)), square_error, *extremes, padding)
         )
-        return data
+        row = (len(features), int(record.classes[0] == WHOLE_IMAGE), int.from_bytes(data[-4:], "little"))
+        return Encoded(key, data, row, features.shape[1], statistics)
+
+    def _stored(
+        self, record: RegionRecord, features: NDArray[np.float32]
+    ) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.float32]]:
+        """Features as they are stored, their scales, and what is lost of them."""
+        if record.features.dtype == self.feature_type:
+            return record.features, record.scales, np.zeros(1, np.float32)
+        if self.feature_type == "int8":
+            return quantize(features)
+        with np.errstate(over="ignore"):
+            stored = features.astype(self.feature_type)
+        return stored, np.ones(len(stored), np.float32), features - stored.astype(np.float32)
 
     def _commit(self) -> None:
         if not self._pending:
@@ -339,6 +384,8 @@ def write_regions(
     overwrite: bool = False,
     job: dict[str, Any] | None = None,
     made_from: Sequence[str] = (),
+    feature_size: int | None = None,
+    has_classes: bool = True,
     workers: Workers = ALONE,
 ) -> Iterator[RegionWriter]:
     """A writer of the store `path`, which appears there when the block ends without an error, on all workers.
@@ -348,6 +395,8 @@ def write_regions(
         job: plain data that identifies the work. Where it is given, what was written stays when the block ends early,
             and a call with the same job goes on; otherwise it is removed.
         made_from: contents of the stores that this one is made of
+        feature_size: that all images have; None: that of the first
+        has_classes: whether a detector named the regions; else all are of class 0, which is no class
 
     Raises:
         UsageError: `path` exists, cannot be written, is being written, or holds the beginning of another job.
@@ -358,8 +407,17 @@ def write_regions(
     if feature_type not in FEATURE_TYPES:
         raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
     folder, replaces = incomplete(path), "meta.json" if overwrite else None
+    described = {
+        "classes": list(classes),
+        # Only where it says something, so that stores keep the content that they had before this was known.
+        **({} if has_classes else {"has_classes": False}),
+        "extractor": extractor,
+        "job": digest_of(job) if job else None,
+        "made_from": list(made_from),
+    }
+    new = partial(RegionWriter, folder, classes, feature_type, shard_bytes, feature_size=feature_size)
     if workers.rank > 0:
-        with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers) as writer:
+        with _written(path, new, described, workers, keep=job is not None) as writer:
             yield writer
         return
     make_folder(folder.parent)
@@ -367,28 +425,26 @@ def write_regions(
         check_free(path, replaces)
         make_folder(folder)
         _begin(folder, path, job)
-        with _written(path, classes, extractor, feature_type, shard_bytes, job, made_from, workers, held) as writer:
+        with _written(path, new, described, workers, held, keep=job is not None) as writer:
             yield writer
 
 
 @contextmanager
 def _written(
     path: Path,
-    classes: Sequence[str],
-    extractor: dict[str, Any],
-    feature_type: FeatureType,
-    shard_bytes: int,
-    job: dict[str, Any] | None,
-    made_from: Sequence[str],
+    new: Callable[[int], RegionWriter],
+    described: dict[str, Any],
     workers: Workers,
     held: Held | None = None,
+    *,
+    keep: bool,
 ) -> Iterator[RegionWriter]:
-    """`write_regions` without its lock, which the first worker has."""
+    """`write_regions` without its lock, which the first worker has. `keep`: what was written, when it ends early."""
     folder = incomplete(path)
     workers.barrier()
     writer = None
     try:
-        writer = RegionWriter(folder, classes, feature_type, shard_bytes, workers.rank)
+        writer = new(workers.rank)
         writer.held = held
         workers.barrier()  # all have read the journals before one writes on
         yield writer
@@ -396,14 +452,9 @@ def _written(
         accepted, refused = workers.total([writer.accepted, writer.refused])
         if workers.rank == 0:
             for left_behind in filter(lambda rank: rank >= workers.size, map(_rank_of, _journal_files(folder))):
-                RegionWriter(folder, classes, feature_type, shard_bytes, left_behind).finish()
-            origin = {
-                "extractor": extractor,
-                "job": digest_of(job) if job else None,
-                "made_from": list(made_from),
-                "refused": refused,
-            }
-            writer.twice = accepted - _describe(folder, classes, feature_type, origin, accepted)
+                new(left_behind).finish()
+            described = {**described, "feature_type": writer.feature_type, "refused": refused}
+            writer.twice = accepted - _describe(folder, described, accepted)
             if writer.twice < 0:
                 raise UsageError(
                     f"{folder} has {-writer.twice} images that do not come any more: remove it, start anew"
@@ -419,7 +470,7 @@ def _written(
         if held is not None and held.look() and held.lost:
             raise  # what lies there is another's
         kept = sum(len(shard.regions) for journal in _journals(folder) for shard in journal.shards.values())
-        if workers.size == 1 and (job is None or kept == 0):
+        if workers.size == 1 and not (keep and kept):
             shutil.rmtree(folder, ignore_errors=True)
             kept = 0
         if isinstance(error, OSError):
@@ -483,13 +534,36 @@ def _journals(folder: Path, but: int | None = None) -> Iterator[_Journal]:
     return (_Journal(path) for path in _journal_files(folder) if _rank_of(path) != but)
 
 
+def _check_steps(
+    key: str,
+    features: NDArray[np.float32],
+    stored: NDArray[np.generic],
+    scales: NDArray[np.float32],
+    squares: NDArray[np.float32],
+) -> None:
+    """Whether one number of a region turns its others to zeros; `squares` are the regions' sums of squares [n].
+
+    Raises:
+        UsageError: it does.
+    """
+    # Others that become zero are below half a step each, so few regions have to be looked at.
+    suspects = np.flatnonzero(squares <= scales**2 * (127**2 * 1.01 + features.shape[1] / 4))
+    there = np.count_nonzero(features[suspects], axis=1)
+    lost = there - np.count_nonzero(stored[suspects], axis=1)
+    bad = np.flatnonzero((there > _OTHERS) & (lost >= _VANISHED * (there - 1)))
+    if len(bad):
+        region = suspects[bad[0]]
+        raise UsageError(
+            f"image {key!r}: beside the {np.abs(features[region]).max():g} of region {region}, {lost[bad[0]]} of its "
+            f"{there[bad[0]]} features are 0 as int8: store the images with --features float16, or repair it"
+        )
+
+
 def _digest(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=16).digest()
 
 
-def _describe(
-    folder: Path, classes: Sequence[str], feature_type: FeatureType, origin: dict[str, Any], accepted: int
-) -> int:
+def _describe(folder: Path, described: dict[str, Any], accepted: int) -> int:
     """Writes index.npy and meta.json of a folder whose writers have finished; the number of images.
 
     Raises:
@@ -522,10 +596,9 @@ def _describe(
         "format": FORMAT,
         "version": VERSION,
         "feature_size": next(iter(feature_sizes), None),
-        "feature_type": feature_type,
-        "classes": list(classes),
-        **origin,
-        "refused": origin["refused"] + accepted - len(index),
+        **described,
+        "refused": described["refused"] + accepted - len(index),
+        "padding": statistics.padding,
         "records": len(index),
         "whole_images": int(index["whole"].sum()),
         "regions": int(index["regions"].sum()),

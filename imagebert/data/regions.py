@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from imagebert.data.records import FeatureType, RegionRecord, Sections, crc32, decode_record
+from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, Sections, crc32, decode_record
 from imagebert.errors import UsageError
 from imagebert.files import check_sealed, digest_of, open_regular, read_json
 
@@ -47,6 +47,7 @@ class RegionStore:
 
     Attributes:
         content: SHA-256 of what the store holds, whatever shards that is cut into; see `content_of`
+        has_classes: whether a detector named the regions; else all are of class 0, which is no class
         region_counts: [I] uint16, regions of each image, the whole-image region included
         whole_image: [I] bool, whether an image's first region is the whole image
 
@@ -61,6 +62,7 @@ class RegionStore:
         self.feature_size: int = self.meta["feature_size"]
         self.feature_type: FeatureType = self.meta["feature_type"]
         self.classes: list[str] = self.meta["classes"]
+        self.has_classes: bool = self.meta.get("has_classes", True)
         self.extractor: dict[str, Any] = self.meta["extractor"]
         self.statistics: dict[str, float] = self.meta["statistics"]
         self.shards: list[dict[str, Any]] = self.meta["shards"]
@@ -83,6 +85,12 @@ class RegionStore:
         """The key of image number `image`, mostly its file name."""
         name: bytes = self.index[image]["key"]
         return name.decode("utf-8")
+
+    def class_name(self, number: int) -> str:
+        """What a region of class `number` is called."""
+        if number == WHOLE_IMAGE:
+            return "whole image"
+        return self.classes[number] if self.has_classes else "region"
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """The number of each key [n] of UTF-8 bytes; -1 where there is no such image."""
@@ -161,7 +169,8 @@ def content_of(meta: dict[str, Any], index: NDArray[Any]) -> str:
     Where a record lies is not part of it: a merged or resumed store has the content of one that was written at once.
     """
     digest = hashlib.sha256()
-    digest.update(digest_of({name: meta[name] for name in ("feature_size", "feature_type", "classes")}).encode())
+    kinds = [name for name in ("feature_size", "feature_type", "classes", "has_classes") if name in meta]
+    digest.update(digest_of({name: meta[name] for name in kinds}).encode())
     for name in ("key", "regions", "whole", "checksum"):
         for start in range(0, len(index), 1 << 20):
             column = np.ascontiguousarray(index[name][start : start + (1 << 20)])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagebert.data.readers import Item, Reader, share_of
+from imagebert.data.readers import Item, Loaded, Reader, share_of
 from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import SHARD_BYTES, finished, write_regions
+from imagebert.data.region_writer import SHARD_BYTES, Encoded, RegionWriter, finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.files import open_regular
@@ -28,15 +30,16 @@ from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
 
-_GIVE_UP = 100  # images that are all refused
+_THREADS = 8  # that read and encode
 
 
 class Transferred(NamedTuple):
-    """What came in, went out and was refused; the three add up."""
+    """What came in, went out and was refused; the three add up. `padding`: rows that filled tables up."""
 
     came: int
     stored: int
     refused: int
+    padding: int = 0
 
 
 class Target(NamedTuple):
@@ -49,6 +52,8 @@ class Target(NamedTuple):
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = False
     made_from: Sequence[str] = ()  # contents of the stores that it is made of
+    feature_size: int | None = None  # None: that of the first image
+    has_classes: bool = True  # whether a detector named the regions
 
 
 def transfer(
@@ -62,7 +67,7 @@ def transfer(
         strict: the first image that cannot be used is an error
 
     Raises:
-        UsageError: with `strict`, an image cannot be used; without, none can, or none of the first hundred.
+        UsageError: with `strict`, an image cannot be used; without, none can.
         OSError: the disk is full or failing; what was written stays for the next call.
     """
     before = None
@@ -70,8 +75,7 @@ def transfer(
         before = finished(target.path, job, target.feature_type, target.shard_bytes)
     there, refused = workers.total([before is not None, before or 0])
     if there:
-        stored = len(RegionStore(target.path))
-        return Transferred(stored + refused, stored, refused)
+        return _of_store(target.path, refused)
     came = refused = 0
     with write_regions(
         target.path,
@@ -82,33 +86,67 @@ def transfer(
         overwrite=target.overwrite,
         job=job,
         made_from=target.made_from,
+        feature_size=target.feature_size,
+        has_classes=target.has_classes,
         workers=workers,
     ) as writer:
-        for item in _shown(reader, target.path, workers):
+        for item, encoded in _encoded(_shown(reader, target.path, workers), writer):
             came += 1
             try:
-                if not writer.has(item.key):
-                    writer.add(item.key, item.load())
+                if (found := encoded.result()) is not None:
+                    writer.append(found)
             except UsageError as error:
                 if strict:
                     raise UsageError(f"{item.where}: {error}") from None
                 refused += 1
                 writer.refused += 1
                 log.warning("%s is refused: %s", item.where, error)
-                if refused == came == _GIVE_UP:
-                    raise UsageError(f"the first {came} images cannot be used: is it this format?") from None
         came, refused = workers.total([came, refused])
         if refused == came:
             raise UsageError(f"none of the {came} images can be used: {target.path} is not written")
     (twice,) = workers.total([writer.twice])
     if twice:
         log.warning("%d images came at two workers: of each, one is refused", twice)
-    stored = len(RegionStore(target.path))
-    if came != stored + refused + twice:
+    done = _of_store(target.path, refused + twice)
+    if came != done.came:
         raise OSError(
-            f"{came} images came, {stored} are in {target.path}, {refused + twice} were refused: do not use it"
+            f"{came} images came, {done.stored} are in {target.path}, {done.refused} were refused: do not use it"
         )
-    return Transferred(came, stored, refused + twice)
+    return done
+
+
+def _of_store(path: Path, refused: int) -> Transferred:
+    store = RegionStore(path)
+    return Transferred(len(store) + refused, len(store), refused, store.meta.get("padding", 0))
+
+
+def _encoded(items: Iterable[Item], writer: RegionWriter) -> Iterator[tuple[Item, Future[Encoded | None]]]:
+    """Images in their order, read and encoded some ahead by threads; None where an earlier call wrote it."""
+
+    def encode(item: Item) -> Encoded:
+        loaded = item.load()
+        return writer.encode(loaded.key, loaded.record, loaded.padding)
+
+    threads = min(_THREADS, len(os.sched_getaffinity(0)))
+    ahead: deque[tuple[Item, Future[Encoded | None]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            future: Future[Encoded | None] = Future()
+            try:
+                if item.key and writer.has(item.key):
+                    future.set_result(None)
+                else:
+                    future = pool.submit(encode, item)
+            except UsageError as error:
+                future.set_exception(error)
+            ahead.append((item, future))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
@@ -175,11 +213,11 @@ class StoreReader:
         self._stores = [RegionStore(path) for path in paths]
         first = self._stores[0]
         for store in self._stores[1:]:
-            for name in ("feature_size", "classes"):
+            for name in ("feature_size", "classes", "has_classes"):
                 if getattr(store, name) != getattr(first, name):
                     raise UsageError(f"{first.path} and {store.path} differ in their {name.replace('_', ' ')}")
         self.feature_type = first.feature_type
-        self.classes = first.classes
+        self.classes, self.has_classes = first.classes, first.has_classes
         self.contents = [store.content for store in self._stores]
         self.extractor = first.extractor
         if any(store.extractor != first.extractor for store in self._stores):
@@ -205,6 +243,9 @@ class StoreReader:
             for number in share_of(len(images), share, shares):
                 image = int(images[number])
                 done += 1
-                yield Item(
-                    f"{store.path}, image {store.key(image)!r}", store.key(image), partial(store.read, image), done
-                )
+                key = store.key(image)
+                yield Item(f"{store.path}, image {key!r}", key, partial(_loaded, store, image, key), done)
+
+
+def _loaded(store: RegionStore, image: int, key: str) -> Loaded:
+    return Loaded(key, store.read(image))

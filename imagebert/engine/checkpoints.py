@@ -252,6 +252,23 @@ def find_newest(folder: Path, holds: Mapping[str, type] | None = None) -> tuple[
     raise UsageError(f"{folder} holds no complete checkpoint: train first, or name another run")
 
 
+def newest_manifest(folder: Path, holds: Mapping[str, type] | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose manifest is good, and that; its shards, which take long, are not looked at.
+
+    Args:
+        holds: as of `Checkpoints`
+
+    Raises:
+        UsageError: another version of this program made it, or it may not be read.
+        OSError: the disk fails.
+    """
+    for checkpoint in reversed(_complete(folder)):
+        manifest, _ = _check(checkpoint, holds or {}, 0, 0)
+        if manifest is not None:
+            return checkpoint, manifest
+    return None
+
+
 def problem_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None where nothing is.
 
@@ -290,7 +307,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _check(folder: Path, holds: Mapping[str, type], part: int, parts: int) -> tuple[dict[str, Any] | None, str | None]:
-    """A checkpoint's manifest, and what is wrong with it or with every `parts`th shard from `part` on.
+    """A checkpoint's manifest, and what is wrong with it or with every `parts`th shard from `part` on; 0: with none.
 
     Raises:
         UsageError: another version of this program made it, or it may not be read.
@@ -309,7 +326,7 @@ def _check(folder: Path, holds: Mapping[str, type], part: int, parts: int) -> tu
         raise UsageError(f"{folder} was made by another version of this program: go on with that, or move it away")
     if not sealed or version != _VERSION or not _is_whole(manifest, _step(folder), holds):
         return None, "its manifest.json is damaged"
-    for shard in manifest["shards"][part::parts]:
+    for shard in manifest["shards"][part::parts] if parts else []:
         _may_be_read(folder / shard["file"])
         if problem := shard_problem(folder, shard):
             return None, problem

@@ -25,6 +25,7 @@ from imagebert import distributed
 from imagebert.data.corpus import Corpus, Items
 from imagebert.data.folder import make_folder
 from imagebert.data.tokens import Tokenizer
+from imagebert.data.vocabulary import has_vocabulary
 from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
 from imagebert.files import (
@@ -68,10 +69,10 @@ def load_model(model_folder: ModelFolder, items: Items) -> ImageBertForImageText
     for name, size in needed.items():
         if shape[name] != size:
             raise UsageError(f"{folder} has {name} {shape[name]}, the data has {size}: use data of its kind")
-    vocabulary = folder / "vocab.txt"
-    if vocabulary.is_file() and Tokenizer(vocabulary).pieces != items.tokenizer.pieces:
+    if has_vocabulary(folder) and (differs := Tokenizer(folder).difference(items.tokenizer)):
         raise UsageError(
-            f"{vocabulary} is not the vocabulary that the pairs were tokenised with: use pairs of its kind"
+            f"the vocabulary of {folder} is not the one that the pairs were tokenised with ({differs}): use pairs of "
+            "its kind"
         )
     model = ImageBertForImageTextRetrieval(ImageBertConfig.from_pretrained(folder))
     report = initialize_from(model, folder, allow_partial=True)

@@ -225,7 +225,7 @@ class Finder:
                 words.append(piece)
                 rows.append([row])
         by_word = np.array([attention[r].mean(axis=0) for r in rows], np.float32).reshape(len(words), -1)
-        names = ["whole image" if c == WHOLE_IMAGE else self.store.classes[c] for c in record.classes.tolist()]
+        names = [self.store.class_name(number) for number in record.classes.tolist()]
         return Explanation(record, names, words, by_word)
 
 

@@ -158,7 +158,7 @@ def make_app(
 
             record = await looking(request, look)
             hits = await model(request, partial(finder.texts, record, _SHOWN))
-        names = [_class_name(finder.store.classes, c) for c in record.classes.tolist()]
+        names = [finder.store.class_name(number) for number in record.classes.tolist()]
         texts = [{"text": h.name, "probability": h.probability} for h in hits]
         return JSONResponse({"captions": texts, **_regions(record, names)})
 
@@ -285,10 +285,6 @@ class _Gate:
             what = f"{scope['method']} {scope['path'][:100]!r} failed: {type(error).__name__}: {error}"
             log.error("%s", " ".join(what.split())[:500])
             await say("the server failed at this: its own messages say why", 500)
-
-
-def _class_name(classes: list[str], number: int) -> str:
-    return classes[number] if number < len(classes) else "whole image"
 
 
 def _regions(record: RegionRecord, classes: list[str]) -> dict[str, Any]:

@@ -21,6 +21,20 @@ from imagebert.retrieval.metrics import CUTOFFS, rank, recalls
 from imagebert.retrieval.scoring import PairScorer
 
 
+def validation_corpus(config: RunConfig) -> Corpus:
+    """What is evaluated while a recipe trains.
+
+    Raises:
+        UsageError: it is missing or damaged, or of another kind than what is trained on.
+    """
+    # With what is trained on, so that another kind of features or words is told.
+    Corpus([config.data.sources[0], *config.evaluation.sources], verify=False)
+    corpus = Corpus(config.evaluation.sources)
+    for image in range(min(config.evaluation.images, corpus.images)):
+        corpus.regions(image)  # a damaged record is told now, not after hours
+    return corpus
+
+
 class Validation:
     """R@K both ways, median ranks and R-sum on the first images of config.evaluation.sources.
 
@@ -29,13 +43,9 @@ class Validation:
     """
 
     def __init__(self, config: RunConfig, shape: ImageBertConfig, dtype: torch.dtype) -> None:
-        # With what is trained on, so that another kind of features or words is told.
-        Corpus([config.data.sources[0], *config.evaluation.sources], verify=False)
-        self._corpus = Corpus(config.evaluation.sources)
+        self._corpus = validation_corpus(config)
         self._images = np.arange(min(config.evaluation.images, self._corpus.images))
         self._captions = np.flatnonzero(self._corpus.caption_image < len(self._images))
-        for image in self._images.tolist():
-            self._corpus.regions(image)  # a damaged record is told now, not after hours
         self._limits = Limits.of(config.data)
         self.model = ImageBertForImageTextRetrieval(shape).to(distributed.device(), dtype)
 

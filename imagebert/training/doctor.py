@@ -2,12 +2,12 @@
 
 Asked at the start of every job (slurm/common.sh), so that a wrong machine is named in seconds instead of being found by
 a hang: other versions on one node, fewer GPUs than processes, data that one node does not see, no room for checkpoints,
-a network that does not connect, clocks that disagree.
+a network that does not connect, clocks that disagree. A recipe is opened and planned by the code that trains it, up to
+the model, which has no memory here: what training would refuse in its first seconds is refused with the same sentence.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,20 +17,24 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from imagebert import __version__, distributed
 from imagebert.config import RunConfig, UsageError
-from imagebert.data.pairs import PairStore
-from imagebert.data.regions import RegionStore
-from imagebert.engine.engine import check_monitors, merge_deepspeed_config
+from imagebert.data.corpus import Corpus
+from imagebert.engine.optimizers import make_optimizer
+from imagebert.files import file_digest
 from imagebert.training.capacity import checkpoint_bytes, parameter_count
-from imagebert.training.run import fit_microbatches, model_shape
+from imagebert.training.ownership import check_folder
+from imagebert.training.run import check_resumable, make_carrier, make_model, model_shape, prepare, sizes_of
 
 PACKAGES = ("torch", "deepspeed", "triton", "transformers", "lmdb", "numpy")
+Answer = TypeVar("Answer")
 _SKEW_SECONDS = 2.0
 _OPEN_FILES = 4096
 _SHARED_MEMORY = 1 << 30
@@ -44,20 +48,27 @@ class Findings(NamedTuple):
     faults: list[str]  # of machines: others may do
 
 
-def examine(config: RunConfig | None, quick: bool) -> Findings:
+# Looks at what a recipe evaluates while it trains.
+CheckEvaluation = Callable[[RunConfig], object]
+
+
+def examine(config: RunConfig | None, quick: bool, check_evaluation: CheckEvaluation | None = None) -> Findings:
     """Looks at this job. Collective.
 
     Args:
         config: a recipe whose data, disk and batch are checked too
         quick: a shorter measurement of the all-reduce
+        check_evaluation: raises a UsageError where training could not evaluate; None: that is not asked
     """
     distributed.start(1 if config is None else config.engine.timeout_minutes)
     distributed.total([1])  # all are here: from now on clocks can be compared
-    mine = look(config) | {"all_reduce_gbs": _all_reduce(4 << 20 if quick else 64 << 20, 3 if quick else 10)}
+    mine = look(config, check_evaluation) | {
+        "all_reduce_gbs": _all_reduce(4 << 20 if quick else 64 << 20, 3 if quick else 10)
+    }
     return compare([json.loads(text) for text in distributed.gather(json.dumps(mine))], config)
 
 
-def look(config: RunConfig | None) -> dict[str, Any]:
+def look(config: RunConfig | None, check_evaluation: CheckEvaluation | None = None) -> dict[str, Any]:
     """What one rank finds on its host; its own problems as sentences."""
     versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
     gpus = torch.cuda.device_count()
@@ -77,14 +88,8 @@ def look(config: RunConfig | None) -> dict[str, Any]:
         "data": {},
     }
     if config is not None:
-        checks: list[Callable[[], None]] = [lambda: _check_disk(config, facts), lambda: _check_batch(config)]
-        checks += [lambda source=source: _check_source(source, facts) for source in config.data.sources]  # type: ignore[misc]
-        checks.append(lambda: check_monitors(config))
-        for check in checks:
-            try:
-                check()
-            except UsageError as error:
-                facts["problems"].append(str(error))
+        facts["data"] = _digests(config)
+        facts["problems"] = _problems(config, facts, check_evaluation)
     return facts
 
 
@@ -147,44 +152,68 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _check_source(source: Any, facts: dict[str, Any]) -> None:
-    store, pairs = RegionStore(source.regions), PairStore(source.pairs)
-    for path in (store.path, pairs.path):
-        facts["data"][str(path)] = hashlib.sha256((path / "meta.json").read_bytes()).hexdigest()
+def _digests(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of each store's meta.json, for a comparison of hosts; what cannot be read is a problem of its own."""
+    sources = [*config.data.sources, *config.evaluation.sources]
+    found = {}
+    for path in (path for source in sources for path in (source.regions, source.pairs)):
+        with suppress(UsageError):
+            found[path] = file_digest(Path(path) / "meta.json")
+    return found
 
 
-def _check_disk(config: RunConfig, facts: dict[str, Any]) -> None:
+def _problems(config: RunConfig, facts: dict[str, Any], check_evaluation: CheckEvaluation | None) -> list[str]:
+    """What training would refuse of a recipe, and too little room; asks for all that can be asked."""
+    problems = []
+
+    def ask(check: Callable[[], Answer]) -> Answer | None:
+        try:
+            return check()
+        except UsageError as error:
+            problems.append(str(error))
+            return None
+
+    def carry() -> None:
+        if carrier := make_carrier(config):
+            carrier.close()
+
+    def build() -> None:
+        assert prepared is not None
+        with torch.device("meta"):
+            make_model(prepared.config, prepared.corpus)
+
+    there = ask(lambda: check_folder(Path(config.output)))
+    if there is not None:
+        facts["disk_free"] = shutil.disk_usage(there).free
+    ask(lambda: _check_optimizer(config))
+    ask(carry)
+    prepared = ask(lambda: prepare(config))
+    if prepared is not None:
+        corpus = prepared.corpus
+        ask(build)
+        if there is not None:
+            ask(lambda: check_resumable(config, corpus))
+            ask(lambda: _check_room(config, corpus, there, facts["disk_free"]))
+        if config.evaluation.sources and check_evaluation is not None:
+            ask(lambda: check_evaluation(config))
+    return problems
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    """Where one implementation is asked for; one of all is always there."""
+    if config.optimizer.implementation != "auto":
+        make_optimizer(nn.Linear(1, 1, device=distributed.device()), config.optimizer)
+
+
+def _check_room(config: RunConfig, corpus: Corpus, there: Path, free: int) -> None:
     """Room for the checkpoints that are kept, one that is written, and what is there already."""
-    folder = Path(config.output).absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"output {folder} cannot be written: give another folder")
-    facts["disk_free"] = shutil.disk_usage(there).free
-    first = config.data.sources[0]
-    store, pairs = RegionStore(first.regions), PairStore(first.pairs)
-    sizes = {
-        "vocab_size": len(pairs.tokenizer()),
-        "feature_size": store.feature_size,
-        "num_region_classes": len(store.classes),
-    }
-    one = checkpoint_bytes(parameter_count(model_shape(config, sizes)[0], config.task))
-    kept = len(list((folder / "checkpoints").glob("step-*")))
+    one = checkpoint_bytes(parameter_count(model_shape(config, sizes_of(corpus))[0], config.task))
+    kept = len(list((Path(config.output) / "checkpoints").glob("step-*")))
     needed = one * (config.checkpoint.keep + 1 - min(kept, config.checkpoint.keep))
-    if facts["disk_free"] < needed:
+    if free < needed:
         raise UsageError(
-            f"{there} has {facts['disk_free'] / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB are needed for "
+            f"{there} has {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB are needed for "
             f"checkpoints of {one / 2**30:.2f} GiB: free some, or lower checkpoint.keep"
-        )
-
-
-def _check_batch(config: RunConfig) -> None:
-    ranks = distributed.world_size()
-    merge_deepspeed_config(config, "fp32", ranks)
-    parts = ranks * fit_microbatches(config, ranks).schedule.accumulation
-    size = config.schedule.batch_size
-    if size is not None and size < parts:
-        raise UsageError(
-            f"schedule.batch_size {size} cannot be cut into {parts} microbatches (ranks x accumulation): raise it"
         )
 
 

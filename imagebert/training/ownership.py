@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,25 @@ class Ownership:
         self.settle(*distributed.total([self.lost]))
 
 
+def check_folder(folder: Path) -> Path:
+    """The run's folder, or what is there of those above it, after it was asked whether that can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    folder = folder.absolute()
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            reason = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(reason, os.strerror(reason))
+    except OSError as error:
+        raise UsageError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
+    return there
+
+
 @contextmanager
 def own(folder: Path) -> Iterator[Ownership]:
     """The folder of a run, made where it is missing, as this run's alone.
@@ -56,6 +77,7 @@ def own(folder: Path) -> Iterator[Ownership]:
     with ExitStack() as stack:
         with distributed.together():
             if distributed.rank() == 0:
+                check_folder(folder)
                 try:
                     made = not folder.exists()
                     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -28,8 +28,9 @@ from imagebert.config import RunConfig, UsageError, build, differences, to_plain
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
-from imagebert.engine.checkpoints import Checkpoints, find_newest
-from imagebert.engine.engine import Engine, zero_stage
+from imagebert.data.vocabulary import has_vocabulary
+from imagebert.engine.checkpoints import Checkpoints, find_newest, newest_manifest
+from imagebert.engine.engine import Engine, check_monitors, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
@@ -110,50 +111,24 @@ def _run(
     alive: Callable[[], None],
     ownership: Ownership,
 ) -> Stopped:
-    config = choose_step(fit_microbatches(given, distributed.world_size()))
-    if config.engine.deterministic:
+    if given.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    try:
-        backend.choose(config.engine.kernels, distributed.device())
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     keep_memory()
     main = distributed.rank() == 0
+    config, corpus, packer, plan, sizes = prepare(given)
     folder = Path(config.output)
-
-    corpus = Corpus(config.data.sources, config.data.verify_records)
-    packer = Packer(
-        corpus,
-        Limits.of(config.data, mark_whole_image=config.model.global_image_token),
-        candidates=config.candidates * config.contrast,
-        max_damaged=config.data.max_damaged_records,
-    )
-    plan = make_plan(config, corpus, packer)
     epochs, total = config.schedule.epochs, config.schedule.steps
     total = plan.steps(epochs) if epochs is not None else total
     assert total is not None  # RunConfig has exactly one of the two
     masking = make_masking(config, corpus)
 
-    sizes = make_sizes(config, plan)
-
     model = make_model(config, corpus)
     engine = Engine(model, config)
-    if config.engine.step != "eager" and engine.stage == 3:
-        raise UsageError(
-            f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
-        )
     keep = config.checkpoint
     checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive, _STATE)
     alive()
-    hard = config.retrieval.hard_negatives if config.task == "finetune" else None
-    identity = {
-        "config": to_plain(given),
-        "data": corpus.digest(),
-        "hard_negatives": hard and file_digest(Path(hard)),
-        "started_from": started_from(config),
-        "layout": engine.layout(),
-    }
+    identity = {**identity_of(given, corpus), "layout": engine.layout()}
     processing = processing_of(corpus, Limits.of(config.data))
     ownership.check()
     start, seconds = _resume(engine, checkpoints, identity)
@@ -220,7 +195,7 @@ def _run(
         sizes=sizes,
         workers=config.data.workers,
         read_ahead=config.data.read_ahead,
-        carrier=DaliCarrier(distributed.device()) if config.data.feeder == "dali" else None,
+        carrier=make_carrier(config),
     )
     try:
         with feeder:
@@ -261,6 +236,82 @@ def _run(
         clear_lock(folder / "model")  # of a call that was killed when it had written it
     engine.close()
     return stopped
+
+
+class Prepared(NamedTuple):
+    """What a recipe comes to on this rank, before there is a model."""
+
+    config: RunConfig  # with what the recipe leaves to the machine
+    corpus: Corpus
+    packer: Packer
+    plan: Plan
+    sizes: Sizes | None
+
+
+def prepare(given: RunConfig) -> Prepared:
+    """Opens a recipe's data and plans its steps: what most calls that are wrong fail at. The doctor asks too.
+
+    Raises:
+        UsageError: the recipe, its data and this machine do not fit together.
+    """
+    config = choose_step(fit_microbatches(given, distributed.world_size()))
+    try:
+        backend.choose(config.engine.kernels, distributed.device())
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    check_monitors(config)
+    if zero_stage(config) == 3 and config.engine.step != "eager":
+        raise UsageError(
+            f"engine.step {config.engine.step} cannot follow ZeRO-3's gathering: take zero2, or step=eager"
+        )
+    corpus = Corpus(config.data.sources, config.data.verify_records)
+    unnamed = next((store for store in corpus.stores if not store.has_classes), None)
+    if config.task == "pretrain" and config.pretraining.moc > 0 and unnamed is not None:
+        raise UsageError(
+            f"{unnamed.path} has no region classes, no detector named its regions: set pretraining.moc=0, or import "
+            "features with classes"
+        )
+    packer = Packer(
+        corpus,
+        Limits.of(config.data, mark_whole_image=config.model.global_image_token),
+        candidates=config.candidates * config.contrast,
+        max_damaged=config.data.max_damaged_records,
+    )
+    plan = make_plan(config, corpus, packer)
+    return Prepared(config, corpus, packer, plan, make_sizes(config, plan))
+
+
+def identity_of(given: RunConfig, corpus: Corpus) -> dict[str, Any]:
+    """What a run must have in common with its checkpoints."""
+    hard = given.retrieval.hard_negatives if given.task == "finetune" else None
+    return {
+        "config": to_plain(given),
+        "data": corpus.digest(),
+        "hard_negatives": hard and file_digest(Path(hard)),
+        "started_from": started_from(given),
+    }
+
+
+def check_resumable(given: RunConfig, corpus: Corpus) -> None:
+    """Whether what the run's folder holds, if anything, is of this run, by the newest checkpoint's manifest.
+
+    Raises:
+        UsageError: it is of another recipe or other data, or what a run starts from is damaged.
+    """
+    identity = identity_of(given, corpus)
+    newest = newest_manifest(Path(given.output) / "checkpoints", _STATE)
+    if newest is not None:
+        folder, manifest = newest
+        check_same(manifest["state"], identity, folder)
+
+
+def make_carrier(config: RunConfig) -> DaliCarrier | None:
+    """What brings batches to the device, where that is not PyTorch.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    return DaliCarrier(distributed.device()) if config.data.feeder == "dali" else None
 
 
 def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
@@ -381,12 +432,7 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     Raises:
         UsageError: what is started from is damaged, or is for other data or another vocabulary.
     """
-    wanted = {
-        "vocab_size": len(corpus.tokenizer),
-        "feature_size": corpus.feature_size,
-        "num_region_classes": len(corpus.classes),
-    }
-    shape, origin = model_shape(config, wanted)
+    shape, origin = model_shape(config, sizes_of(corpus))
     longest = config.data.max_words + 4  # positions: [CLS], the regions' one, two [SEP], the words
     if longest > shape.max_position_embeddings:
         raise UsageError(f"data.max_words {config.data.max_words} needs {longest} positions: lower it")
@@ -402,6 +448,15 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     return model
 
 
+def sizes_of(corpus: Corpus) -> dict[str, int]:
+    """What the data decides of a model's shape."""
+    return {
+        "vocab_size": len(corpus.tokenizer),
+        "feature_size": corpus.feature_size,
+        "num_region_classes": len(corpus.classes),
+    }
+
+
 def started_from(config: RunConfig) -> str | None:
     """The digest of what a run starts from; None: new weights."""
     origin = config.model.initialize_from
@@ -410,15 +465,12 @@ def started_from(config: RunConfig) -> str | None:
 
 def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> None:
     """Whether what a run starts from is whole and has its vocabulary; what else differs is said."""
-    vocabulary = origin / "vocab.txt"
-    if vocabulary.is_file():
-        theirs, ours = Tokenizer(vocabulary).pieces, corpus.tokenizer.pieces
-        if theirs != ours:
-            same = [a == b for a, b in zip(theirs, ours, strict=False)]
-            at = same.index(False) if False in same else len(same)
+    if has_vocabulary(origin):
+        theirs = Tokenizer(origin)
+        if differs := theirs.difference(corpus.tokenizer):
             raise UsageError(
-                f"{vocabulary} is not the vocabulary that the pairs were tokenised with (piece {at} differs): tokenise "
-                "them with it, or start from weights of their vocabulary"
+                f"{theirs.path} is not the vocabulary that the pairs were tokenised with ({differs}): tokenise them "
+                f"with --vocab {origin}, or start from weights of their vocabulary"
             )
     if is_imagebert(origin):
         open_model(origin).note_differences(corpus.stores[0], Limits.of(config.data))
@@ -532,6 +584,20 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
         return 0, 0.0
     folder, manifest = newest
     state = manifest["state"]
+    check_same(state, identity, folder)
+    engine.restore(Shards(folder, manifest["shards"]), manifest["counters"])
+    old, new = state["layout"], identity["layout"]
+    other = "".join(f", {key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key])
+    log.info("resuming from %s%s", folder, other)
+    return int(manifest["step"]), float(state["seconds"])
+
+
+def check_same(state: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    """Whether the state that a checkpoint keeps is of a run of this identity.
+
+    Raises:
+        UsageError: it is of another recipe, or other data.
+    """
     before = state["config"]
     with suppress(UsageError):  # keys that it had not yet are as they are by default
         before = to_plain(build(RunConfig, before, str(folder)))
@@ -544,8 +610,3 @@ def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) 
             f"{folder} was made by another recipe or other data ({'; '.join(changed)}): undo that, "
             "or give another output folder"
         )
-    engine.restore(Shards(folder, manifest["shards"]), manifest["counters"])
-    old, new = state["layout"], identity["layout"]
-    other = "".join(f", {key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key])
-    log.info("resuming from %s%s", folder, other)
-    return int(manifest["step"]), float(state["seconds"])

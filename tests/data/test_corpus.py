@@ -38,7 +38,19 @@ def test_splits(source: SourceConfig, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named(source: SourceConfig, tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", [Caption("nowhere.jpg", "word01")], write_vocabulary(tmp_path))
-    with pytest.raises(UsageError, match=r"'nowhere.jpg'.*has captions but no regions"):
+    with pytest.raises(
+        UsageError, match=r"'nowhere.jpg'.*has captions but no regions.* with `imagebert pairs \.\.\. --regions \S+`$"
+    ):
         Corpus([SourceConfig(regions=source.regions, pairs=str(tmp_path / "pairs"))])
+    write_pairs(
+        tmp_path / "png", [Caption(f"image{i:03d}.png", "word01") for i in range(30)], write_vocabulary(tmp_path)
+    )
+    with pytest.raises(UsageError) as error:
+        Corpus([SourceConfig(regions=source.regions, pairs=str(tmp_path / "png"))])
+    assert str(error.value) == (
+        f"{tmp_path}/png: image 'image000.png' (one of 30) has captions but no regions in {source.regions}, which has "
+        f"'image000.jpg': `imagebert pairs ... --regions {source.regions} --match stem` finds 24 of those that are "
+        "missing"
+    )
     with pytest.raises(UsageError, match="one run needs one kind of feature"):
         Corpus([source, write_corpus(tmp_path / "wide", images=2, feature_size=20)])

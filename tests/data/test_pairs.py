@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import BertTokenizer
 
-from imagebert.config import UsageError
+from imagebert.config import SourceConfig, UsageError
+from imagebert.data.corpus import Corpus, LooseItems
 from imagebert.data.pairs import Caption, PairStore, write_pairs
-from imagebert.data.tokens import Tokenizer
-from tests.corpora import write_vocabulary
+from imagebert.data.tokens import SPECIALS, Settings, Tokenizer, settings_of_before
+from imagebert.files import read_sealed, write_sealed
+from tests.corpora import write_corpus, write_vocabulary
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -58,6 +63,28 @@ def test_captions_that_cannot_be_stored(tmp_path: Path, caption: Caption, messag
     assert not (tmp_path / "pairs").exists()
 
 
+def test_images_in_two_splits(tmp_path: Path) -> None:
+    splits = {"a": ["train", "train"], "b": ["train", "test", "train"], "c": ["test"], "d": ["dev", "train"]}
+    captions = [Caption(image, "word01", split) for image, several in splits.items() for split in several]
+    write_pairs(tmp_path / "pairs", captions, write_vocabulary(tmp_path))
+    assert PairStore(tmp_path / "pairs").in_two_splits() == ["b", "d"]
+    write_pairs(tmp_path / "apart", captions[:2], write_vocabulary(tmp_path))
+    assert PairStore(tmp_path / "apart").in_two_splits() == []
+
+
+def test_a_list_beside_the_store_is_sealed_and_no_part_of_its_content(tmp_path: Path) -> None:
+    captions, tokenizer = [Caption("a.jpg", "word01")], write_vocabulary(tmp_path)
+    write_pairs(tmp_path / "plain", captions, tokenizer)
+    write_pairs(tmp_path / "listed", captions, tokenizer, lists=lambda: {"lost.txt": ["b\u00e9.jpg", "two\nlines"]})
+    store = PairStore(tmp_path / "listed")
+    assert (tmp_path / "listed/lost.txt").read_bytes() == "b\u00e9.jpg\ntwo\\nlines\n".encode()
+    assert store.is_whole()
+    assert store.content == PairStore(tmp_path / "plain").content
+    (tmp_path / "listed/lost.txt").write_text("b\u00e9.jpg\n")
+    with pytest.raises(UsageError, match=r"lost\.txt has changed since it was written"):
+        store.is_whole()
+
+
 def test_many_captions_are_tokenised_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = write_vocabulary(tmp_path)
     captions = [Caption(f"{i % 7}.jpg", "word01 " * (i % 5) + f"word{i % 40:02d}") for i in range(100)]
@@ -72,3 +99,59 @@ def test_a_vocabulary_without_mask(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nword\n")
     with pytest.raises(UsageError, match=r"lacks \[MASK\]"):
         Tokenizer(tmp_path)
+
+
+def test_a_store_keeps_the_settings_it_was_made_with(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "cafe", "café", "犬", "Café"]))
+    captions = [Caption("a.jpg", "Café犬"), Caption("b.jpg", "cafe")]
+    stores = {}
+    for name, config, ids in (
+        ("cased", {"do_lower_case": False}, [8, 7]),
+        ("lower", {}, [5, 7]),
+        ("accents", {"strip_accents": False}, [6, 7]),
+        ("joined", {"tokenize_chinese_chars": False}, [1]),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        write_pairs(tmp_path / name, captions, Tokenizer(tmp_path))
+        stores[name] = store = PairStore(tmp_path / name)
+        assert store.pieces.tolist() == [*ids, 5]
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")  # which says nothing of these pieces
+        assert store.tokenizer().encode(["Café犬"]) == [ids]
+        assert store.is_whole()
+    assert len({store.content for store in stores.values()}) == 4
+    assert len({store.vocabulary_digest for store in stores.values()}) == 4
+    # Settings are not to be had otherwise than by making the store anew.
+    meta = read_sealed(tmp_path / "joined/meta.json")
+    write_sealed(tmp_path / "joined/meta.json", {**meta, "tokenizer": Settings(True)._asdict()})
+    with pytest.raises(UsageError, match="has changed since it was written"):
+        PairStore(tmp_path / "joined").tokenizer()
+
+
+def test_stores_of_before_settings_were_kept(tmp_path: Path) -> None:
+    """They are read as they were made, and the same captions made today are the same to a run."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *(f"word{i}" for i in range(100)), "Stray"]))
+    write_pairs(tmp_path / "pairs", [Caption("a.jpg", "Stray word1")], Tokenizer(tmp_path, settings_of_before))
+    store = PairStore(tmp_path / "pairs")
+    meta = read_sealed(tmp_path / "pairs/meta.json")
+    vocabulary = hashlib.sha256((tmp_path / "vocab.txt").read_bytes()).hexdigest()
+    assert (meta.pop("tokenizer"), meta["vocabulary_digest"]) == (Settings(False)._asdict(), vocabulary)
+    write_sealed(tmp_path / "pairs/meta.json", meta)
+    old = PairStore(tmp_path / "pairs")
+    assert (old.content, old.vocabulary_digest, old.is_whole()) == (store.content, store.vocabulary_digest, True)
+    assert old.tokenizer().encode(["Stray word1"]) == [store.pieces.tolist()]
+
+
+def test_pieces_that_16_bits_cannot_number(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path, images=3)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *(f"w{i}" for i in range(70_000))]))
+    captions = [Caption(f"image{i:03d}.jpg", f"w{i} w69999 w65530 w65531") for i in range(3)]
+    write_pairs(tmp_path / "wide", captions, Tokenizer(tmp_path))
+    expected = [[i + 5, 70_004, 65_535, 65_536] for i in range(3)]
+    assert PairStore(tmp_path / "wide").pieces.tolist() == [piece for caption in expected for piece in caption]
+    corpus = Corpus([SourceConfig(regions=source.regions, pairs=str(tmp_path / "wide"))])
+    assert [corpus.pieces(i).tolist() for i in range(3)] == expected
+    assert corpus.first_pieces(np.array([2, 0]), np.array([4, 2])).tolist() == [*expected[2], *expected[0][:2]]
+    loose = LooseItems([corpus.regions(0)], expected, corpus.tokenizer, "int8")
+    assert loose.first_pieces(np.arange(3), np.full(3, 4)).tolist() == [
+        piece for caption in expected for piece in caption
+    ]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import StoreImages
-from imagebert.data.readers import Item, share_of
+from imagebert.data.readers import Item, Loaded, share_of
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.region_writer import write_regions
 from imagebert.data.regions import RegionStore
@@ -29,6 +30,9 @@ from tests.data.readers.test_formats import make, write_bottom_up, write_lxmert
 
 IMAGEBERT = [sys.executable, "-m", "imagebert"]
 MPIRUN = Path(sys.executable).with_name("mpirun")
+
+
+NEEDS_MPI = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 
 
 def mpirun(ranks: int) -> list[str | Path]:
@@ -43,6 +47,106 @@ def bottom_up(folder: Path) -> Path:
     lines[4] = b"\t".join([lines[0].split(b"\t")[0], *lines[4].split(b"\t")[1:]])
     path.write_bytes(b"".join(lines))
     return path
+
+
+def test_what_is_found_is_said_before_it_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, path = write_lxmert(tmp_path, make())
+    (tmp_path / "names").write_text("\n".join(f"thing {i}" for i in range(7)))
+    call = ["import", "auto", "--classes", str(tmp_path / "names"), str(path)]
+    assert main([*call, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        f"{path}: lxmert, about 5 images, the first is '1000'",
+        f"features: {len(make()[0].boxes)} regions of 16 in the first image, bytes of float32",
+        "boxes: pixels, xyxy; its size from img_w and img_h",
+        f"objects_id; 7 names from {tmp_path / 'names'}",
+        "objects_conf",
+        "from 5 images; --layout NAME=VALUE decides otherwise",
+    ):
+        assert part in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["names", "obj36.tsv"]
+    assert main([*call, str(tmp_path / "out"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == said
+    assert not (tmp_path / "out").exists()
+    assert main([*call, str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith(said)
+    store = RegionStore(tmp_path / "out")
+    assert store.extractor["layout"]["unit"] == "pixels"
+    assert store.has_classes
+    assert main([*call, "--dry-run", "--layout", "unit"]) == 2
+    assert "--layout unit: give NAME=VALUE" in capsys.readouterr().err
+    assert main([*call, "--dry-run", "--layout", "unit=shares"]) == 2
+    assert "none of 5 sampled images can be used; " in capsys.readouterr().err
+
+
+def test_a_store_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, path = write_bottom_up(tmp_path, make())
+    assert main(["import", "auto", str(path), str(tmp_path / "out")]) == 0
+    assert "none, all are of class 0" in capsys.readouterr().out
+    store = RegionStore(tmp_path / "out")
+    assert not store.has_classes
+    assert main(["store", "inspect", str(tmp_path / "out")]) == 0
+    assert "none, all are of class 0" in capsys.readouterr().out
+    assert main(["store", "quantize", str(tmp_path / "out"), str(tmp_path / "half"), "--features", "float16"]) == 0
+    assert not RegionStore(tmp_path / "half").has_classes
+    with write_regions(tmp_path / "named", store.classes, {"name": "x"}) as writer:
+        writer.add("x", store.read(0))
+    assert main(["store", "merge", str(tmp_path / "out"), str(tmp_path / "named"), str(tmp_path / "both")]) == 2
+    assert "differ in their has classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=NEEDS_MPI), pytest.param(3, marks=NEEDS_MPI)])
+def test_one_odd_image_costs_one_image_wherever_it_lies(ranks: int, tmp_path: Path) -> None:
+    """With other features than its source: the first of a rank, or of all."""
+    for place in (0, 3, 5):
+        images = [image._replace(key=f"{k}-{image.key}") for k in range(2) for image in make()]
+        images[place] = images[place]._replace(features=images[place].features[:, :4])
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        _, path = write_bottom_up(folder, images)
+        call = IMAGEBERT if ranks == 1 else mpirun(ranks)
+        done = subprocess.run(
+            [*call, "import", "auto", path, folder / "out"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"10 images: 9 stored in {folder / 'out'}, 1 refused" in done.stdout
+        assert "its features have 4 numbers, those of the source 16" in done.stderr
+
+
+def test_rows_of_padding_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the call that goes on behind a kill, too, and by one that finds all done."""
+    filled = []
+    for image in make():
+        tables = {n: getattr(image, n) for n in ("boxes", "features", "classes", "confidences")}
+        more = {n: np.concatenate([v, np.zeros((3, *v.shape[1:]), v.dtype)]) for n, v in tables.items()}
+        filled.append(image._replace(**more))
+    _, path = write_lxmert(tmp_path, filled)
+    call = ["import", "auto", str(path), str(tmp_path / "out")]
+    import imagebert.data.region_writer as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_COMMIT_RECORDS", 1)
+        patch.setattr(module.RegionWriter, "finish", interrupt)
+        assert main(call) == 1
+    for _ in range(2):
+        assert main(call) == 0
+        told = capsys.readouterr().out.splitlines()[-1]
+        assert told == f"5 images: 5 stored in {tmp_path / 'out'}, 0 refused, 15 rows of padding left out"
+    assert RegionStore(tmp_path / "out").region_counts.sum() == sum(len(image.boxes) for image in make())
+
+
+def test_a_number_beside_which_int8_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = make(32)
+    images[2].features[1, 5] = 9000
+    _, path = write_bottom_up(tmp_path, images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logging.Logger.warning", lambda _, text, *values: print(text % values))
+        assert main(["import", "auto", str(path), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "beside the 9000 of region 1, 31 of its 32 features are 0 as int8: store the images with --features" in said
+    assert "5 images: 4 stored" in said
+    assert main(["import", "auto", str(path), str(tmp_path / "half"), "--features", "float16"]) == 0
+    assert len(RegionStore(tmp_path / "half")) == 5
 
 
 def test_what_came_is_what_was_stored_and_what_was_refused(
@@ -61,7 +165,7 @@ def test_what_came_is_what_was_stored_and_what_was_refused(
     assert not (tmp_path / "strict").exists()
 
 
-@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+@NEEDS_MPI
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> None:
     path = bottom_up(tmp_path)
@@ -83,7 +187,7 @@ def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> No
         np.testing.assert_array_equal(several.read(image).features, one.read(image).features)
 
 
-@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+@NEEDS_MPI
 def test_when_one_rank_fails_all_end(tmp_path: Path) -> None:
     path = bottom_up(tmp_path)
     done = subprocess.run(
@@ -251,7 +355,7 @@ class Listed:
             if number == self._stop_at:
                 raise KeyboardInterrupt
             key, record = self._items[number]
-            yield Item(f"item {number}", key, lambda record=record: record, number)  # type: ignore[misc]
+            yield Item(f"item {number}", key, partial(Loaded, key, record), number)
 
 
 def on_threads(ranks: int, reader: Listed, target: Target) -> list[Transferred | BaseException]:
@@ -300,9 +404,11 @@ def test_ranks_with_features_of_different_sizes(tmp_path: Path) -> None:
 def test_another_format_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "names.txt").write_text("a name\n" * 1000)
     assert main(["import", "lxmert", str(tmp_path / "names.txt"), str(tmp_path / "out")]) == 2
-    assert "the first 100 images cannot be used: is it this format?" in capsys.readouterr().err
+    assert "names.txt, byte 0, image '': it has 1 columns, not 6 (bottom-up-attention)" in capsys.readouterr().err
+    assert main(["import", "auto", str(tmp_path / "names.txt"), str(tmp_path / "out")]) == 2
+    assert "names.txt is of no known format: `imagebert import formats` lists them" in capsys.readouterr().err
     assert main(["import", "nonsense", "a", "b"]) == 2
-    assert "no format 'nonsense': there are bottom-up-attention, lxmert" in capsys.readouterr().err
+    assert "no format 'nonsense': there are auto, bottom-up-attention, lxmert" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["names.txt"]
 
 

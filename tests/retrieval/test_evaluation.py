@@ -209,6 +209,20 @@ def test_a_model_of_other_features(tmp_path: Path) -> None:
         load_model(open_model(tmp_path / "model"), Corpus([wide]))
 
 
+def test_a_model_of_other_words(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    source = write_corpus(tmp_path, images=3)
+    vocabulary = tmp_path / "model/vocab.txt"
+    vocabulary.write_bytes((Path(source.pairs) / "vocab.txt").read_bytes())
+    load_model(open_model(tmp_path / "model"), Corpus([source]))
+    (tmp_path / "model/tokenizer_config.json").write_text('{"strip_accents": false}')
+    with pytest.raises(UsageError, match=r"that the pairs were tokenised with \(strip_accents is false, not null\)"):
+        load_model(open_model(tmp_path / "model"), Corpus([source]))
+    vocabulary.write_text(vocabulary.read_text().replace("word39", "other"))
+    with pytest.raises(UsageError, match=r"that the pairs were tokenised with \(piece 44 differs\)"):
+        load_model(open_model(tmp_path / "model"), Corpus([source]))
+
+
 def test_comparing_two(model: Path, source: SourceConfig, tmp_path: Path, capsys) -> None:
     make_model(intermediate_size=24).save_pretrained(tmp_path / "other")
     for name, folder in (("a", model), ("b", tmp_path / "other")):

@@ -200,8 +200,16 @@ def test_another_vocabulary_of_equal_size_is_no_start(recipe: list[str], source:
     vocabulary = tmp_path / "run/model/vocab.txt"
     pieces = vocabulary.read_text().split("\n")
     pieces[10], pieces[11] = pieces[11], pieces[10]
+    right = vocabulary.read_text()
     vocabulary.write_text("\n".join(pieces))
     with pytest.raises(UsageError, match=r"not the vocabulary that the pairs were tokenised with \(piece 10 differs\)"):
+        run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
+    # Equal pieces, and texts that become others of them.
+    vocabulary.write_text(right)
+    (tmp_path / "run/model/tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(
+        UsageError, match=r"tokenised with \(do_lower_case is false, not true\): tokenise them with --vocab"
+    ):
         run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
 
 

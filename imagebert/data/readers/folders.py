@@ -18,13 +18,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord, Item, share_of
-from imagebert.data.readers.fields import record_from
+from imagebert.data.readers import LARGEST, BadRecord, Item, share_of
 from imagebert.data.readers.unpickle import unpickle
-from imagebert.data.records import RegionRecord
 from imagebert.files import open_regular, read_bytes
 
-LARGEST = 1 << 30  # bytes of an array that any image's regions could have
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
 
 
@@ -51,7 +48,7 @@ class FolderReader:
         mine = share_of(len(self._files), share, shares)
         for number in mine:
             key, file = self._files[number]
-            yield Item(str(file), key, partial(_record, file), number + 1 - mine.start)
+            yield Item(str(file), key, partial(_fields, file), number + 1 - mine.start)
 
 
 def _read(file: Path) -> Any:
@@ -59,15 +56,13 @@ def _read(file: Path) -> Any:
         return read_npy(opened, os.fstat(opened.fileno()).st_size)
 
 
-def _record(file: Path) -> RegionRecord:
+def _fields(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".npz":
-            return record_from(read_npz(read_bytes(file, LARGEST)))
+            return read_npz(read_bytes(file, LARGEST))
         fields = _flat({"features": _read(file)})
         info = file.with_name(f"{file.stem}_info.npy")
-        if info.exists():
-            fields = {**_flat({"info": _read(info)}), **fields}
-        return record_from(fields)
+        return {**_flat({"info": _read(info)}), **fields} if info.exists() else fields
     except OSError as error:
         raise BadRecord(f"it cannot be read ({error.strerror or error})") from None
 

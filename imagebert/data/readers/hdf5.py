@@ -1,26 +1,36 @@
-"""HDF5 as bottom-up-attention-vqa converts it, with the image ids in STEM_imgid2idx.pkl beside. The gate of h5py.
+"""HDF5 of other projects. The gate of h5py.
 
-Fixed numbers of boxes: image_features [N, n, F], image_bb [N, n, 4] in pixels, spatial_features [N, n, 6] as shares.
-Adaptive ones: the same without N, all boxes behind each other, and pos_boxes [N, 2] from where to where.
+bottom-up-attention-vqa: image ids in STEM_imgid2idx.pkl beside. Fixed numbers of boxes: image_features [N, n, F],
+image_bb [N, n, 4] in pixels, spatial_features [N, n, 6] as shares. Adaptive ones: the same without N, all boxes behind
+each other, and pos_boxes [N, 2] from where to where.
+
+VL-T5, VOLTA and IGLUE: a group an image, called after it, with features [n, F], boxes [n, 4], obj_id, obj_conf, img_w,
+img_h. A name with slashes is groups in groups.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord, Item, check_files, share_of
-from imagebert.data.readers.fields import record_from
-from imagebert.data.readers.folders import LARGEST
+from imagebert.data.readers import LARGEST, BadRecord, Item, check_files, share_of
+from imagebert.data.readers.layout import NAMES
 from imagebert.data.readers.unpickle import unpickle
-from imagebert.data.records import RegionRecord
 from imagebert.files import read_bytes
+
+_ROWS = ("image_features", "image_bb", "spatial_features", "pos_boxes")
+_FIELDS = {name for names in NAMES.values() for name in names}
+_SHUFFLED, _DEFLATED = 2, 1  # HDF5's numbers of these filters
+_DEEPEST = 8  # of groups in groups
 
 
 class Hdf5Reader:
@@ -32,17 +42,15 @@ class Hdf5Reader:
         except ImportError as error:
             raise UsageError(f"HDF5 files need h5py ({error}): pip install imagebert[formats]") from None
         check_files(sources)
-        self._images: list[tuple[Path, Any, str, int]] = []
+        self._images: list[tuple[Path, Any, str, int | None]] = []  # file, its key, its row where it has one
         for source in sources:
             try:
                 file = h5py.File(source, "r")
-                _check(h5py, source, file)
+                self._images += [(source, file, key, row) for key, row in _images(source, file)]
             except UsageError:
                 raise
             except Exception as error:  # what a damaged file makes of HDF5's library is no closed list
                 raise UsageError(f"cannot open {source} as HDF5: {error}") from None
-            ids = _read_ids(source)
-            self._images += [(source, file, key, row) for row, key in sorted((row, key) for key, row in ids.items())]
 
     def size(self, share: int, shares: int) -> int:
         return len(share_of(len(self._images), share, shares))
@@ -51,35 +59,81 @@ class Hdf5Reader:
         mine = share_of(len(self._images), share, shares)
         for number in mine:
             path, file, key, row = self._images[number]
-            yield Item(f"{path}, row {row}, image {key!r}", key, partial(_record, file, row), number + 1 - mine.start)
+            load = partial(_of_group, file, key) if row is None else partial(_of_row, file, row)
+            yield Item(f"{path}, image {key!r}", key, load, number + 1 - mine.start)
 
 
-def _check(h5py: Any, source: Path, file: Any) -> None:
-    names = set(file)  # asking for one by its name would follow links
-    missing = {"image_features", "image_bb", "spatial_features"} - names
+def _images(source: Path, file: Any) -> Iterator[tuple[str, int | None]]:
+    names = list(file)  # asking for one by its name would follow links
+    if not set(names) & set(_ROWS):
+        yield from ((name, None) for name in _groups(file, names, "", _DEEPEST))
+        return
+    missing = set(_ROWS[:3]) - set(names)
     if missing:
         raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
-    for name in names & {"image_features", "image_bb", "spatial_features", "pos_boxes"}:
-        _check_dataset(h5py, source, file, name)
+    for name in set(_ROWS) & set(names):
+        _check(_child(file, name), name)
+        if file[name].ndim not in (2, 3):
+            raise UsageError(f"{source}: {name} has {file[name].ndim} dimensions")
+    yield from ((key, row) for row, key in sorted((row, key) for key, row in _read_ids(source).items()))
 
 
-def _check_dataset(h5py: Any, source: Path, file: Any, name: str) -> None:
-    """Before it is read: a link may lead to any file, and what is packed may unpack to anything."""
+def _groups(group: Any, names: Sequence[str], path: str, deepest: int) -> Iterator[str]:
+    """Groups of images, told by the first one: it has features, or it holds more groups."""
+    if not names:
+        return
+    first = _child(group, names[0])
+    if isinstance(first, _h5py().Group) and "features" in first:
+        yield from (f"{path}{name}" for name in names)
+    elif deepest:
+        for name in names:
+            child = _child(group, name)
+            if not isinstance(child, _h5py().Group):
+                raise UsageError(f"{group.file.filename}: {path}{name} is no group of an image")
+            yield from _groups(child, list(child), f"{path}{name}/", deepest - 1)
+    else:
+        raise UsageError(f"{group.file.filename}: {path}{names[0]} has no features")
+
+
+def _h5py() -> Any:
+    import h5py
+
+    return h5py
+
+
+def _child(group: Any, name: str) -> Any:
+    """What lies there, unless that is a link, which may lead to any file.
+
+    Raises:
+        BadRecord: it is one.
+    """
+    if not isinstance(group.get(name, getlink=True), _h5py().HardLink):
+        raise BadRecord(f"{name} is a link, write numbers")
+    return group[name]
+
+
+def _check(dataset: Any, name: str) -> None:
+    """Before it is read: its numbers may lie elsewhere, and what is packed may unpack to anything.
+
+    Raises:
+        BadRecord: it is no plain table of numbers.
+    """
     found = None
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        found = "is a link"
-    elif not isinstance(file[name], h5py.Dataset) or file[name].dtype.kind not in "fiu":
+    if not isinstance(dataset, _h5py().Dataset) or dataset.dtype.kind not in "fiu":
         found = "is no table of numbers"
-    elif file[name].external or file[name].is_virtual:
+    elif dataset.external or dataset.is_virtual:
         found = "lies in other files"
-    elif file[name].ndim < 2 or file[name].ndim > 3:
-        found = f"has {file[name].ndim} dimensions"
-    elif file[name].id.get_create_plist().get_nfilters():
-        found = "is compressed"
-    elif file[name].chunks and math.prod(file[name].chunks) * file[name].dtype.itemsize > LARGEST:
-        found = f"has chunks of {file[name].chunks} numbers"
+    elif not {number for number, *_ in _filters(dataset)} <= {_SHUFFLED, _DEFLATED}:
+        found = f"is packed by {', '.join(name.decode() for *_, name in _filters(dataset))}"
+    elif dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > LARGEST:
+        found = f"has chunks of {dataset.chunks} numbers"
     if found:
-        raise UsageError(f"{source}: {name} {found}: write plain numbers (h5repack -f NONE unpacks what is compressed)")
+        raise BadRecord(f"{name} {found}: write plain numbers (h5repack -f NONE unpacks what is compressed)")
+
+
+def _filters(dataset: Any) -> list[Any]:
+    plist = dataset.id.get_create_plist()
+    return [plist.get_filter(number) for number in range(plist.get_nfilters())]
 
 
 def _read_ids(source: Path) -> dict[str, int]:
@@ -94,27 +148,77 @@ def _read_ids(source: Path) -> dict[str, int]:
         raise UsageError(f"{path} is no dictionary of image ids to rows: {error}") from None
 
 
-def _record(file: Any, row: int) -> RegionRecord:
-    features, pixels, shares = (file[name] for name in ("image_features", "image_bb", "spatial_features"))
+def _of_group(file: Any, key: str) -> dict[str, Any]:
+    group = file
+    for name in key.split("/"):
+        group = _child(group, name)
+    fields = {}
+    for name in set(group) & _FIELDS:
+        dataset = _child(group, name)
+        _check(dataset, name)
+        if math.prod(dataset.shape) * dataset.dtype.itemsize > LARGEST:
+            raise BadRecord(f"{name} has {dataset.shape} numbers")
+        fields[name] = _read(dataset, 0, dataset.shape[0]) if dataset.shape else dataset[()]
+    return fields
+
+
+def _read(dataset: Any, start: int, stop: int) -> NDArray[Any]:
+    """Rows of a table. What is compressed is unpacked here, to the size that it must have and no more."""
+    if not _filters(dataset):
+        found: NDArray[Any] = dataset[start:stop]
+        return found
+    chunk, shape = dataset.chunks, (stop - start, *dataset.shape[1:])
+    out = np.empty(shape, dataset.dtype)
+    ranges = [range(start // chunk[0] * chunk[0], stop, chunk[0])]
+    ranges += [range(0, size, side) for size, side in zip(shape[1:], chunk[1:], strict=True)]
+    for corner in product(*ranges):
+        part = _chunk(dataset, corner)
+        low, high = max(start, corner[0]), min(stop, corner[0] + chunk[0])
+        inner = [slice(at, at + side) for at, side in zip(corner[1:], chunk[1:], strict=True)]
+        into = out[(slice(low - start, high - start), *inner)]
+        into[...] = part[(slice(low - corner[0], high - corner[0]), *(slice(0, size) for size in into.shape[1:]))]
+    return out
+
+
+def _chunk(dataset: Any, corner: tuple[int, ...]) -> NDArray[Any]:
+    size, width = math.prod(dataset.chunks) * dataset.dtype.itemsize, dataset.dtype.itemsize
+    mask, data = dataset.id.read_direct_chunk(corner)
+    for place, (number, *_) in reversed(list(enumerate(_filters(dataset)))):
+        if mask >> place & 1:  # it was left out for this chunk
+            continue
+        if number == _DEFLATED:
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(data, size)
+            if len(data) != size or not unpacker.eof:
+                raise BadRecord(f"a chunk unpacks to more or less than the {size} bytes that it must have")
+        else:
+            data = np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()
+    if len(data) != size:
+        raise BadRecord(f"a chunk has {len(data)} bytes, not {size}")
+    return np.frombuffer(data, dataset.dtype).reshape(dataset.chunks)
+
+
+def _of_row(file: Any, row: int) -> dict[str, Any]:
+    features, pixels, shares = (file[name] for name in _ROWS[:3])
     try:
         if "pos_boxes" in file:
             if not 0 <= row < len(file["pos_boxes"]) or file["pos_boxes"].shape[1] != 2:
                 raise BadRecord(f"pos_boxes is {list(file['pos_boxes'].shape)}")
-            start, stop = (int(at) for at in file["pos_boxes"][row])
+            start, stop = (int(at) for at in _read(file["pos_boxes"], row, row + 1)[0])
             if not 0 <= start < stop <= len(features):
                 raise BadRecord(f"pos_boxes says {start} to {stop}, there are {len(features)}")
-            where: Any = slice(start, stop)
+            many = stop - start
         else:
             if not 0 <= row < len(features):
                 raise BadRecord(f"there are {len(features)} rows")
-            start, stop, where = 0, features.shape[1], row
+            start, stop, many = row, row + 1, features.shape[1]
         # Before it is read: what was never written takes no space in the file.
         for dataset in (features, pixels, shares):
-            if stop - start > 65535 or (stop - start) * dataset.shape[-1] * dataset.dtype.itemsize > LARGEST:
-                raise BadRecord(f"it has {stop - start} boxes of {dataset.shape[-1]} numbers")
+            if many > 65535 or many * dataset.shape[-1] * dataset.dtype.itemsize > LARGEST:
+                raise BadRecord(f"it has {many} boxes of {dataset.shape[-1]} numbers")
             if dataset.shape[:-1] != features.shape[:-1]:
                 raise BadRecord(f"boxes are {list(dataset.shape)}, features {list(features.shape)}")
-        found = features[where], pixels[where], shares[where]
+        found = [_read(dataset, start, stop).reshape(many, -1) for dataset in (features, pixels, shares)]
     except (OSError, ValueError, IndexError) as error:
         raise BadRecord(f"it cannot be read ({error})") from None
     _, boxes, spatial = found
@@ -123,4 +227,4 @@ def _record(file: Any, row: int) -> RegionRecord:
     if not (share > 0).all():
         raise BadRecord("its spatial features are zero")
     width, height = np.rint(corner / share)
-    return record_from({"features": found[0], "boxes": boxes, "image_w": width, "image_h": height})
+    return {"features": found[0], "boxes": boxes, "image_w": width, "image_h": height}

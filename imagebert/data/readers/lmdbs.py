@@ -1,11 +1,12 @@
 """LMDBs of other projects. UNITER: msgpack of arrays, or compressed npz, with the numbers of boxes in a json beside.
-ViLBERT and MMF: pickles of dictionaries, arrays in them raw or as base64. The gate of msgpack.
+ViLBERT, MMF and VOLTA: pickles of dictionaries, arrays in them raw or as base64. tensorpack (Conceptual Captions of
+ViLBERT and VOLTA): lists or dictionaries by msgpack or pickle, under running numbers. The gate of msgpack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,80 +19,103 @@ from imagebert.config import UsageError
 from imagebert.data.environments import Entry
 from imagebert.data.environments import Reader as Environment
 from imagebert.data.readers import BadRecord, Item, share_of
-from imagebert.data.readers.fields import decode_base64, record_from
 from imagebert.data.readers.folders import read_npz
 from imagebert.data.readers.unpickle import unpickle
-from imagebert.data.records import RegionRecord
 from imagebert.files import read_json
 
 
-class _LmdbReader:
-    """Shares are runs of keys."""
-
-    _list_of_keys: bytes  # no image
+class LmdbReader:
+    """Shares are runs of keys. How the values of an LMDB are written is told by its first."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self._environments = [Environment(source) for source in sources]
+        self._numbers = {source: _numbers_of_boxes(source) for source in sources}
+        self._codecs = [codec_of(environment) for environment in self._environments]
+        self._numbered = {environment.path for environment in self._environments if _is_numbered(environment)}
 
     def size(self, share: int, shares: int) -> int:
         return sum(len(share_of(len(environment), share, shares)) for environment in self._environments)
 
     def items(self, share: int, shares: int) -> Iterator[Item]:
         done = 0
-        for environment in self._environments:
+        for environment, codec in zip(self._environments, self._codecs, strict=True):
             mine = share_of(len(environment), share, shares)
             for entry in islice(environment.entries(), mine.start, mine.stop):
                 done += 1
-                if entry.key != self._list_of_keys:
+                if entry.key not in _LISTS_OF_KEYS:
                     key = entry.key.decode("utf-8", "replace")
-                    load = partial(self._load, environment, entry)
-                    yield Item(f"{environment.path}, key {key!r}", key, load, done)
+                    load = partial(self._fields, environment, codec, key, entry)
+                    name = "" if environment.path in self._numbered else key  # then the record names the image
+                    yield Item(f"{environment.path}, key {key!r}", name, load, done)
             if share == shares - 1:  # it has met all pages
                 for problem in environment.damaged:
                     yield Item(problem, "", partial(_lost, problem), done)
 
-    def _load(self, environment: Environment, entry: Entry) -> RegionRecord:
-        return self._record(environment, entry.key.decode("utf-8", "replace"), environment.read(entry))
-
-    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
-        raise NotImplementedError
-
-
-class UniterReader(_LmdbReader):
-    """Numbers of boxes come from nbb_X.json beside an LMDB called feat_X or feat_X_compressed, where it exists."""
-
-    _list_of_keys = b"__keys__"
-
-    def __init__(self, sources: Sequence[Path]) -> None:
-        super().__init__(sources)
-        self._numbers = {source: _numbers_of_boxes(source) for source in sources}
-
-    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
+    def _fields(self, environment: Environment, codec: _Codec, key: str, entry: Entry) -> Mapping[str, Any]:
+        fields = _named(codec(environment.read(entry)))
         numbers = self._numbers[environment.path]
-        fields = read_npz(value) if bytes(value[:2]) == b"PK" else _unpack(value)
-        if numbers is not None and key not in numbers:
+        if numbers is None:
+            return fields
+        if key not in numbers:
             raise BadRecord("the json of numbers of boxes has no such key")
-        return record_from(fields, None if numbers is None else numbers[key])
+        # At least as many as were asked for, also where the detector found fewer: UNITER cuts its arrays there.
+        return {name: value[: numbers[key]] if np.ndim(value) else value for name, value in fields.items()}
 
 
-class VilbertReader(_LmdbReader):
-    _list_of_keys = b"keys"
-
-    def _record(self, environment: Environment, key: str, value: bytes) -> RegionRecord:
-        found = unpickle(bytes(value))
-        if not isinstance(found, dict):
-            raise BadRecord(f"its pickle holds {type(found).__name__}, not a dictionary")
-        fields = {name.decode() if isinstance(name, bytes) else name: thing for name, thing in found.items()}
-        rows = fields.get("num_boxes")
-        for name in ("features", "boxes", "cls_prob"):
-            if isinstance(fields.get(name), str | bytes):
-                if not isinstance(rows, int | str | np.integer) or not str(rows).isdecimal():
-                    raise BadRecord(f"{name} is base64, and num_boxes is {rows!r}")
-                fields[name] = decode_base64(fields[name], "<f4", name, int(rows))
-        return record_from(fields)
+_Codec = Callable[[bytes], Any]
+_LISTS_OF_KEYS = (b"keys", b"__keys__")
+# What stands where in the lists that preprocess Conceptual Captions, told by their lengths.
+_VILBERT = ("features", "cls_prob", "boxes", "num_boxes", "image_h", "image_w", "image_id", "caption")
+_CLASSES = ("objects_id", "objects_conf", "attrs_id", "attrs_conf", "attr_scores")
+_VOLTA = ("features", "cls_prob", *_CLASSES, *_VILBERT[2:])
+_LISTS = {len(names): names for names in (_VILBERT, _VOLTA)}
 
 
-def _lost(problem: str) -> RegionRecord:
+def codec_of(environment: Environment) -> _Codec:
+    """How the values are written.
+
+    Raises:
+        UsageError: the first one is of no known kind.
+    """
+    entry = _first(environment)
+    first = b"" if entry is None else environment.read(entry)
+    if first[:2] == b"PK":
+        return read_npz
+    if first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return unpickle
+    if 0x81 <= (first[:1] or b"\0")[0] <= 0x9F or first[:1] in (b"\xdc", b"\xdd", b"\xde", b"\xdf"):
+        return _unpack
+    raise UsageError(
+        f"{environment.path}: its values are no msgpack, npz or pickle of an image's arrays, the first begins with "
+        f"{first[:8]!r}: tensorpack 0.8 wrote by pyarrow what no pyarrow of today reads, write it anew with "
+        "TENSORPACK_SERIALIZE=msgpack"
+    )
+
+
+PICKLED = (unpickle,)
+
+
+def _first(environment: Environment) -> Entry | None:
+    return next((entry for entry in environment.entries() if entry.key not in _LISTS_OF_KEYS), None)
+
+
+def _is_numbered(environment: Environment) -> bool:
+    """Whether its keys are running numbers, as tensorpack's."""
+    entry = _first(environment)
+    return entry is not None and not entry.key.strip(b"0")
+
+
+def _named(found: Any) -> dict[str, Any]:
+    if isinstance(found, list | tuple):
+        if len(found) not in _LISTS:
+            raise BadRecord(f"it is a list of {len(found)} things, not of {' or '.join(map(str, _LISTS))}")
+        return dict(zip(_LISTS[len(found)], found, strict=True))
+    if not isinstance(found, dict):
+        raise BadRecord(f"it holds {type(found).__name__}, not a dictionary of arrays")
+    return {str(name.decode() if isinstance(name, bytes) else name): thing for name, thing in found.items()}
+
+
+def _lost(problem: str) -> Mapping[str, Any]:
     raise BadRecord(f"{problem}: its records are lost")
 
 
@@ -105,18 +129,15 @@ def _numbers_of_boxes(source: Path) -> dict[str, int] | None:
         raise UsageError(f"{path} is no list of numbers of boxes ({error})") from None
 
 
-def _unpack(value: bytes) -> dict[str, Any]:
+def _unpack(value: bytes) -> Any:
     try:
         # Lists are made in the length that they say before they are read, and may stand in each other.
         lists = {"max_array_len": 4096, "max_map_len": 4096, "max_ext_len": 0}
-        fields = msgpack.unpackb(value, raw=False, object_hook=_array, strict_map_key=False, **lists)
+        return msgpack.unpackb(value, raw=False, object_hook=_array, strict_map_key=False, **lists)
     except BadRecord:
         raise
     except Exception as error:  # msgpack's errors have no common base
         raise BadRecord(f"it is no msgpack ({type(error).__name__}: {error})") from None
-    if not isinstance(fields, dict):
-        raise BadRecord(f"it holds {type(fields).__name__}, not a map of arrays")
-    return fields
 
 
 def _array(entry: dict[Any, Any]) -> Any:

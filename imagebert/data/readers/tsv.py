@@ -1,26 +1,38 @@
-"""TSV of base64 (bottom-up-attention, LXMERT): one image a line, arrays as base64 of their raw bytes, no header.
+"""TSV of base64, or a gzip of it: one image a line, arrays as base64 of their raw bytes, no header.
 
-bottom-up-attention: image_id, image_w, image_h, num_boxes, boxes, features
+bottom-up-attention: image_id, image_w, image_h, num_boxes, boxes, features; ViLBERT: the same with cls_prob
 LXMERT: img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features[, more]
+VOLTA: the same with cls_prob, attrs, classes
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, Item, check_files, share_of
-from imagebert.data.readers.fields import decode_base64, record_from
-from imagebert.data.records import RegionRecord
 from imagebert.files import open_regular
 
 LONGEST = 1 << 26  # bytes of a line: 100 boxes of 2,048 numbers are a million
+_AHEAD = 1 << 20  # bytes read at once
+_BOTTOM_UP = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+_VILBERT = (*_BOTTOM_UP, "cls_prob")
+_CLASSES = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
+_LXMERT = ("img_id", "img_h", "img_w", *_CLASSES, "num_boxes", "boxes", "features")
+_VOLTA = (*_LXMERT, "cls_prob", "attrs", "classes")
+_MOST = 20  # columns
+LAYOUTS = {len(names): names for names in (_BOTTOM_UP, _VILBERT, _LXMERT, _VOLTA)}
 
 
 class TsvReader:
-    """Both layouts, told apart by their number of columns. Shares are runs of bytes, cut at the next line."""
+    """All layouts, told apart by their number of columns. Shares are runs of bytes, cut at the next line."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self.files = [
@@ -35,53 +47,63 @@ class TsvReader:
 
     def items(self, share: int, shares: int) -> Iterator[Item]:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
-            columns = line.split(b"\t", 10)  # what LXMERT's may have more stays in one
+            columns = line.split(b"\t", _MOST)
             key = columns[0].decode("utf-8", "replace") if len(columns) > 1 else ""
-            yield Item(f"{file}, byte {offset}, image {key!r}", key, partial(_record, columns), done)
+            yield Item(f"{file}, byte {offset}, image {key!r}", key, partial(_fields, columns), done)
+
+
+@contextmanager
+def text_of(file: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked where it is a gzip."""
+    raw = open_regular(file).detach()  # type: ignore[attr-defined]
+    with io.BufferedReader(raw, _AHEAD) as opened:
+        packed = opened.peek(2)[:2] == b"\x1f\x8b"
+        yield gzip.GzipFile(fileobj=opened) if packed else opened  # type: ignore[misc]
 
 
 def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[tuple[Path, int, bytes, int]]:
-    """File, offset, line without its end, bytes read so far; a line belongs to the share that its first byte is in."""
+    """File, offset, line without its end, bytes read so far; a line belongs to the share that its first byte is in.
+
+    All lines of a gzip belong to the share that its own first byte is in, since none but the first can be found.
+
+    Raises:
+        UsageError: a line is longer than any image's.
+        OSError: the disk fails, or a gzip is damaged.
+    """
     mine = share_of(sum(file.stat().st_size for file in files), share, shares)
     before = 0  # bytes of the files before this one
     for file in files:
         size = file.stat().st_size
         start, stop = max(mine.start - before, 0), min(mine.stop - before, size)
         if start < stop:
-            with open_regular(file) as opened:
-                if start > 0:  # to the next line's beginning, which may be here
+            with text_of(file) as opened:
+                packed = isinstance(opened, gzip.GzipFile)
+                if start > 0 and not packed:  # to the next line's beginning, which may be here
                     opened.seek(start - 1)
                     opened.readline(LONGEST)
-                while (offset := opened.tell()) < stop:
-                    line = opened.readline(LONGEST)
-                    if len(line) == LONGEST:
-                        raise UsageError(f"{file}, byte {offset}: a line has more than {LONGEST} bytes: is it a TSV?")
+                while (offset := opened.tell()) < stop or (packed and start == 0):
+                    line = _line(opened, file, offset)
+                    if not line:
+                        break
                     content = line.rstrip(b"\r\n")
-                    if content:
-                        yield file, offset, content, before + opened.tell() - mine.start
+                    if content and not (packed and start > 0):
+                        read = opened.fileobj.tell() if packed else opened.tell()  # type: ignore[attr-defined]
+                        yield file, offset, content, before + read - mine.start
         before += size
 
 
-def _record(columns: list[bytes]) -> RegionRecord:
-    if len(columns) == 6:
-        _, width, height, number, boxes, features = columns
-        more = {}
-    elif len(columns) >= 10:
-        _, height, width, classes, confidences, _, _, number, boxes, features = columns[:10]
-        more = {
-            "objects_id": decode_base64(classes, "<i8", "objects_id"),
-            "objects_conf": decode_base64(confidences, "<f4", "objects_conf"),
-        }
-    else:
-        raise BadRecord(f"it has {len(columns)} columns, not 6 (bottom-up-attention) or 10 and more (LXMERT)")
+def _line(opened: IO[bytes], file: Path, offset: int) -> bytes:
     try:
-        sizes = {"image_w": int(width), "image_h": int(height), "num_boxes": int(number)}
-    except ValueError:
-        found = ", ".join(repr(text[:40]) for text in (width, height, number))
-        raise BadRecord(f"width, height, boxes are {found}, not whole numbers") from None
-    rows = sizes["num_boxes"]
-    arrays = {
-        "boxes": decode_base64(boxes, "<f4", "boxes", rows),
-        "features": decode_base64(features, "<f4", "features", rows),
-    }
-    return record_from({**sizes, **more, **arrays})
+        line = opened.readline(LONGEST)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{file} is a damaged gzip behind byte {offset} of what it holds ({error})") from None
+    if len(line) == LONGEST:
+        raise UsageError(f"{file}, byte {offset}: a line has more than {LONGEST} bytes: is it a TSV?")
+    return line
+
+
+def _fields(columns: list[bytes]) -> dict[str, Any]:
+    names = LAYOUTS.get(len(columns)) or (_LXMERT if len(columns) > len(_LXMERT) else None)
+    if names is None:
+        raise BadRecord(f"it has {len(columns)} columns, not 6 (bottom-up-attention), 7 (ViLBERT) or 10 (LXMERT)")
+    return dict(zip(names, columns, strict=False))

@@ -1,42 +1,47 @@
 """VinVL: features.tsv beside predictions.tsv, label.tsv or labels.tsv, each with the offsets of its lines in .lineidx.
-Or X.feature.tsv beside X.label.tsv, as its captioning data has them.
+Or X.feature.tsv beside X.label.tsv, as its captioning data has them; or the predictions.tsv of its own extraction, with
+hw.tsv beside; or the .yaml that names such files.
 
 features     key, number of boxes, base64 of float32; or key, {"num_boxes", "features"}. 2054 numbers a box: 2048 and
              the box itself as shares of the image
 labels       key, {"image_h", "image_w", "objects": [{"class", "conf", "rect"}]}; or key, [{"class", "conf", "rect"}]
+predictions  key, {"objects": [{"class", "conf", "rect", "feature"}]}, the feature as base64 of float32
+hw           key, [{"height", "width"}]; or the dictionary alone; or height and width
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagebert.config import UsageError, shown
+from imagebert.config import UsageError, read_yaml, shown
 from imagebert.data.readers import BadRecord, Item, check_files, share_of
-from imagebert.data.readers.fields import decode_base64, record_from
+from imagebert.data.readers.layout import decode_base64
 from imagebert.data.readers.tsv import LONGEST, lines_of_share
-from imagebert.data.records import RegionRecord
 from imagebert.files import open_regular, parse_json, read_text
 
 _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
 
 
 class VinvlReader:
-    """Files of features, or folders that hold some. Shares are runs of their bytes."""
+    """Files of features, folders that hold some, or yaml files that name one. Shares are runs of their bytes."""
 
     def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
-        self.files = [file for source in sources for file in _feature_files(source)]
-        if not self.files:
-            raise UsageError(f"{sources[0]} holds no features.tsv and no NAME.feature.tsv")
+        found = [named for source in sources for named in _named(source)]
+        if not found:
+            raise UsageError(f"{sources[0]} holds no features.tsv, no NAME.feature.tsv and no predictions.tsv")
+        self.files = [named.features for named in found]
         check_files(self.files)
         self._numbers = {name: number for number, name in enumerate(classes)}
-        self._labels = {file: _Labels.beside(file) for file in self.files}
-        if any(self._labels.values()) and not classes:
+        self._labels = {named.features: _Lines(named.labels) if named.labels else None for named in found}
+        self._sizes = {named.features: _Lines(named.sizes) if named.sizes else None for named in found}
+        if not classes and any(named.labels or named.features.name.startswith("predictions") for named in found):
             raise UsageError("VinVL's labels hold class names: give their list with --classes FILE, one a line")
 
     def size(self, share: int, shares: int) -> int:
@@ -46,14 +51,18 @@ class VinvlReader:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
             columns = line.split(b"\t", 3)
             key = columns[0].decode("utf-8", "replace").strip() if len(columns) > 1 else ""
-            load = partial(self._record, file, key, columns)
+            load = partial(self._fields, file, key, columns)
             yield Item(f"{file}, byte {offset}, image {key!r}", key, load, done)
 
-    def _record(self, file: Path, key: str, columns: list[bytes]) -> RegionRecord:
+    def _fields(self, file: Path, key: str, columns: list[bytes]) -> dict[str, Any]:
+        sizes = self._sizes[file]
+        size = {} if sizes is None else _size(sizes.read(key))
         if len(columns) == 2:
             described = _json(columns[1], "features")
+            if isinstance(described, dict) and "objects" in described:
+                return {**size, **self._predicted(described)}
             if not isinstance(described, dict) or not {"num_boxes", "features"} <= described.keys():
-                raise BadRecord("its features are no {num_boxes, features}")
+                raise BadRecord("its features are no {num_boxes, features}, and no {objects}")
             number, features = described["num_boxes"], described["features"]
         elif len(columns) == 3:
             number, features = columns[1], columns[2]
@@ -63,9 +72,25 @@ class VinvlReader:
             rows = int(number)
         except (TypeError, ValueError, OverflowError):
             raise BadRecord(f"its number of boxes is {shown(number)}") from None
-        fields: dict[str, Any] = {"features": decode_base64(features, "<f4", "features", rows), "num_boxes": rows}
+        fields: dict[str, Any] = {**size, "features": features, "num_boxes": rows}
         labels = self._labels[file]
-        return record_from(fields if labels is None else {**fields, **self._objects(labels.read(key), rows)})
+        if labels is not None:
+            fields |= self._objects(_json(labels.read(key), "label"), rows)
+            if "image_w" not in fields:  # the boxes behind the features are shares of an image whose size is not told
+                del fields["boxes"]
+        return fields
+
+    def _predicted(self, described: dict[str, Any]) -> dict[str, Any]:
+        """What the extraction itself writes: a feature an object."""
+        objects = described["objects"]
+        if not isinstance(objects, list) or not objects:
+            raise BadRecord("it has no objects")
+        if not all(isinstance(one, dict) and isinstance(one.get("feature"), str) for one in objects):
+            raise BadRecord("an object of it has no feature: extract with feature in TEST.TSV_SAVE_SUBSET")
+        rows = [decode_base64(one["feature"], "float32", "feature", 1)[0] for one in objects]
+        if len({len(row) for row in rows}) != 1:
+            raise BadRecord("its objects' features differ in size")
+        return {"features": np.stack(rows), **self._objects(described, len(rows))}
 
     def _objects(self, label: Any, rows: int) -> dict[str, Any]:
         objects = label.get("objects") if isinstance(label, dict) else label
@@ -83,22 +108,75 @@ class VinvlReader:
             raise BadRecord(f"its label is damaged ({error})") from None
         if isinstance(label, dict):
             fields |= {name: label[name] for name in ("image_w", "image_h") if name in label}
-        if "image_w" not in fields:  # the boxes behind the features are shares of an image whose size is not told
-            del fields["boxes"]
         return fields
 
 
-def _feature_files(source: Path) -> list[Path]:
+class _Named(NamedTuple):
+    """The files of one set of features."""
+
+    features: Path
+    labels: Path | None
+    sizes: Path | None
+
+
+def _named(source: Path) -> list[_Named]:
+    if source.suffix in (".yaml", ".yml"):
+        return [_of_yaml(source)]
     if source.is_file():
-        return [source]
-    return sorted(file for file in source.rglob("*.tsv") if file.name == "features.tsv" or ".feature." in file.name)
+        return [_beside(source)]
+    found = sorted(file for file in source.rglob("*.tsv") if file.name == "features.tsv" or ".feature." in file.name)
+    return [_beside(file) for file in found or sorted(source.rglob("predictions.tsv"))]
 
 
-class _Labels:
-    """A file of labels, found by key."""
+def _beside(features: Path) -> _Named:
+    """With the labels and sizes that lie in the same folder."""
+    own = features.name.replace(".feature.", ".label.")  # such as train.feature.tsv and train.label.tsv
+    labels = [own] if own != features.name else [name for name in _LABELS if name != features.name]
+    sizes = [features.name.replace(".feature.", ".hw."), "hw.tsv"]
+    predicted = features.name.startswith("predictions")
+    return _Named(
+        features,
+        None if predicted else _there(features, labels),
+        _there(features, [name for name in sizes if name != features.name]),
+    )
+
+
+def _there(features: Path, names: Sequence[str]) -> Path | None:
+    return next((path for name in names if (path := features.with_name(name)).exists()), None)
+
+
+def _of_yaml(source: Path) -> _Named:
+    """A data set's yaml: paths of feature, label and hw, from its own folder."""
+    named = read_yaml(source)
+    if not isinstance(named, dict) or not isinstance(named.get("feature"), str):
+        raise UsageError(f"{source} names no feature: give VinVL's yaml of a data set with features, or their folder")
+    paths = {
+        what: source.parent / named[what] if isinstance(named.get(what), str) else None
+        for what in ("feature", "label", "hw")
+    }
+    assert paths["feature"] is not None
+    return _Named(paths["feature"], paths["label"], paths["hw"])
+
+
+def _size(text: bytes) -> dict[str, Any]:
+    """Height and width, in one of the three ways that hw.tsv has them."""
+    words = text.split()
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return {"image_h": int(words[0]), "image_w": int(words[1])}
+    found = _json(text, "size")
+    found = found[0] if isinstance(found, list) and len(found) == 1 else found
+    if not isinstance(found, dict) or not {"height", "width"} <= found.keys():
+        raise BadRecord(f"its size is {shown(found)}, not height and width")
+    return {"image_h": found["height"], "image_w": found["width"]}
+
+
+class _Lines:
+    """Lines that are found by their keys, from any thread."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = open_regular(path)
+        self._reading = threading.Lock()
         size = os.fstat(self._file.fileno()).st_size
         self._offsets: dict[bytes, int] = {}
         for offset in _line_offsets(path, size):
@@ -106,18 +184,14 @@ class _Labels:
             head = self._file.read(512)
             self._offsets[head[: head.find(b"\t")].strip()] = offset
 
-    @classmethod
-    def beside(cls, features: Path) -> _Labels | None:
-        own = features.name.replace(".feature.", ".label.")  # such as train.feature.tsv and train.label.tsv
-        names = [own] if own != features.name else _LABELS
-        return next((cls(path) for name in names if (path := features.with_name(name)).exists()), None)
-
-    def read(self, key: str) -> Any:
+    def read(self, key: str) -> bytes:
+        """What stands behind the key."""
         offset = self._offsets.get(key.encode())
         if offset is None:
-            raise BadRecord("it has no label")
-        self._file.seek(offset)
-        return _json(self._file.readline(LONGEST).split(b"\t", 1)[1], "label")
+            raise BadRecord(f"it has no line in {self.path.name}, as its label or size")
+        with self._reading:
+            self._file.seek(offset)
+            return self._file.readline(LONGEST).split(b"\t", 1)[1]
 
 
 def _line_offsets(path: Path, size: int) -> list[int]:
