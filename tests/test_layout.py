@@ -22,7 +22,11 @@ GATES = {
     "h5py": {"imagebert/data/readers/hdf5.py"},
     "msgpack": {"imagebert/data/readers/lmdbs.py"},
     "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/decoding.py"},
-    "pyarrow": {"imagebert/data/parquet_rows.py", "imagebert/retrieval/queries.py"},
+    "pyarrow": {
+        "imagebert/data/parquet_rows.py",
+        "imagebert/data/readers/table_rows.py",
+        "imagebert/retrieval/queries.py",
+    },
     "faiss": {"imagebert/retrieval/candidates.py"},
     "starlette": {"imagebert/retrieval/serve.py"},
     "uvicorn": {"imagebert/retrieval/server.py"},

@@ -25,6 +25,7 @@ _MAGIC = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow",
     b"\xff\xff\xff\xff": "arrow",  # a stream, as Hugging Face's datasets writes it
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.": "tensors",  # as PyTorch wrote before 1.6
 }
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # which no text has
 _LOOKED_AT, _OPENED = 1000, 200  # files of a folder

@@ -60,9 +60,9 @@ def _fields(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".npz":
             return read_npz(read_bytes(file, LARGEST))
-        fields = _flat({"features": _read(file)})
+        fields = flat({"features": _read(file)})
         info = file.with_name(f"{file.stem}_info.npy")
-        return {**_flat({"info": _read(info)}), **fields} if info.exists() else fields
+        return {**flat({"info": _read(info)}), **fields} if info.exists() else fields
     except OSError as error:
         raise BadRecord(f"it cannot be read ({error.strerror or error})") from None
 
@@ -85,7 +85,7 @@ def read_npz(data: bytes | memoryview) -> dict[str, Any]:
                         raise BadRecord(f"it unpacks to more than {LARGEST} bytes")
                     with archive.open(member) as opened:
                         arrays[member.filename[:-4]] = read_npy(opened, member.file_size)
-            return _flat(arrays)
+            return flat(arrays)
     except BadRecord:
         raise
     except Exception as error:  # of zipfile, zlib, lzma, ...
@@ -115,7 +115,7 @@ def read_npy(file: IO[bytes], size: int) -> Any:
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
-def _flat(arrays: dict[str, Any]) -> dict[str, Any]:
+def flat(arrays: dict[str, Any]) -> dict[str, Any]:
     """Dictionaries among the values give their own entries; what stands beside them counts more."""
     inner = {
         k: v for value in arrays.values() if isinstance(value, dict) for k, v in value.items() if isinstance(k, str)

@@ -45,7 +45,7 @@ class Hdf5Reader:
         self._images: list[tuple[Path, Any, str, int | None]] = []  # file, its key, its row where it has one
         for source in sources:
             try:
-                file = h5py.File(source, "r")
+                file = h5py.File(source, "r").id  # by h5py's lower floor: the upper takes a millisecond an image
                 self._images += [(source, file, key, row) for key, row in _images(source, file)]
             except UsageError:
                 raise
@@ -64,35 +64,33 @@ class Hdf5Reader:
 
 
 def _images(source: Path, file: Any) -> Iterator[tuple[str, int | None]]:
-    names = list(file)  # asking for one by its name would follow links
+    names = [name.decode("utf-8", "replace") for name in file]  # asking for one by its name would follow links
     if not set(names) & set(_ROWS):
-        yield from ((name, None) for name in _groups(file, names, "", _DEEPEST))
+        yield from ((name, None) for name in _groups(source, file, names, "", _DEEPEST))
         return
     missing = set(_ROWS[:3]) - set(names)
     if missing:
         raise UsageError(f"{source} has no {', '.join(sorted(missing))}")
     for name in set(_ROWS) & set(names):
-        _check(_child(file, name), name)
-        if file[name].ndim not in (2, 3):
-            raise UsageError(f"{source}: {name} has {file[name].ndim} dimensions")
+        dimensions = len(_dataset(file, name).shape)
+        if dimensions not in (2, 3):
+            raise UsageError(f"{source}: {name} has {dimensions} dimensions")
     yield from ((key, row) for row, key in sorted((row, key) for key, row in _read_ids(source).items()))
 
 
-def _groups(group: Any, names: Sequence[str], path: str, deepest: int) -> Iterator[str]:
+def _groups(source: Path, group: Any, names: Sequence[str], path: str, deepest: int) -> Iterator[str]:
     """Groups of images, told by the first one: it has features, or it holds more groups."""
     if not names:
         return
     first = _child(group, names[0])
-    if isinstance(first, _h5py().Group) and "features" in first:
+    if isinstance(first, _h5py().h5g.GroupID) and b"features" in first:
         yield from (f"{path}{name}" for name in names)
-    elif deepest:
-        for name in names:
-            child = _child(group, name)
-            if not isinstance(child, _h5py().Group):
-                raise UsageError(f"{group.file.filename}: {path}{name} is no group of an image")
-            yield from _groups(child, list(child), f"{path}{name}/", deepest - 1)
-    else:
-        raise UsageError(f"{group.file.filename}: {path}{names[0]} has no features")
+        return
+    for name in names:
+        child = _child(group, name)
+        if not isinstance(child, _h5py().h5g.GroupID) or not deepest:
+            raise UsageError(f"{source}: {path}{name} is no group of an image, with features")
+        yield from _groups(source, child, [inner.decode() for inner in child], f"{path}{name}/", deepest - 1)
 
 
 def _h5py() -> Any:
@@ -105,35 +103,43 @@ def _child(group: Any, name: str) -> Any:
     """What lies there, unless that is a link, which may lead to any file.
 
     Raises:
-        BadRecord: it is one.
+        BadRecord: it is one, or nothing lies there.
     """
-    if not isinstance(group.get(name, getlink=True), _h5py().HardLink):
+    h5py, raw = _h5py(), name.encode()
+    if not group.links.exists(raw):
+        raise BadRecord(f"it has no {name}")
+    if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
         raise BadRecord(f"{name} is a link, write numbers")
-    return group[name]
+    return h5py.h5o.open(group, raw)
 
 
-def _check(dataset: Any, name: str) -> None:
-    """Before it is read: its numbers may lie elsewhere, and what is packed may unpack to anything.
+def _dataset(group: Any, name: str) -> Any:
+    """A table of numbers, before it is read: they may lie elsewhere, and what is packed may unpack to anything.
 
     Raises:
-        BadRecord: it is no plain table of numbers.
+        BadRecord: it is none.
     """
+    h5py, dataset = _h5py(), _child(group, name)
     found = None
-    if not isinstance(dataset, _h5py().Dataset) or dataset.dtype.kind not in "fiu":
+    if not isinstance(dataset, h5py.h5d.DatasetID) or dataset.dtype.kind not in "fiu":
         found = "is no table of numbers"
-    elif dataset.external or dataset.is_virtual:
-        found = "lies in other files"
-    elif not {number for number, *_ in _filters(dataset)} <= {_SHUFFLED, _DEFLATED}:
-        found = f"is packed by {', '.join(name.decode() for *_, name in _filters(dataset))}"
-    elif dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > LARGEST:
-        found = f"has chunks of {dataset.chunks} numbers"
+    else:
+        made = dataset.get_create_plist()
+        filters = _filters(dataset)
+        if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
+            found = "lies in other files"
+        elif not {number for number, *_ in filters} <= {_SHUFFLED, _DEFLATED}:
+            found = f"is packed by {', '.join(label.decode() for *_, label in filters)}"
+        elif made.get_layout() == h5py.h5d.CHUNKED and math.prod(made.get_chunk()) * dataset.dtype.itemsize > LARGEST:
+            found = f"has chunks of {made.get_chunk()} numbers"
     if found:
         raise BadRecord(f"{name} {found}: write plain numbers (h5repack -f NONE unpacks what is compressed)")
+    return dataset
 
 
 def _filters(dataset: Any) -> list[Any]:
-    plist = dataset.id.get_create_plist()
-    return [plist.get_filter(number) for number in range(plist.get_nfilters())]
+    made = dataset.get_create_plist()
+    return [made.get_filter(number) for number in range(made.get_nfilters())]
 
 
 def _read_ids(source: Path) -> dict[str, int]:
@@ -153,26 +159,33 @@ def _of_group(file: Any, key: str) -> dict[str, Any]:
     for name in key.split("/"):
         group = _child(group, name)
     fields = {}
-    for name in set(group) & _FIELDS:
-        dataset = _child(group, name)
-        _check(dataset, name)
-        if math.prod(dataset.shape) * dataset.dtype.itemsize > LARGEST:
-            raise BadRecord(f"{name} has {dataset.shape} numbers")
-        fields[name] = _read(dataset, 0, dataset.shape[0]) if dataset.shape else dataset[()]
+    for raw in group:
+        name = raw.decode("utf-8", "replace")
+        if name in _FIELDS:
+            dataset = _dataset(group, name)
+            if math.prod(dataset.shape) * dataset.dtype.itemsize > LARGEST:
+                raise BadRecord(f"{name} has {dataset.shape} numbers")
+            fields[name] = _read(dataset, 0, dataset.shape[0] if dataset.shape else 1)
     return fields
 
 
 def _read(dataset: Any, start: int, stop: int) -> NDArray[Any]:
     """Rows of a table. What is compressed is unpacked here, to the size that it must have and no more."""
-    if not _filters(dataset):
-        found: NDArray[Any] = dataset[start:stop]
-        return found
-    chunk, shape = dataset.chunks, (stop - start, *dataset.shape[1:])
+    h5s = _h5py().h5s
+    shape = (stop - start, *dataset.shape[1:]) if dataset.shape else ()
     out = np.empty(shape, dataset.dtype)
+    if not _filters(dataset):
+        space, memory = h5s.ALL, h5s.ALL
+        if shape != dataset.shape:
+            space, memory = dataset.get_space(), h5s.create_simple(shape)
+            space.select_hyperslab((start, *[0] * (len(shape) - 1)), shape)
+        dataset.read(memory, space, out)
+        return out
+    chunk = dataset.get_create_plist().get_chunk()
     ranges = [range(start // chunk[0] * chunk[0], stop, chunk[0])]
     ranges += [range(0, size, side) for size, side in zip(shape[1:], chunk[1:], strict=True)]
     for corner in product(*ranges):
-        part = _chunk(dataset, corner)
+        part = _chunk(dataset, chunk, corner)
         low, high = max(start, corner[0]), min(stop, corner[0] + chunk[0])
         inner = [slice(at, at + side) for at, side in zip(corner[1:], chunk[1:], strict=True)]
         into = out[(slice(low - start, high - start), *inner)]
@@ -180,9 +193,10 @@ def _read(dataset: Any, start: int, stop: int) -> NDArray[Any]:
     return out
 
 
-def _chunk(dataset: Any, corner: tuple[int, ...]) -> NDArray[Any]:
-    size, width = math.prod(dataset.chunks) * dataset.dtype.itemsize, dataset.dtype.itemsize
-    mask, data = dataset.id.read_direct_chunk(corner)
+def _chunk(dataset: Any, chunk: tuple[int, ...], corner: tuple[int, ...]) -> NDArray[Any]:
+    width = dataset.dtype.itemsize
+    size = math.prod(chunk) * width
+    mask, data = dataset.read_direct_chunk(corner)
     for place, (number, *_) in reversed(list(enumerate(_filters(dataset)))):
         if mask >> place & 1:  # it was left out for this chunk
             continue
@@ -195,22 +209,24 @@ def _chunk(dataset: Any, corner: tuple[int, ...]) -> NDArray[Any]:
             data = np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()
     if len(data) != size:
         raise BadRecord(f"a chunk has {len(data)} bytes, not {size}")
-    return np.frombuffer(data, dataset.dtype).reshape(dataset.chunks)
+    return np.frombuffer(data, dataset.dtype).reshape(chunk)
 
 
 def _of_row(file: Any, row: int) -> dict[str, Any]:
-    features, pixels, shares = (file[name] for name in _ROWS[:3])
+    features, pixels, shares = (_dataset(file, name) for name in _ROWS[:3])
     try:
-        if "pos_boxes" in file:
-            if not 0 <= row < len(file["pos_boxes"]) or file["pos_boxes"].shape[1] != 2:
-                raise BadRecord(f"pos_boxes is {list(file['pos_boxes'].shape)}")
-            start, stop = (int(at) for at in _read(file["pos_boxes"], row, row + 1)[0])
-            if not 0 <= start < stop <= len(features):
-                raise BadRecord(f"pos_boxes says {start} to {stop}, there are {len(features)}")
+        rows = features.shape[0]
+        if file.links.exists(b"pos_boxes"):
+            places = _dataset(file, "pos_boxes")
+            if not 0 <= row < places.shape[0] or places.shape[1] != 2:
+                raise BadRecord(f"pos_boxes is {list(places.shape)}")
+            start, stop = (int(at) for at in _read(places, row, row + 1)[0])
+            if not 0 <= start < stop <= rows:
+                raise BadRecord(f"pos_boxes says {start} to {stop}, there are {rows}")
             many = stop - start
         else:
-            if not 0 <= row < len(features):
-                raise BadRecord(f"there are {len(features)} rows")
+            if not 0 <= row < rows:
+                raise BadRecord(f"there are {rows} rows")
             start, stop, many = row, row + 1, features.shape[1]
         # Before it is read: what was never written takes no space in the file.
         for dataset in (features, pixels, shares):

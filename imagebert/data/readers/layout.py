@@ -35,9 +35,8 @@ NAMES = {
     "probabilities": ("soft_labels", "cls_prob"),
     "width": ("image_w", "image_width", "img_w", "width"),
     "height": ("image_h", "image_height", "img_h", "height"),
-    "size": ("sizes",),  # height and width
     "number": ("num_boxes", "num_bbox", "preds_per_image"),
-    "key": ("img_id", "image_id"),  # where its place in the file does not name the image
+    "key": ("img_id", "image_id", "key", "id"),  # where its place in the file does not name the image
 }
 _CHOICES = {
     "numbers": ("float32", "float16", "float64"),
@@ -218,11 +217,6 @@ class Layout:
 
     def size_of(self, fields: Fields) -> tuple[int | None, int | None]:
         """Width and height in pixels, where they are told."""
-        if "size" in self.names:
-            pair = np.asarray(self._needed(fields, "size")).reshape(-1)
-            if len(pair) != 2:
-                raise BadRecord(f"its {self.names['size']} are {shown(pair.tolist())}, not height and width")
-            return _side("width", pair[1]), _side("height", pair[0])
         return _side("width", self._find(fields, "width")), _side("height", self._find(fields, "height"))
 
     def _classes(self, fields: Fields, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from imagebert.data.environments import Entry
 from imagebert.data.environments import Reader as Environment
 from imagebert.data.readers import BadRecord, Item, share_of
 from imagebert.data.readers.folders import read_npz
+from imagebert.data.readers.layout import NAMES
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.files import read_json
 
@@ -31,7 +33,8 @@ class LmdbReader:
         self._environments = [Environment(source) for source in sources]
         self._numbers = {source: _numbers_of_boxes(source) for source in sources}
         self._codecs = [codec_of(environment) for environment in self._environments]
-        self._numbered = {environment.path for environment in self._environments if _is_numbered(environment)}
+        both = zip(self._environments, self._codecs, strict=True)
+        self._numbered = {environment.path for environment, codec in both if _is_numbered(environment, codec)}
 
     def size(self, share: int, shares: int) -> int:
         return sum(len(share_of(len(environment), share, shares)) for environment in self._environments)
@@ -99,10 +102,14 @@ def _first(environment: Environment) -> Entry | None:
     return next((entry for entry in environment.entries() if entry.key not in _LISTS_OF_KEYS), None)
 
 
-def _is_numbered(environment: Environment) -> bool:
-    """Whether its keys are running numbers, as tensorpack's."""
+def _is_numbered(environment: Environment, codec: _Codec) -> bool:
+    """Whether its keys are running numbers, as tensorpack's, and its records name their images."""
     entry = _first(environment)
-    return entry is not None and not entry.key.strip(b"0")
+    if entry is None or entry.key.strip(b"0"):
+        return False
+    with suppress(BadRecord):
+        return not _named(codec(environment.read(entry))).keys().isdisjoint(NAMES["key"])
+    return False
 
 
 def _named(found: Any) -> dict[str, Any]:

@@ -31,14 +31,18 @@ class Format(NamedTuple):
 
 _TSV, _LMDB, _FOLDER = ("tsv", "TsvReader"), ("lmdbs", "LmdbReader"), ("folders", "FolderReader")
 FORMATS = {
-    "bottom-up-attention": Format("TSV of base64 (Anderson et al. 2018)", *_TSV),
+    "bottom-up-attention": Format("TSV of base64 (Anderson et al. 2018), also ViLBERT's", *_TSV),
     "lxmert": Format("TSV of base64 with classes and confidences (Tan & Bansal 2019)", *_TSV),
     "vinvl": Format("features.tsv with predictions.tsv or label.tsv (Zhang et al. 2021)", "vinvl", "VinvlReader", True),
-    "uniter": Format("LMDB of msgpack or compressed npz, with its nbb json (Chen et al. 2020)", *_LMDB),
-    "vilbert": Format("LMDB of pickles (Lu et al. 2019), also MMF's and VOLTA's", *_LMDB),
+    "uniter": Format("LMDB of msgpack or npz, with its nbb json (Chen et al. 2020); also tensorpack's", *_LMDB),
+    "vilbert": Format("LMDB of pickles (Lu et al. 2019), also MMF's, VOLTA's, tensorpack's", *_LMDB),
     "mmf": Format("folder of .npy with _info.npy, or of .npz", *_FOLDER),
     "npz": Format("folder of one .npz an image", *_FOLDER),
-    "hdf5": Format("HDF5 with its imgid2idx.pkl (bottom-up-attention-vqa)", "hdf5", "Hdf5Reader"),
+    "hdf5": Format("HDF5: a group an image (VL-T5, VOLTA), or rows with imgid2idx.pkl", "hdf5", "Hdf5Reader"),
+    "tensors": Format("PyTorch's .pt, .pth, .th (Oscar, VisualBERT)", "tensors", "TensorReader"),
+    "arrow": Format("Arrow, a row an image (Hugging Face's LXMERT)", "tables", "TableReader"),
+    "parquet": Format("Parquet, a row an image, arrays as lists", "tables", "TableReader"),
+    "webdataset": Format("tars of one .npz, or of .npy and .json, an image", "webdataset", "WebdatasetReader"),
 }
 
 
@@ -68,8 +72,8 @@ class Survey:
         """
         layout, found = self.layout, self.layout.names
         size = "its size is not told"
-        if "size" in found or {"width", "height"} <= found.keys():
-            size = f"its size from {' and '.join(found[what] for what in ('size', 'width', 'height') if what in found)}"
+        if {"width", "height"} <= found.keys():
+            size = f"its size from {found['width']} and {found['height']}"
         classes = found.get("classes") or ("the most likely one" if layout.has_classes else "none, all are of class 0")
         rows = {
             "features": f"{found['features']}: {self.regions} regions of {layout.size} in the first image",
