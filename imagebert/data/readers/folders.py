@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,8 +21,15 @@ from numpy.lib import format as npy
 from imagebert.config import UsageError
 from imagebert.data.readers import LARGEST, BadRecord, Item, share_of
 from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.records import crc32
 from imagebert.files import open_regular, read_bytes
 
+try:
+    from isal.isal_zlib import decompressobj
+except ImportError:
+    from zlib import decompressobj
+
+_LOCAL = struct.Struct("<4s22xHH")  # a member's own header: magic, lengths of its name and of what stands behind
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
 
 
@@ -83,13 +91,32 @@ def read_npz(data: bytes | memoryview) -> dict[str, Any]:
                     left -= member.file_size  # as it says; no more is read of it
                     if left < 0:
                         raise BadRecord(f"it unpacks to more than {LARGEST} bytes")
-                    with archive.open(member) as opened:
-                        arrays[member.filename[:-4]] = read_npy(opened, member.file_size)
+                    content = _content(data, member)
+                    arrays[member.filename[:-4]] = read_npy(io.BytesIO(content), len(content))
             return flat(arrays)
     except BadRecord:
         raise
     except Exception as error:  # of zipfile, zlib, lzma, ...
         raise BadRecord(f"it is no whole .npz ({type(error).__name__}: {error})") from None
+
+
+def _content(data: bytes | memoryview, member: zipfile.ZipInfo) -> bytes:
+    """What is packed in a member, by isal, which takes half of zlib's time and lets other threads go on.
+
+    Raises:
+        BadRecord: it is damaged, or has another size than it says.
+    """
+    begin = member.header_offset + _LOCAL.size
+    magic, name, extra = _LOCAL.unpack_from(data, member.header_offset)
+    packed = data[begin + name + extra : begin + name + extra + member.compress_size]
+    if magic != b"PK\3\4" or member.flag_bits & 1:
+        raise BadRecord(f"its {member.filename} is damaged, or encrypted")
+    content = bytes(packed)
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        content = decompressobj(-15).decompress(packed, member.file_size)
+    if len(content) != member.file_size or crc32(content) != member.CRC:
+        raise BadRecord(f"its {member.filename} is damaged: it is not what its checksum says")
+    return content
 
 
 def read_npy(file: IO[bytes], size: int) -> Any:
