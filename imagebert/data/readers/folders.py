@@ -27,7 +27,7 @@ from imagebert.files import open_regular, read_bytes
 try:
     from isal.isal_zlib import decompressobj
 except ImportError:
-    from zlib import decompressobj
+    from zlib import decompressobj  # type: ignore[assignment]
 
 _LOCAL = struct.Struct("<4s22xHH")  # a member's own header: magic, lengths of its name and of what stands behind
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
