@@ -183,7 +183,8 @@ def region_store(seed: int, out: str, images: int = IMAGES, name: str = "image")
 
 
 def pair_store(seed: int, out: str, images: int = IMAGES) -> None:
-    write_pairs(out, captions_of(seed, images), Tokenizer("vocab.txt"))
+    left_out = {"without_regions.txt": [f"lost{seed}", "lost"]}
+    write_pairs(out, captions_of(seed, images), Tokenizer("vocab.txt"), lists=lambda: left_out)
 
 
 RECIPE = """# A run of seconds.
@@ -230,14 +231,14 @@ def half_scored(model: str, out: str) -> None:
 
 def unfinished_store(source: str, out: str) -> None:
     """Ends as by a kill at the ninth image."""
-    add, count = region_writer.RegionWriter.add, itertools.count()
+    append, count = region_writer.RegionWriter.append, itertools.count()
 
     def killed(*arguments: Any) -> None:
         if next(count) == 8:
             os._exit(0)
-        add(*arguments)
+        append(*arguments)
 
-    region_writer.RegionWriter.add = killed  # type: ignore
+    region_writer.RegionWriter.append = killed  # type: ignore
     call("import", "npz", source, out)
 
 

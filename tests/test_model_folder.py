@@ -12,9 +12,12 @@ from transformers import AutoTokenizer, BertTokenizerFast
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
+from imagebert.data.pairs import Caption, write_pairs
+from imagebert.data.tokens import SPECIALS, Settings, Tokenizer
 from imagebert.errors import UsageError
+from imagebert.feed.packer import Limits
 from imagebert.files import read_json
-from imagebert.model_folder import open_model
+from imagebert.model_folder import open_model, processing_of
 from tests.corpora import write_corpus
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
@@ -77,6 +80,29 @@ def test_what_a_folder_says(run: Path) -> None:
     assert tokenizer(texts, add_special_tokens=False)["input_ids"] == corpus.tokenizer.encode(texts)
     assert AutoTokenizer.from_pretrained(folder).mask_token == "[MASK]"
     assert (folder / "model.safetensors").stat().st_mode & 0o444 == 0o444
+
+
+def test_words_become_pieces_as_in_training(tmp_path: Path) -> None:
+    """By the settings of a pair store, here and in Hugging Face's hands."""
+    source = write_corpus(tmp_path / "data", images=1)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "Café", "cafe", "café", "犬", "犬Dog"]))
+    made = set()
+    for number, settings in enumerate((Settings(False), Settings(True, False), Settings(False, True, False))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tokenizer = Tokenizer(tmp_path, lambda _, settings=settings: settings)
+        write_pairs(folder / "pairs", [Caption("image000.jpg", "Café 犬Dog")], tokenizer)
+        corpus = Corpus([SourceConfig(regions=source.regions, pairs=str(folder / "pairs"))])
+        words = processing_of(corpus, Limits(**FED))
+        (folder / "vocab.txt").write_text(words.vocabulary)
+        (folder / "tokenizer_config.json").write_text(json.dumps(words.tokenizer))
+        expected = [corpus.pieces(0).tolist()]
+        assert Tokenizer(folder).encode(["Café 犬Dog"]) == expected
+        assert not Tokenizer(folder).difference(corpus.tokenizer)
+        theirs = BertTokenizerFast.from_pretrained(folder)
+        assert theirs(["Café 犬Dog"], add_special_tokens=False)["input_ids"] == expected
+        made.add(str(expected))
+    assert len(made) == 3
 
 
 def test_a_changed_byte_of_any_file_is_named(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,14 +106,25 @@ def _child(group: Any, name: str) -> Any:
         BadRecord: it is one, or nothing lies there.
     """
     h5py, raw = _h5py(), name.encode()
-    if not group.links.exists(raw):
-        raise BadRecord(f"it has no {name}")
-    if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
-        raise BadRecord(f"{name} is a link, write numbers")
-    return h5py.h5o.open(group, raw)
+    try:
+        if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+            raise BadRecord(f"{name} is a link, write numbers")
+        return h5py.h5o.open(group, raw)
+    except KeyError:
+        raise BadRecord(f"it has no {name}, or that is damaged") from None
 
 
-def _dataset(group: Any, name: str) -> Any:
+class _Table(NamedTuple):
+    """A table of numbers: asking HDF5 for what it is takes longer than reading some."""
+
+    dataset: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    filters: list[Any]
+    chunk: tuple[int, ...]  # where there are filters
+
+
+def _dataset(group: Any, name: str) -> _Table:
     """A table of numbers, before it is read: they may lie elsewhere, and what is packed may unpack to anything.
 
     Raises:
@@ -121,25 +132,20 @@ def _dataset(group: Any, name: str) -> Any:
     """
     h5py, dataset = _h5py(), _child(group, name)
     found = None
-    if not isinstance(dataset, h5py.h5d.DatasetID) or dataset.dtype.kind not in "fiu":
-        found = "is no table of numbers"
-    else:
-        made = dataset.get_create_plist()
-        filters = _filters(dataset)
-        if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
-            found = "lies in other files"
-        elif not {number for number, *_ in filters} <= {_SHUFFLED, _DEFLATED}:
-            found = f"is packed by {', '.join(label.decode() for *_, label in filters)}"
-        elif made.get_layout() == h5py.h5d.CHUNKED and math.prod(made.get_chunk()) * dataset.dtype.itemsize > LARGEST:
-            found = f"has chunks of {made.get_chunk()} numbers"
+    if not isinstance(dataset, h5py.h5d.DatasetID) or (dtype := dataset.dtype).kind not in "fiu":
+        raise BadRecord(f"{name} is no table of numbers")
+    made = dataset.get_create_plist()
+    filters = [made.get_filter(number) for number in range(made.get_nfilters())]
+    chunk = made.get_chunk() if made.get_layout() == h5py.h5d.CHUNKED else ()
+    if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
+        found = "lies in other files"
+    elif not {number for number, *_ in filters} <= {_SHUFFLED, _DEFLATED}:
+        found = f"is packed by {', '.join(label.decode() for *_, label in filters)}"
+    elif math.prod(chunk) * dtype.itemsize > LARGEST:
+        found = f"has chunks of {chunk} numbers"
     if found:
         raise BadRecord(f"{name} {found}: write plain numbers (h5repack -f NONE unpacks what is compressed)")
-    return dataset
-
-
-def _filters(dataset: Any) -> list[Any]:
-    made = dataset.get_create_plist()
-    return [made.get_filter(number) for number in range(made.get_nfilters())]
+    return _Table(dataset, dataset.shape, dtype, filters, chunk)
 
 
 def _read_ids(source: Path) -> dict[str, int]:
@@ -162,30 +168,29 @@ def _of_group(file: Any, key: str) -> dict[str, Any]:
     for raw in group:
         name = raw.decode("utf-8", "replace")
         if name in _FIELDS:
-            dataset = _dataset(group, name)
-            if math.prod(dataset.shape) * dataset.dtype.itemsize > LARGEST:
-                raise BadRecord(f"{name} has {dataset.shape} numbers")
-            fields[name] = _read(dataset, 0, dataset.shape[0] if dataset.shape else 1)
+            table = _dataset(group, name)
+            if math.prod(table.shape) * table.dtype.itemsize > LARGEST:
+                raise BadRecord(f"{name} has {table.shape} numbers")
+            fields[name] = _read(table, 0, table.shape[0] if table.shape else 1)
     return fields
 
 
-def _read(dataset: Any, start: int, stop: int) -> NDArray[Any]:
+def _read(table: _Table, start: int, stop: int) -> NDArray[Any]:
     """Rows of a table. What is compressed is unpacked here, to the size that it must have and no more."""
-    h5s = _h5py().h5s
-    shape = (stop - start, *dataset.shape[1:]) if dataset.shape else ()
-    out = np.empty(shape, dataset.dtype)
-    if not _filters(dataset):
+    h5s, chunk = _h5py().h5s, table.chunk
+    shape = (stop - start, *table.shape[1:]) if table.shape else ()
+    out = np.empty(shape, table.dtype)
+    if not table.filters:
         space, memory = h5s.ALL, h5s.ALL
-        if shape != dataset.shape:
-            space, memory = dataset.get_space(), h5s.create_simple(shape)
+        if shape != table.shape:
+            space, memory = table.dataset.get_space(), h5s.create_simple(shape)
             space.select_hyperslab((start, *[0] * (len(shape) - 1)), shape)
-        dataset.read(memory, space, out)
+        table.dataset.read(memory, space, out)
         return out
-    chunk = dataset.get_create_plist().get_chunk()
     ranges = [range(start // chunk[0] * chunk[0], stop, chunk[0])]
     ranges += [range(0, size, side) for size, side in zip(shape[1:], chunk[1:], strict=True)]
     for corner in product(*ranges):
-        part = _chunk(dataset, chunk, corner)
+        part = _chunk(table, corner)
         low, high = max(start, corner[0]), min(stop, corner[0] + chunk[0])
         inner = [slice(at, at + side) for at, side in zip(corner[1:], chunk[1:], strict=True)]
         into = out[(slice(low - start, high - start), *inner)]
@@ -193,11 +198,11 @@ def _read(dataset: Any, start: int, stop: int) -> NDArray[Any]:
     return out
 
 
-def _chunk(dataset: Any, chunk: tuple[int, ...], corner: tuple[int, ...]) -> NDArray[Any]:
-    width = dataset.dtype.itemsize
-    size = math.prod(chunk) * width
-    mask, data = dataset.read_direct_chunk(corner)
-    for place, (number, *_) in reversed(list(enumerate(_filters(dataset)))):
+def _chunk(table: _Table, corner: tuple[int, ...]) -> NDArray[Any]:
+    width = table.dtype.itemsize
+    size = math.prod(table.chunk) * width
+    mask, data = table.dataset.read_direct_chunk(corner)
+    for place, (number, *_) in reversed(list(enumerate(table.filters))):
         if mask >> place & 1:  # it was left out for this chunk
             continue
         if number == _DEFLATED:
@@ -209,7 +214,7 @@ def _chunk(dataset: Any, chunk: tuple[int, ...], corner: tuple[int, ...]) -> NDA
             data = np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()
     if len(data) != size:
         raise BadRecord(f"a chunk has {len(data)} bytes, not {size}")
-    return np.frombuffer(data, dataset.dtype).reshape(chunk)
+    return np.frombuffer(data, table.dtype).reshape(table.chunk)
 
 
 def _of_row(file: Any, row: int) -> dict[str, Any]:
@@ -242,5 +247,6 @@ def _of_row(file: Any, row: int) -> dict[str, Any]:
     corner, share = boxes[:, 2:4].max(axis=0), spatial[:, 2:4].max(axis=0)
     if not (share > 0).all():
         raise BadRecord("its spatial features are zero")
-    width, height = np.rint(corner / share)
+    with np.errstate(over="ignore"):
+        width, height = np.rint(corner / share)
     return {"features": found[0], "boxes": boxes, "image_w": width, "image_h": height}
