@@ -50,7 +50,7 @@ def dying(parsed):
     try:
         return pairs(parsed)
     except UsageError:
-        with (out / "died").open("ab") as times:  # each child is a process
+        with out.with_suffix(".died").open("ab") as times:  # each child is a process
             times.write(b".")
             how = times.tell() % 3
         if how == 0:
