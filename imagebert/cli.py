@@ -21,7 +21,7 @@ from typing import Any
 
 from imagebert import __version__
 from imagebert.config import SourceConfig, UsageError
-from imagebert.files import read_text
+from imagebert.files import text_lines
 from imagebert.host import STOPPED, give_way
 
 # What is wrong with a name, not with a disk.
@@ -142,9 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--vocab", type=Path, required=True, help="a BERT's folder, or its vocab.txt")
     pairs.add_argument(
         "--format",
-        choices=["auto", "table", "coco", "karpathy", "flickr", "cc", "sbu"],
+        choices=["auto", "table", "list", "coco", "karpathy", "flickr", "cc", "sbu", "img2dataset"],
         default="auto",
-        help="of CAPTIONS; auto goes by its name and content, and does not know cc (%(default)s)",
+        help="of CAPTIONS; auto goes by its content (%(default)s)",
     )
     pairs.add_argument("--columns", help="names of the columns of a file without a header line, comma-separated")
     for column in ("image", "caption", "split", "relevance"):
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument(
         "--image-key",
         metavar="PATTERN",
-        help="key in the region store, made of {image} {stem} {id} {row}, such as COCO_val2014_{id:012d}",
+        help="key in the region store, made of {image} {stem} {id} {row} {url} {crc32}, such as COCO_val2014_{id:012d}",
     )
     pairs.add_argument(
         "--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one a line; repeatable"
@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write (RUN/model)")
 
     plan = add("plan", _plan, "What a pre-training run takes on a cluster: hours, memory, storage, network, failures")
-    plan.add_argument("--pairs", type=_amount, default=10_000_000, metavar="N", help="such as 10M (%(default)s)")
+    plan.add_argument("--pairs", type=_amount, default=10_000_000, metavar="N", help="of an epoch (%(default)s)")
     plan.add_argument("--regions", type=_positive, default=100, help="of a pair (%(default)s)")
     plan.add_argument("--words", type=_positive, default=41, help="of a pair (%(default)s)")
     plan.add_argument("--model", choices=["tiny", "small", "base", "large", "xl"], default="base")
@@ -327,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("model", type=Path, metavar="MODEL")
     mine.add_argument("out", type=Path, metavar="OUT", help="safetensors file to write")
     _add_data(mine, "train")
+    mine.add_argument("--min-relevance", type=float, metavar="X", help="the fine-tuning source's min_relevance, if any")
     mine.add_argument(
         "--pool", type=_positive, default=64, help="random candidates scored per image and caption (%(default)s)"
     )
@@ -422,7 +423,9 @@ def _data(parsed: argparse.Namespace, model: Any) -> tuple[Any, Any]:
 
     if parsed.regions is None or parsed.pairs is None:
         raise UsageError("name the data with --regions STORE and --pairs STORE")
-    corpus = Corpus([SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split)])
+    least = getattr(parsed, "min_relevance", None)
+    source = SourceConfig(regions=parsed.regions, pairs=parsed.pairs, split=parsed.split, min_relevance=least)
+    corpus = Corpus([source])
     limits = model.limits
     limits = replace(
         limits,
@@ -499,11 +502,13 @@ def _pairs(parsed: argparse.Namespace) -> int:
     if not (there and PairStore(parsed.out).meta["origin"].get("job") == job):  # this very call may have ended well
         write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, lambda: captions.dataset, origin, lists)
     store = PairStore(parsed.out)
-    counts = {"without_regions": 0, "notes": [], **store.meta["origin"]}
-    if counts["came"] != len(store) + counts["refused"] + counts["left_out"] + counts["without_regions"]:
+    counts = {"not_downloaded": 0, "without_regions": 0, "notes": [], **store.meta["origin"]}
+    apart = sum(counts[name] for name in ("refused", "left_out", "not_downloaded", "without_regions"))
+    if counts["came"] != len(store) + apart:
         raise OSError(f"{counts} do not add up to the {len(store)} captions in {parsed.out}: do not use it")
     print(f"{len(store.images)} images; splits: {', '.join(store.splits)}")
     left_out = f", {counts['left_out']} of other images left out" if counts["left_out"] else ""
+    left_out += f", {counts['not_downloaded']} of images not downloaded" if counts["not_downloaded"] else ""
     left_out += f", {counts['without_regions']} of images without regions" if counts["without_regions"] else ""
     print(f"{counts['came']} captions: {len(store)} stored in {parsed.out}, {counts['refused']} refused{left_out}")
     shared = store.in_two_splits()
@@ -703,10 +708,13 @@ def _stage(parsed: argparse.Namespace) -> int:
 def _lines(path: Path, what: str) -> list[str]:
     """The lines of a file, without spaces around them and without empty ones."""
     try:
-        lines = read_text(path).split("\n")
+        lines = list(text_lines(path))
     except UsageError as error:
         raise UsageError(f"{what}: {error}") from None
-    return [line.strip() for line in lines if line.strip()]
+    # One name less in a list is another list.
+    if wrong := next((line for line in lines if line.error), None):
+        raise UsageError(f"{what}: {path}, line {wrong.number}: {wrong.error}")
+    return [line.text.strip() for line in lines if line.text.strip()]
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -36,11 +36,19 @@ _INTEGERS = 1 << 63  # those of 64 bits are below
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One corpus: regions of its images and the captions that belong to them."""
+    """One corpus: regions of its images and the captions that belong to them; which of these, and how often."""
 
     regions: str
     pairs: str
     split: str | None = "train"  # None: every pair
+    min_relevance: float | None = None  # captions below it, or without a score, are left out
+    weight: float = 1.0  # how many times a pair is sampled in an epoch, on average
+    sampling: Literal["uniform", "relevance"] = "uniform"  # relevance: pairs come in proportion to their scores
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some pairs are sampled more or less often than once an epoch."""
+        return self.weight != 1 or self.sampling != "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +215,9 @@ class RunConfig:
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
         )
+        check.within(0.001, 1000, *((f"data.sources.{n}.weight", s.weight) for n, s in enumerate(self.data.sources)))
+        for place, source in enumerate(self.evaluation.sources):
+            check_unweighted(f"evaluation.sources.{place}", source)
         weights = [(f"pretraining.{name}", getattr(self.pretraining, name)) for name in ("mlm", "moc", "mrfr", "itm")]
         weights += [(f"retrieval.{name}", getattr(self.retrieval, name)) for name in ("binary", "multiclass")]
         check.within(
@@ -328,6 +339,19 @@ class RunConfig:
         return self.retrieval.candidates if self.task == "finetune" else 1
 
 
+def check_unweighted(key: str, source: SourceConfig) -> None:
+    """Whether a source can be evaluated.
+
+    Raises:
+        UsageError: it has a weight.
+    """
+    if source.weighted:
+        raise UsageError(
+            f"{key} has weight {source.weight} and sampling {source.sampling}: an evaluation has each caption once; "
+            "leave the two out (min_relevance may stay)"
+        )
+
+
 class _Checker:
     def __call__(self, holds: bool, key: str, found: str, cure: str) -> None:
         if not holds:
@@ -337,7 +361,7 @@ class _Checker:
         for key, value in items:
             self(value > 0, key, f"is {value}", "give a positive number")
 
-    def within(self, low: int, high: int, *items: tuple[str, float]) -> None:
+    def within(self, low: float, high: float, *items: tuple[str, float]) -> None:
         for key, value in items:
             self(low <= value <= high, key, f"is {value}", f"give {low} to {high}")
 

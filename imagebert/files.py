@@ -7,17 +7,20 @@ JSON object whose last entry, `digest`, is the SHA-256 of all others, so that a 
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from imagebert.errors import UsageError
 
 JSON_BYTES = 256 << 20  # of a file that is read whole
+LINE_BYTES = 1 << 24  # of a line of text
 _DEEPEST = 64  # of containers in containers
 
 # What the disk or its network has, not the caller.
@@ -71,6 +74,39 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): it is damaged") from None
+
+
+class TextLine(NamedTuple):
+    number: int  # from 1
+    text: str  # without its end
+    error: str = ""  # why it cannot be used; `text` then has U+FFFD for what is wrong
+
+
+def text_lines(path: Path) -> Iterator[TextLine]:
+    """The lines of a text in UTF-8, with a byte order mark or without.
+
+    LF and CRLF end a line. A CR alone and Unicode's own separators are content: captions hold them.
+
+    Raises:
+        UsageError: as `open_regular` does, it is UTF-16, or a line has more than `LINE_BYTES`.
+        OSError: the disk fails.
+    """
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(LINE_BYTES):
+            if number == 0:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UsageError(f"{path} is UTF-16: save it as UTF-8")
+                line = line.removeprefix(codecs.BOM_UTF8)
+            number += 1
+            if len(line) >= LINE_BYTES:
+                raise UsageError(f"{path}, line {number}: it has more than {LINE_BYTES:,} bytes: is it a text?")
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                yield TextLine(number, line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                wrong = f"it is no UTF-8 ({error.reason} at its byte {error.start}): save it as UTF-8"
+                yield TextLine(number, line.decode("utf-8", "replace"), wrong)
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -21,7 +21,16 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from imagebert import distributed
-from imagebert.config import SourceConfig, UsageError, build, differences, load_recipe, read_yaml, to_plain
+from imagebert.config import (
+    SourceConfig,
+    UsageError,
+    build,
+    check_unweighted,
+    differences,
+    load_recipe,
+    read_yaml,
+    to_plain,
+)
 from imagebert.data.corpus import Corpus
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import Evaluation, report, score
@@ -81,6 +90,7 @@ def load_ladder(name_or_path: str) -> Ladder:
             raise UsageError(f"no ladder {name_or_path!r}: give a YAML file or one of {', '.join(shipped)}")
         path = LADDERS / f"{name_or_path}.yaml"
     ladder = build(Ladder, read_yaml(path), str(path))
+    check_unweighted(f"{path}: evaluate", ladder.evaluate)
     runs = {name: build(LadderRun, tree, f"{path}: runs.{name}") for name, tree in ladder.runs.items()}
     names = [rung.name for rung in ladder.rungs]
     for name, one in runs.items():
@@ -149,7 +159,7 @@ def climb(
 
 def _located(source: SourceConfig, data: Path) -> SourceConfig:
     regions, pairs = (text.replace("{data}", str(data)) for text in (source.regions, source.pairs))
-    return SourceConfig(regions=regions, pairs=pairs, split=source.split)
+    return replace(source, regions=regions, pairs=pairs)
 
 
 def _train(

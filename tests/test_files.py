@@ -17,6 +17,7 @@ from imagebert.files import (
     read_json,
     read_sealed,
     read_text,
+    text_lines,
     write_bytes,
     write_digests,
     write_json,
@@ -46,6 +47,24 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(b"ab\xff")
     with pytest.raises(UsageError, match=r"no UTF-8 .* at byte 2"):
         read_text(path)
+
+
+def test_lines_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"\xef\xbb\xbfone\rand\xe2\x80\xa8more\r\n\r\na\xff\xfeb\nlast\r")
+    wrong = "it is no UTF-8 (invalid start byte at its byte 1): save it as UTF-8"
+    expected = [(1, "one\rand\u2028more", ""), (2, "", ""), (3, "a\ufffd\ufffdb", wrong), (4, "last", "")]
+    assert [tuple(line) for line in text_lines(path)] == expected
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path.write_bytes("\ufeffone\n".encode(encoding))
+        with pytest.raises(UsageError, match=r"x is UTF-16: save it as UTF-8"):
+            list(text_lines(path))
+    monkeypatch.setattr("imagebert.files.LINE_BYTES", 10)
+    path.write_bytes(b"one\n" + b"x" * 9 + b"\n")
+    with pytest.raises(UsageError, match="x, line 2: it has more than 10 bytes"):
+        list(text_lines(path))
+    path.write_bytes(b"")
+    assert list(text_lines(path)) == []
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 70 + "1" + "}" * 70, "9" * 5000, "{", b"\xff", "nul"])

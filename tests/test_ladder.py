@@ -100,6 +100,7 @@ def test_every_shipped_ladder_is_made_of_shipped_recipes(name: str) -> None:
         (lambda t: t["rungs"][0].update(run="none"), "is of run 'none': there are short, long"),
         (lambda t: t["relations"][0].update(better="none"), "relation of 'none'"),
         (lambda t: t["runs"]["long"].update(recipes="x"), "unknown key recipes"),
+        (lambda t: t["evaluate"].update(sampling="relevance"), "evaluate has weight 1.0 and sampling relevance"),
     ],
 )
 def test_parts_that_do_not_fit(tmp_path: Path, change: Any, message: str) -> None:

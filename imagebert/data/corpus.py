@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +20,8 @@ from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, crc32, encode_record
 from imagebert.data.regions import Read, RegionStore
 from imagebert.data.tokens import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Items(Protocol):
@@ -45,6 +49,8 @@ class Items(Protocol):
 class Corpus:
     """Images 0..I-1 that have a caption in the chosen split, and captions 0..N-1 in their stored order.
 
+    Captions that a source's min_relevance leaves out are none of them, and are counted in the log.
+
     Attributes:
         sources: as they were given
         caption_image: [N] int64, the image of each caption
@@ -67,7 +73,7 @@ class Corpus:
             if source.regions not in opened:
                 opened[source.regions] = RegionStore(source.regions, verify)
             store = opened[source.regions]
-            chosen = _of_split(pairs, source.split)
+            chosen = _relevant(pairs, _of_split(pairs, source.split), source.min_relevance)
             used, local = np.unique(pairs.pair_image[chosen], return_inverse=True)
             found = store.find(np.asarray(pairs.images)[used])
             if (found < 0).any():
@@ -199,12 +205,29 @@ class Corpus:
             digests[source == s] = pairs.piece_digests[number[source == s]]
         return np.unique(digests, return_inverse=True)[1]
 
+    @cached_property
+    def weights(self) -> list[NDArray[np.float64]] | None:
+        """How many times each caption is to be sampled in an epoch, on average, source by source; None: once, all.
+
+        Raises:
+            UsageError: a source is sampled by scores that its captions do not have.
+        """
+        if not any(source.weighted for source in self.sources):
+            return None
+        each = (self._captions[self._captions[:, 0] == s, 1] for s in range(len(self.sources)))
+        return [
+            source.weight * (_shares(pairs, chosen) if source.sampling == "relevance" else np.ones(len(chosen)))
+            for source, (_, pairs), chosen in zip(self.sources, self._sources, each, strict=True)
+        ]
+
     def digest(self) -> dict[str, object]:
         """What identifies the data of a run, wherever it lies: "the same data" is asked of this."""
+        least = [source.min_relevance for source in self.sources]
         return {
             "regions": [store.content for store, _ in self._sources],
             "pairs": [pairs.content for _, pairs in self._sources],
             "splits": [source.split for source in self.sources],
+            **({"min_relevance": least} if any(one is not None for one in least) else {}),
             # For people, who are told what differs.
             "images": self.images,
             "captions": len(self),
@@ -323,3 +346,45 @@ def _of_split(pairs: PairStore, split: str | None) -> NDArray[np.int64]:
     if split not in pairs.splits:
         raise UsageError(f"{pairs.path} has no split {split!r}: it has {', '.join(pairs.splits)}")
     return np.flatnonzero(np.asarray(pairs.pair_split) == pairs.splits.index(split))
+
+
+def _relevant(pairs: PairStore, chosen: NDArray[np.int64], least: float | None) -> NDArray[np.int64]:
+    """Those of captions `chosen` [n] that have a relevance of `least` or more."""
+    if least is None:
+        return chosen
+    scores = pairs.relevance[chosen]
+    with np.errstate(over="ignore"):
+        kept = scores >= np.float32(least)  # as they are stored: 0.7 is not below 0.7
+    unscored = int(np.isnan(scores).sum())
+    if not kept.any():
+        highest = f"the highest is {np.nanmax(scores):g}, " if unscored < len(scores) else ""
+        raise UsageError(
+            f"{pairs.path}: no caption has a relevance of {least:g} or more ({highest}{unscored:,} of {len(scores):,} "
+            "have no score): lower min_relevance, or leave it out"
+        )
+    log.info(
+        "%s: %s of %s captions are left out by min_relevance %g, %s of these for having no score",
+        *(pairs.path, f"{len(scores) - int(kept.sum()):,}", f"{len(scores):,}", least, f"{unscored:,}"),
+    )
+    return chosen[kept]
+
+
+def _shares(pairs: PairStore, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The relevance of captions `chosen` [n] over its mean.
+
+    Raises:
+        UsageError: one has no score, or none that a share can be made of.
+    """
+    scores = pairs.relevance[chosen].astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))
+    if len(wrong):
+        first = chosen[wrong[0]]
+        found, name = pairs.relevance[first], pairs.images[pairs.pair_image[first]].decode()
+        raise UsageError(
+            f"{pairs.path}: {len(wrong):,} of {len(chosen):,} captions have no relevance to be sampled by, a number "
+            f"from 0 on (the first, of image {name!r}, has {'no score' if np.isnan(found) else f'{found:g}'}): "
+            "min_relevance=0 leaves out those without a score and below 0; or take sampling=uniform"
+        )
+    if not scores.any():
+        raise UsageError(f"{pairs.path}: all {len(chosen):,} captions have relevance 0: take sampling=uniform")
+    return scores * len(scores) / math.fsum(scores)

@@ -16,6 +16,7 @@ meta.json is sealed and has every other file's checksum, which is compared when 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -33,6 +34,7 @@ from imagebert.errors import UsageError
 from imagebert.files import digest_of, file_digest, write_sealed
 
 FORMAT, VERSION = "imagebert-pairs", 2
+_LONGEST = 100_000  # characters of a caption: what is longer is no caption
 _BLOCK = 1 << 16  # captions tokenised at once
 
 
@@ -47,8 +49,11 @@ def flaw(caption: Caption) -> str:
     """Why a caption cannot be stored; "" when it can."""
     if not caption.image:
         return f"it names no image ({caption.text[:40]!r})"
-    if not caption.text.strip():
+    # Spaces, control characters and those of no width, such as U+200B, make no word.
+    if all(unicodedata.category(character)[0] in "CZ" for character in caption.text):
         return f"the caption of image {caption.image!r} is empty"
+    if len(caption.text) > _LONGEST:
+        return f"the caption of image {caption.image!r} has {len(caption.text):,} characters, more than {_LONGEST:,}"
     try:
         caption.text.encode("utf-8")
         size = len(caption.image.encode("utf-8"))

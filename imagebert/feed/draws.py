@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     REGION_MASK = 8
     REGION_CHANGE = 9
     DROPOUT = 10
+    PHASE = 11
 
 
 def stage_key(seed: int, stage: str) -> int:

@@ -1,14 +1,15 @@
 """The plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
 
 The global batch of a step does not depend on the number of ranks; it is cut into world x accumulation microbatches of
-about equal token counts. A step has so many pairs, or so many tokens: then pairs are dealt out along the tokens of an
-epoch's permutation, and which of them a step has still follows from its number alone. All ranks know the number of
-steps beforehand. The sampler reads no data: it is given counts.
+about equal token counts. A step has so many pairs, or so many tokens: it is a window of the line that all epochs make
+(epochs.py), so that which pairs it has follows from its number alone. All ranks know the number of steps beforehand.
+The sampler reads no data: it is given counts.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from imagebert.config import UsageError
 from imagebert.feed.draws import Purpose, below, draw, stage_key, uniform
+from imagebert.feed.epochs import Epochs
 
 # [CLS], [SEP] between image and text, [SEP] at the end.
 SPECIAL_TOKENS = 3
@@ -99,6 +101,8 @@ class Plan:
         parts: microbatches that a step is cut into, world size x accumulation
         block: groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
         matches: which pairs are no negatives; None: an image with its own captions
+        weights: how many times each pair is sampled in an epoch, source by source (Epochs); partners are drawn from all
+            pairs alike. None: once
     """
 
     def __init__(
@@ -114,14 +118,15 @@ class Plan:
         parts: int,
         block: int = 1,
         matches: Matches | None = None,
+        weights: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
-        self._tokens: NDArray[np.int64] | None = None  # [N] of the pairs that a caption becomes, where steps go by them
+        captions = np.arange(len(caption_image))
+        sizes = np.broadcast_to(np.int64(1), len(captions))
         key, value, least = "batch_size", batch_size, parts * block
-        if batch_tokens is not None:
-            captions = np.arange(len(caption_image))
+        if batch_tokens is not None:  # of the pairs that a caption becomes
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
-            self._tokens = negatives.candidates * lengths.tokens(matched)
-            key, value, least = "batch_tokens", batch_tokens, (parts + 1) * int(self._tokens.max())
+            sizes = negatives.candidates * lengths.tokens(matched)
+            key, value, least = "batch_tokens", batch_tokens, (parts + 1) * int(sizes.max())
         assert value is not None
         if value < least:
             raise UsageError(
@@ -135,19 +140,18 @@ class Plan:
         self.lengths = lengths
         self.negatives = negatives
         self.parts = parts
+        self._block, self._weighted = block, weights is not None
         self._together = negatives.candidates * block  # pairs
-        # What a step has, and what an epoch has, in pairs or in tokens.
-        self._share = value
-        self._total = len(caption_image) if self._tokens is None else int(self._tokens.sum())
-        self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] = (-1, np.empty(0, int), np.empty(0, int))
+        self._share = value  # what a step has of the line of epochs, in pairs or in tokens
+        self._epochs = Epochs(self.key, sizes, weights)
 
     def steps(self, epochs: float) -> int:
-        return max(1, round(epochs * self._total / self._share))
+        return max(1, round(epochs * self._epochs.size / self._share))
 
     @property
     def pairs(self) -> float:
         """Sampled in a step; on average, where steps go by tokens."""
-        return self._share * len(self.caption_image) / self._total
+        return self._share * self._epochs.pairs / self._epochs.size
 
     def global_batch(self, step: int) -> Samples:
         """All pairs of a step, the same for any number of ranks.
@@ -179,27 +183,9 @@ class Plan:
         return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
 
     def _sampled(self, step: int) -> NDArray[np.int64]:
-        """The captions of a step: a fresh permutation every epoch, read on through its end.
-
-        Epochs lie one behind the other, each `_total` long; a step is a window of `_share`, and has the captions that
-        end in it.
-        """
-        first, last = step * self._share, (step + 1) * self._share
-        captions = []
-        for epoch in range(first // self._total, (last - 1) // self._total + 1):
-            order, ends = self._permutation(epoch)
-            window = np.searchsorted(ends, [first - epoch * self._total, last - epoch * self._total], side="right")
-            captions.append(order[slice(*window)])
-        return np.concatenate(captions)
-
-    def _permutation(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """An epoch's captions in their order [N], and where each ends, in pairs or in tokens."""
-        if self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.key, epoch], np.uint64)))
-            order = generator.permutation(len(self.caption_image))
-            ends = np.arange(1, len(order) + 1) if self._tokens is None else np.cumsum(self._tokens[order])
-            self._order = epoch, order, ends
-        return self._order[1:]
+        """The captions of a step: an epoch's are in an order of its own, and read on through its end."""
+        captions = self._epochs.window(step * self._share, (step + 1) * self._share)
+        return _apart(captions, len(captions) // self._block) if self._weighted and self._block > 1 else captions
 
     def _with_negatives(
         self,
@@ -288,6 +274,18 @@ class Plan:
                 if len(good):
                     return images[good[0]], captions[good[0]]
         return None
+
+
+def _apart(captions: NDArray[np.int64], blocks: int) -> NDArray[np.int64]:
+    """The captions of a step, those that come more than once dealt out over its blocks, where they would be contrasted.
+
+    Two copies share a block only where there are more copies than blocks.
+    """
+    _, first, which = np.unique(captions, return_index=True, return_inverse=True)
+    if len(first) == len(captions):
+        return captions
+    together = captions[np.argsort(first[which], kind="stable")]  # copies side by side
+    return together.reshape(-1, blocks).T.ravel()
 
 
 def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:

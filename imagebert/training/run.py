@@ -371,6 +371,13 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         else None,
         hard_share=retrieval.hard_share,
     )
+    weights = corpus.weights
+    if weights is not None:
+        each = (
+            f"{w.sum():,.0f} from {len(w):,} captions of {s.pairs}"
+            for s, w in zip(corpus.sources, weights, strict=True)
+        )
+        log.info("an epoch has on average %s", ", ".join(each))
     return Plan(
         corpus.caption_image,
         packer.lengths,
@@ -382,6 +389,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         parts=distributed.world_size() * config.schedule.accumulation,
         block=config.contrast,
         matches=Matches(corpus.image_class, corpus.caption_class, corpus.caption_image),
+        weights=weights,
     )
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_counted_or_an_error(tmp_path: Path, name: str, t
     [
         ("x.tsv", "a.jpg\tone\n", "no column caption and no column image"),
         ("x.tsv", "", "is empty"),
-        ("x.json", "[1, 2]", "holds list, not an object"),
+        ("x.json", "3", "holds int, not an object"),
         ("x.json", "{", "cannot read captions"),
         ("x.json", '{"image_urls": ["a"], "captions": []}', "1 URLs and 0 captions: it is not whole"),
         ("x.parquet", "nothing", "cannot read captions"),
@@ -152,10 +152,10 @@ def test_collections_of_any_depth(tmp_path: Path) -> None:
 
 
 def test_a_file_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagebert.data.captions._LONGEST", 1000)
+    monkeypatch.setattr("imagebert.files.LINE_BYTES", 1000)
     for name in ("x.tsv", "x.jsonl", "x.token"):
         (tmp_path / name).write_text("image\tcaption\n" + "x" * 5000)
-        with pytest.raises(UsageError, match=r"line 2: it has more than 1,000 characters: is it a text\?"):
+        with pytest.raises(UsageError, match=r"line 2: it has more than 1,000 bytes: is it a text\?"):
             list(Captions(tmp_path / name))
 
 
@@ -193,9 +193,10 @@ def test_lines_end_where_they_were_ended(tmp_path: Path) -> None:
     (tmp_path / "cc.tsv").write_bytes("one\rtwo\u2028three\thttp://x\nfour\thttp://y\n".encode())
     lines = found(tmp_path / "cc.tsv", kind="cc")
     assert [(image, text) for image, text, _ in lines] == [("00000000", "one\rtwo\u2028three"), ("00000001", "four")]
-    (tmp_path / "cc12m.tsv").write_text("http://x\ta caption\n")
-    with pytest.raises(UsageError, match="it is not caption, tab, URL"):
-        found(tmp_path / "cc12m.tsv", kind="cc", strict=True)
+    (tmp_path / "x.tsv").write_bytes("image\tcaption\r\na.jpg\tone\rtwo\u2028three\r\n".encode())
+    assert found(tmp_path / "x.tsv") == [("a.jpg", "one\rtwo\u2028three", "train")]
+    (tmp_path / "x.csv").write_bytes(b'image,caption\r\na.jpg,one\rtwo\r\nb.jpg,"one\rtwo,\r\nthree"\r\n')
+    assert [text for _, text, _ in found(tmp_path / "x.csv")] == ["one\rtwo", "one\rtwo,\nthree"]
 
 
 def test_a_pattern_that_does_not_fit(tmp_path: Path) -> None:
@@ -217,6 +218,34 @@ def test_the_command_says_what_became_of_them(tmp_path: Path, capsys: pytest.Cap
     assert len(PairStore(tmp_path / "out")) == 1
     assert main([*call, "--strict", "--overwrite"]) == 2
     assert "line 3: the caption of image 'b.jpg' is empty" in capsys.readouterr().err
+
+
+def test_lists_of_a_split_as_other_programs_save_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_vocabulary(tmp_path)
+    (tmp_path / "x.tsv").write_text("image\tcaption\na.jpg\tword01\nb.jpg\tword02\n")
+    call = ["pairs", str(tmp_path / "x.tsv"), str(tmp_path / "out"), "--vocab", str(tmp_path)]
+    (tmp_path / "dev").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
+    assert main([*call, "--split", f"dev={tmp_path / 'dev'}"]) == 0
+    assert PairStore(tmp_path / "out").splits == ["dev"]
+    assert len(PairStore(tmp_path / "out")) == 2
+    capsys.readouterr()
+    for content, message in ((b"a.jpg\nb\xff.jpg\n", "line 2: it is no UTF-8"), (b"\xff\xfea\0", "is UTF-16: save it")):
+        (tmp_path / "dev").write_bytes(content)
+        assert main([*call, "--overwrite", "--split", f"dev={tmp_path / 'dev'}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_images_that_were_not_downloaded_are_in_the_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_vocabulary(tmp_path)
+    columns = {name: ["word01", "word02"] for name in ("url", "caption", "key", "error_message")}
+    (tmp_path / "cc3m").mkdir()
+    table = pyarrow.table({**columns, "status": ["failed_to_download", "success"]})
+    parquet.write_table(table, tmp_path / "cc3m/00000.parquet")
+    assert main(["pairs", str(tmp_path / "cc3m"), str(tmp_path / "out"), "--vocab", str(tmp_path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"2 captions: 1 stored in {tmp_path / 'out'}, 0 refused, 1 of images not downloaded"
 
 
 def test_a_call_that_ended_well_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

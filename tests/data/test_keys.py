@@ -76,6 +76,12 @@ def test_find_is_a_search_of_all_keys(rule: str, monkeypatch: pytest.MonkeyPatch
         assert (None if place < 0 else found[place]) == expected, name
 
 
+def test_a_key_of_the_very_name_needs_no_rule() -> None:
+    keys = Keys(known("/", "a.jpg"), "stem")  # of the first a rule leaves nothing
+    assert [keys[place] for place in keys.find(["/", "a.jpg"])] == ["/", "a.jpg"]
+    assert keys.find(["x/"])[0] < 0
+
+
 def test_keys_that_a_rule_makes_the_same_are_refused() -> None:
     keys = known("train/1.jpg", "val/1.jpg", "b.jpg")
     Keys(keys, "casefold")

@@ -153,7 +153,8 @@ def test_steps_of_so_many_tokens(candidates: int) -> None:
     seen = [plan._sampled(step) for step in range(steps)]
     # A brute-force count: the captions of the epochs, one behind the other, each in the step in which it ends.
     tokens = plan.lengths.regions[plan.caption_image] + plan.lengths.words + 3
-    order = np.concatenate([plan._permutation(epoch)[0] for epoch in range(12)])
+    epochs = plan._epochs
+    order = np.concatenate([epochs.window(epochs.begin(e), epochs.begin(e + 1)) for e in range(12)])
     ends = np.cumsum(candidates * tokens[order])
     expected = [order[(ends > step * budget) & (ends <= (step + 1) * budget)] for step in range(steps)]
     assert all((a == b).all() for a, b in zip(seen, expected, strict=True))
@@ -286,3 +287,78 @@ def test_a_group_has_its_negatives_though_the_batch_holds_none() -> None:
     with pytest.raises(UsageError, match=r"no negative can be made: all images of .* show the same"):
         plans[0].global_batch(0)
     assert (plans[1].global_batch(0).labels == 1).all()
+
+
+WEIGHTS = [np.full(120, 0.4), 3.5 * np.random.default_rng(7).random(80)]
+
+
+def weighted_plan(parts: int, unit: str, candidates: int = 1) -> Plan:
+    """Of two sources of 120 and 80 captions, the second sampled by scores."""
+    rng = np.random.default_rng(0)
+    caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
+    lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
+    negatives = Negatives(share=0.5, candidates=candidates, source="batch")
+    share = {"batch_size": 24} if unit == "pairs" else {"batch_tokens": 2000 * candidates}
+    kept = {"seed": 0, "stage": "s", "parts": parts, "weights": WEIGHTS, **share}
+    return Plan(caption_image, lengths, negatives, **kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unit", ["pairs", "tokens"])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_weighted_sources_give_the_same_global_batches_to_any_ranks(world: int, unit: str) -> None:
+    alone, plan = weighted_plan(1, unit), weighted_plan(world, unit)
+    for step in (11, 0, 300, 40):  # in any order
+        parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
+        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        assert rows(together) == rows(alone.global_batch(step)) == rows(weighted_plan(1, unit).global_batch(step))
+
+
+@pytest.mark.parametrize("unit", ["pairs", "tokens"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_an_epoch_of_weighted_sources(unit: str, candidates: int) -> None:
+    """Its steps, and the pairs of a step, against a count of what is sampled."""
+    plan = weighted_plan(1, unit, candidates)
+    steps = plan.steps(40)
+    counts = [np.bincount(plan._sampled(step), minlength=CAPTIONS) for step in range(steps)]
+    seen = np.sum(counts, axis=0)
+    assert np.mean([c.sum() for c in counts]) == pytest.approx(plan.pairs, rel=0.01)
+    # Within one of its share at an epoch's end, which lies within a step.
+    weights = np.concatenate(WEIGHTS)
+    assert (np.abs(seen - 40 * weights) < 1 + np.ceil(weights)).all()
+
+
+@pytest.mark.parametrize("source", ["batch", "corpus"])
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_a_pair_that_comes_twice_in_a_step_is_no_negative_of_its_own(source: str, candidates: int) -> None:
+    caption_image = np.arange(12) // 2
+    lengths = Lengths(np.ones(6, int), np.ones(12, int))
+    negatives = Negatives(share=0.5, candidates=candidates, source=source)  # type: ignore[arg-type]
+    weights = [np.full(12, 7.5)]
+    plan = Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_size=24, parts=1, weights=weights)
+    for step in range(20):
+        batch = plan.global_batch(step)
+        assert len(np.unique(plan._sampled(step))) < 24
+        assert ((caption_image[batch.captions] == batch.images) == batch.labels).all()
+        # Copies are told apart by their place, which keys what is masked.
+        assert sorted(batch.ids) == list(range(24 * candidates))
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_copies_of_a_pair_are_not_contrasted_with_each_other(candidates: int) -> None:
+    """40 captions, each up to 3 times in a step of 6 blocks of 12. Without weights a step is as it was."""
+    lengths = Lengths(np.ones(20, int), np.ones(40, int))
+    negatives = Negatives(share=0, candidates=candidates, source="corpus")
+    kept = {"seed": 0, "stage": "s", "parts": 2, "weights": [np.full(20, 3.0), np.full(20, 0.6)]}
+    plain = Plan(np.arange(40) // 2, lengths, negatives, **kept, batch_size=72)  # type: ignore[arg-type]
+    plan = Plan(np.arange(40) // 2, lengths, negatives, **kept, batch_size=72, block=12)  # type: ignore[arg-type]
+    for step in range(20):
+        sampled = plan._sampled(step)
+        assert sorted(sampled) == sorted(plain._sampled(step))
+        assert np.bincount(sampled).max() > 1
+        blocks = [part.captions.reshape(-1, 12, candidates)[:, :, 0] for part in plan.step(step, 0, 1)]
+        assert all(len(set(block)) == 12 for part in blocks for block in part.tolist())
+    once, same = (
+        Plan(np.arange(40) // 2, lengths, negatives, seed=0, stage="s", parts=1, batch_size=24, block=block)
+        for block in (4, 1)
+    )
+    np.testing.assert_array_equal(once._sampled(1), same._sampled(1))

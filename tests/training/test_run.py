@@ -22,6 +22,7 @@ import torch
 from transformers import AutoConfig
 
 import imagebert.training.run as run_module
+from imagebert.cli import main
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, PairStore, write_pairs
@@ -33,7 +34,16 @@ from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
-from imagebert.training.run import Limits, choose_step, export_run, fit_microbatches, make_plan, run
+from imagebert.training.run import (
+    Limits,
+    check_same,
+    choose_step,
+    export_run,
+    fit_microbatches,
+    identity_of,
+    make_plan,
+    run,
+)
 from tests.corpora import WORDS, change_last_feature, write_corpus
 
 PYTHON = sys.executable
@@ -633,6 +643,70 @@ def test_the_step_that_a_run_can_have(
     assert chosen.engine.step == step
     assert f"engine.step auto: {step}, since {reason}" in caplog.text
     assert choose_step(chosen) is chosen
+
+
+@pytest.mark.parametrize("unit", ["batch_size=16", "batch_tokens=170"])
+def test_weighted_sources_train_and_go_on(
+    recipe: list[str], source: SourceConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, unit: str
+) -> None:
+    """72 captions half as often, and twice as often 15 of 20 with scores: epochs of 66 pairs, which steps follow."""
+    texts = (Caption(f"image{i:03d}.jpg", WORDS[i], "train", [i / 10, np.nan][i >= 16]) for i in range(20))
+    write_pairs(tmp_path / "scored", texts, PairStore(source.pairs).tokenizer())
+    one = {"regions": source.regions, "pairs": source.pairs, "weight": 0.5}
+    two = {"regions": source.regions, "pairs": str(tmp_path / "scored"), "weight": 2, "sampling": "relevance"}
+    given = [*recipe, f"schedule.{unit}", "schedule.steps=null", "schedule.epochs=1"]
+    given.append(f"data.sources={json.dumps([one, {**two, 'min_relevance': 0.1}])}")
+    config = load_recipe(RECIPE, given)
+    with caplog.at_level("INFO"):
+        corpus = Corpus(config.data.sources)
+        plan = make_plan(config, corpus, Packer(corpus, Limits.of(config.data)))
+    assert (
+        f"an epoch has on average 36 from 72 captions of {source.pairs}, 30 from 15 captions of {tmp_path}/scored"
+        in (caplog.text)
+    )
+    assert plan.steps(1) == round(66 / plan.pairs)
+    assert run(load_recipe(RECIPE, [*given, f"output={tmp_path / 'whole'}"])) == (plan.steps(1), True)
+    for stop_at in (2, 3, None):
+        run(config, stop_at=stop_at)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    for override, change in (
+        ("data.sources.0.weight=0.6", r"data.sources.0.weight: 0.5 -> 0.6"),
+        ("data.sources.1.sampling=uniform", r"data.sources.1.sampling: relevance -> uniform"),
+        ("data.sources.1.min_relevance=0.2", r"min_relevance: 0.1 -> 0.2.*data of captions: 87 -> 86"),
+    ):
+        with pytest.raises(UsageError, match=change):
+            run(load_recipe(RECIPE, [*given, override]))
+    with pytest.raises(UsageError, match=r"4 of 20 captions have no relevance to be sampled by"):
+        run(load_recipe(RECIPE, [*given, "data.sources.1.min_relevance=null", "output=unset"]))
+
+
+def test_a_run_of_before_there_were_weights_goes_on(recipe: list[str], tmp_path: Path) -> None:
+    config = load_recipe(RECIPE, recipe)
+    identity = identity_of(config, Corpus(config.data.sources))
+    (then,) = identity["config"]["data"]["sources"]
+    for key in ("weight", "sampling", "min_relevance"):
+        then = {name: value for name, value in then.items() if name != key}
+    before = {**identity, "config": {**identity["config"], "data": {**identity["config"]["data"], "sources": [then]}}}
+    assert set(then) == {"regions", "pairs", "split"}
+    check_same(before, identity, tmp_path)
+
+
+def test_negatives_are_mined_from_the_captions_that_are_trained_on(
+    recipe: list[str], source: SourceConfig, tmp_path: Path
+) -> None:
+    texts = (Caption(f"image{i:03d}.jpg", WORDS[i], "train", i / 10) for i in range(20))
+    write_pairs(tmp_path / "scored", texts, PairStore(source.pairs).tokenizer())
+    data = [*recipe, f"data.sources.0.pairs={tmp_path / 'scored'}", "data.sources.0.min_relevance=0.5"]
+    run(load_recipe(RECIPE, [*data, "schedule.steps=1"]))
+    mined = ["mine", str(tmp_path / "run"), str(tmp_path / "hard"), "--pool", "4", "--keep", "1"]
+    mined += ["--regions", source.regions, "--pairs", str(tmp_path / "scored")]
+    finetune = [*data, "task=finetune", f"retrieval.hard_negatives={tmp_path / 'hard'}", "schedule.steps=1"]
+    finetune += [f"output={tmp_path / 'second'}", "schedule.batch_size=6"]
+    assert main([*mined]) == 0
+    with pytest.raises(UsageError, match="mined from other data than this run's"):
+        run(load_recipe(RECIPE, finetune))
+    assert main([*mined, "--min-relevance", "0.5"]) == 0
+    assert run(load_recipe(RECIPE, finetune)).finished
 
 
 def test_rates_follow_the_pairs_that_tokens_are(recipe: list[str]) -> None:

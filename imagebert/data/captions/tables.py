@@ -1,0 +1,230 @@
+"""Captions in rows: CSV, TSV, JSON lines, a JSON list of objects, Parquet, and img2dataset's folders of Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagebert import files
+from imagebert.data.captions.line import Columns, Line, id_of
+from imagebert.errors import UsageError
+from imagebert.files import TextLine, open_regular, parse_json, text_lines
+
+JSON_LINES = (".jsonl", ".jsonline", ".jsonlines", ".ndjson")
+_DOWNLOADED = ["url", "caption", "key", "status", "error_message"]  # img2dataset's columns
+_ROW_BYTES = 1 << 24  # of JSON that a row of Parquet becomes
+
+# A caption of any length is read to its end; `pairs.py` refuses it by its line. The module's own bound has no line.
+csv.field_size_limit(files.LINE_BYTES)
+
+Row = dict[str, Any] | str  # values by column, or why there are none
+
+
+def lines_of(rows: Iterator[tuple[str, Row]], columns: Columns) -> Iterator[Line]:
+    """Rows as captions, one a caption where a row has a list of them."""
+    for number, (where, row) in enumerate(rows):
+        if isinstance(row, str):
+            yield Line(where, "", "", number, error=row)
+            continue
+        image, captions, relevance = (row.get(name) for name in (columns.image, columns.caption, columns.relevance))
+        line = Line(where, "", "", number, id_of(row.get("image_id")), str(row.get(columns.split) or "train"))
+        if isinstance(row.get("url"), str):
+            line = line._replace(url=row["url"])
+        if isinstance(image, dict) and "path" in image:  # Hugging Face's column of images
+            image = image["path"]
+        if image is None or (isinstance(image, str | int) and not isinstance(image, bool)):
+            line = line._replace(image="" if image is None else str(image))
+        else:
+            line = line._replace(error=f"its image is {type(image).__name__}, no name")
+        try:
+            line = line._replace(relevance=math.nan if relevance in (None, "") else float(relevance))
+        except (TypeError, ValueError, OverflowError):
+            line = line._replace(error=f"relevance {relevance!r:.80} is no number")
+        for text in captions if isinstance(captions, list) else [captions]:
+            if text is None or isinstance(text, str | int | float):
+                yield line._replace(text="" if text is None else str(text))
+            else:
+                yield line._replace(error=line.error or f"its caption is {type(text).__name__}, no text")
+
+
+# ----------------------------------------------------------------------------------------------------------- delimited
+
+
+def delimiter_of(path: Path, header: str, columns: Columns) -> str:
+    """What stands between the fields: what gives both columns in the header line, else what the suffix says."""
+    usual = "," if path.suffix == ".csv" else "\t"
+    if columns.names is None:
+        for delimiter in (usual, "\t", ","):
+            if {columns.image, columns.caption} <= set(_split(header, delimiter)):
+                return delimiter
+    return usual
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), []) if delimiter == "," else line.split(delimiter)
+    except csv.Error:
+        return []
+
+
+def delimited_rows(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
+    """Rows of CSV, or of fields between tabs."""
+    lines = text_lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise UsageError(f"{path} is empty")
+    delimiter = delimiter_of(path, first.text, columns)
+    names = list(columns.names or _split(first.text, delimiter))
+    if first.error:
+        raise UsageError(f"{path}, line 1: {first.error}")
+    missing = {columns.image, columns.caption} - set(names)
+    if missing:
+        raise UsageError(
+            f"{path} has no column {' and no column '.join(sorted(missing))}: name the columns of a file without a "
+            "header line with --columns image,caption, those of another name with --image-column, --caption-column"
+        )
+    if columns.names is not None:
+        lines = text_lines(path)
+    last = max(names.index(columns.image), names.index(columns.caption))
+    for number, fields, error in _fields(path, lines, delimiter):
+        where = f"{path}, line {number}"
+        row = dict(zip(names, fields, strict=False))
+        if error:
+            yield where, error
+        elif (row.get(columns.image), row.get(columns.caption)) == (columns.image, columns.caption):
+            raise UsageError(f"{where}: is a header line, leave --columns out")
+        elif len(fields) <= last:
+            yield where, "it has no caption beside its image"
+        elif len(fields) > len(names):
+            yield where, "it has too many fields: quote a caption with commas"
+        else:
+            yield where, row
+
+
+def _fields(path: Path, lines: Iterator[TextLine], delimiter: str) -> Iterator[tuple[int, list[str], str]]:
+    """Fields of each row that is not empty, the number of its last line, and why it cannot be used."""
+    for line in lines:
+        # Tab-separated captions hold quotation marks that are not CSV's quotes, and the csv module ends a row at a CR.
+        if delimiter != "," or '"' not in line.text:
+            if line.text:
+                yield line.number, line.text.split(delimiter), line.error
+            continue
+        taken = [line]
+        try:
+            fields = next(csv.reader(_until(path, line, lines, taken), strict=True))
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise UsageError(f"{path}, line {line.number}: a quotation mark opens there that none closes") from None
+            for each in taken:
+                yield each.number, [], f"it is no CSV ({error})"
+            continue
+        yield taken[-1].number, fields, next((each.error for each in taken if each.error), "")
+
+
+def _until(path: Path, line: TextLine, lines: Iterator[TextLine], taken: list[TextLine]) -> Iterator[str]:
+    """Lines for a row whose quotes are open, and the ends that they had, as LF."""
+    yield line.text + "\n"
+    size = len(line.text)
+    for more in lines:
+        taken.append(more)
+        size += len(more.text) + 1
+        if size > files.LINE_BYTES:
+            raise UsageError(f"{path}, line {line.number}: a quotation mark opens there that none closes")
+        yield more.text + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON
+
+
+def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    for number, text, error in text_lines(path):
+        where = f"{path}, line {number}"
+        if error:
+            yield where, error
+            continue
+        try:
+            row = parse_json(text, "it")
+        except UsageError as wrong:
+            yield where, str(wrong)
+            continue
+        yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
+
+
+def list_rows(path: Path, content: Any) -> Iterator[tuple[str, Row]]:
+    if not isinstance(content, list):
+        raise UsageError(f"{path} holds {type(content).__name__}, not a list: it is of another format, see --format")
+    for number, row in enumerate(content):
+        where = f"{path}, entry {number}"
+        yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
+
+
+def list_columns(content: Any, columns: Columns) -> Columns:
+    """Of a JSON list: the image's name, or its id where the first entry has no name (VinVL's, Oscar's)."""
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict) and columns.image not in first and "image_id" in first:
+        return Columns("image_id", columns.caption, columns.split, columns.relevance)
+    return columns
+
+
+# ------------------------------------------------------------------------------------------------------------- parquet
+
+
+def parquet_lines(path: Path, columns: Columns, kind: str) -> Iterator[Line]:
+    """Rows of a table, or of what img2dataset writes beside its pictures: a file, or a folder of them.
+
+    Args:
+        kind: table, img2dataset, or auto, which goes by the columns
+
+    Raises:
+        UsageError: there is no such file, or one cannot be read.
+    """
+    table = [[columns.image, columns.caption], [columns.split, columns.relevance, "url", "image_id"]]
+    downloaded = [[*_DOWNLOADED, columns.caption], [columns.split, columns.relevance]]
+    choices = {"table": [table], "img2dataset": [downloaded], "auto": [downloaded, table]}[kind]
+    if not path.is_dir():
+        paths = [path]
+    elif not (paths := sorted(path.glob("*.parquet"))):
+        raise UsageError(
+            f"{path} has no .parquet, as img2dataset writes them, and no texts of SBU: give the captions' own file"
+        )
+    row = 0
+    keyed = Columns("key", columns.caption, columns.split, columns.relevance)
+    for file in paths:
+        for where, values in _parquet_rows(file, choices):
+            is_download = "error_message" in values
+            for line in lines_of(iter([(where, values)]), keyed if is_download else columns):
+                status = str(values["status"]) if is_download else "success"
+                yield line._replace(row=row, status="" if status == "success" else status)
+            row += 1
+
+
+def _parquet_rows(path: Path, choices: list[list[list[str]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `parquet_rows.py` says of it."""
+    open_regular(path).close()
+    script = str(Path(__file__).parents[1] / "parquet_rows.py")
+    with subprocess.Popen(
+        [sys.executable, "-P", script, str(path.absolute()), json.dumps(choices)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            number = 0
+            while line := process.stdout.readline(_ROW_BYTES):
+                rows = parse_json(line, f"{path}, from row {number} on,")
+                if isinstance(rows, str):
+                    raise UsageError(f"cannot read captions from {path}: {rows}")
+                for row in rows:
+                    yield f"{path}, row {number}", row
+                    number += 1
+            if process.wait():
+                raise UsageError(f"cannot read captions from {path}: its reader broke ({process.returncode})")
+        finally:
+            process.kill()
