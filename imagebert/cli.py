@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("out", type=Path, metavar="OUT", help="region store to write")
     extract.add_argument("--extractor", type=Path, required=True, help="YAML description of detector and backbone")
     extract.add_argument("--features", choices=["int8", "float16", "float32"], default="int8")
+    extract.add_argument(
+        "--decoder",
+        choices=["auto", "pillow", "dali"],
+        default="auto",
+        help="of JPEGs (%(default)s: DALI where it is installed and there is a GPU)",
+    )
     extract.add_argument("--part", type=_part, default=(0, 1), metavar="K/N", help="every Nth picture from the Kth on")
     extract.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
@@ -451,7 +457,8 @@ def _extract(parsed: argparse.Namespace) -> int:
     from imagebert.regions.extractor import DetectorExtractor
 
     extractor = DetectorExtractor(parsed.extractor)
-    done = extract(parsed.images, parsed.out, extractor, parsed.features, parsed.overwrite, *parsed.part)
+    settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder
+    done = extract(parsed.images, parsed.out, extractor, *settings)
     print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused")
     return 0
 

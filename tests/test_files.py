@@ -51,9 +51,9 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
 
 def test_lines_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x"
-    path.write_bytes(b"\xef\xbb\xbfone\rand\xe2\x80\xa8more\r\n\r\na\xff\xfeb\nlast\r")
+    path.write_bytes(b"\xef\xbb\xbfone\rand\xe2\x80\xa8more \r\r\n\r\na\xff\xfeb\nlast\r")
     wrong = "it is no UTF-8 (invalid start byte at its byte 1): save it as UTF-8"
-    expected = [(1, "one\rand\u2028more", ""), (2, "", ""), (3, "a\ufffd\ufffdb", wrong), (4, "last", "")]
+    expected = [(1, "one\rand\u2028more \r", ""), (2, "", ""), (3, "a\ufffd\ufffdb", wrong), (4, "last", "")]
     assert [tuple(line) for line in text_lines(path)] == expected
     for encoding in ("utf-16-le", "utf-16-be"):
         path.write_bytes("\ufeffone\n".encode(encoding))

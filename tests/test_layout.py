@@ -21,7 +21,7 @@ GATES = {
     "apex": {"imagebert/engine/optimizers.py"},
     "h5py": {"imagebert/data/readers/hdf5.py"},
     "msgpack": {"imagebert/data/readers/lmdbs.py"},
-    "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/decoding.py"},
+    "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/dali_jpegs.py"},
     "pyarrow": {
         "imagebert/data/parquet_rows.py",
         "imagebert/data/readers/table_rows.py",

@@ -1,9 +1,9 @@
-"""Pictures decoded some ahead of their use: ordinary JPEGs by DALI where it is installed, all others by Pillow.
+"""Pictures decoded some ahead of their use: ordinary JPEGs by DALI where there is a GPU, all others by Pillow.
 
-DALI's CPU decoder gives Pillow's very pixels (a test compares them); on a GPU, nvJPEG's may differ by rounding. What
-DALI cannot decode goes to Pillow, whose verdict counts, so that the same pictures are refused either way. Pillow works
-in processes that a picture may break (pictures.py); DALI in this one, so it is given only what it is known to read
-well. A gate of DALI, as feed/dali.py is.
+DALI's CPU decoder gives Pillow's very pixels (a test compares them); on a GPU, nvJPEG's may differ by rounding, which
+is looked at on the first ones. What DALI cannot decode goes to Pillow, whose verdict counts, so that the same pictures
+are refused either way. Both work in processes that a picture may break (pictures.py, dali_jpegs.py); DALI is given only
+what it is known to read well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,15 @@ from imagebert.decoder import MAX_SIDE, jpeg_facts, too_many_scans
 from imagebert.errors import UsageError
 from imagebert.files import read_bytes
 from imagebert.pictures import DECODER, FILE_BYTES, LOCAL, UnreadableImage
+from imagebert.regions.dali_jpegs import DaliJpegs
 
 log = logging.getLogger(__name__)
 
 # Files, their bytes and pixels: two batches of decoded pictures are in memory.
 _BATCH, _BATCH_BYTES, _BATCH_PIXELS = 32, 32 << 20, 48_000_000
+
+# DALI's pictures that are compared with Pillow's, and by how much they may differ: a mean of levels of 255.
+_COMPARED, TOLERANCE = 4, 0.5
 
 Decoded = Image.Image | UnreadableImage
 
@@ -41,35 +45,43 @@ class _File(NamedTuple):
     ordinary: bool  # a JPEG for DALI
 
 
-def decode(paths: Sequence[Path], dali: bool | None = None) -> Iterator[tuple[Path, Decoded]]:
+def decode(paths: Sequence[Path], decoder: str = "auto") -> Iterator[tuple[Path, Decoded]]:
     """Each picture, upright RGB, or why it cannot be used; in the order of `paths`.
 
     Args:
-        dali: whether to use it; None: where it is installed
+        decoder: pillow, dali, or auto, which is dali where it is installed and there is a GPU; on CPUs it is no faster
 
     Raises:
-        ImportError: DALI is to be used and is not installed.
+        UsageError: DALI is asked for and cannot be had.
         OSError: the disk fails, or no decoder can be started.
     """
-    jpegs = None
-    if dali is not False:
+    jpegs, why = None, ""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    if decoder == "dali" or (decoder == "auto" and device is not None):
+        where = "the CPU" if device is None else "the GPU"
         try:
-            jpegs = _DaliJpegs()
-        except ImportError:
-            if dali:
-                raise
-    log.info("pictures are decoded by %s", "Pillow" if jpegs is None else f"DALI on the {jpegs.device} and Pillow")
+            jpegs = DaliJpegs(_BATCH, device)
+        except ImportError as error:
+            if decoder == "dali":
+                raise UsageError(f"--decoder dali: {error}: pip install imagebert[dali], or take pillow") from None
+            why = f", since {error}"
+    log.info("pictures are decoded by %s", f"Pillow{why}" if jpegs is None else f"DALI on {where} and Pillow")
     batches = _batches(paths)
-    with ThreadPoolExecutor(1, "decoder") as thread, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pillows:
+    try:
+        with ThreadPoolExecutor(1, "decoder") as thread, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pillows:
 
-        def next_batch() -> list[tuple[Path, Decoded]]:
-            batch = next(batches, [])  # files are read in that thread, too
-            return list(zip((file.path for file in batch), _decode_batch(batch, jpegs, pillows), strict=True))
+            def next_batch(first: bool = False) -> list[tuple[Path, Decoded]]:
+                batch = next(batches, [])  # files are read in that thread, too
+                found = _decode_batch(batch, jpegs, pillows, compare=first)
+                return list(zip((file.path for file in batch), found, strict=True))
 
-        ahead = thread.submit(next_batch)
-        while found := ahead.result():
-            ahead = thread.submit(next_batch)
-            yield from found
+            ahead = thread.submit(next_batch, True)
+            while found := ahead.result():
+                ahead = thread.submit(next_batch)
+                yield from found
+    finally:
+        if jpegs is not None:
+            jpegs.close()
 
 
 def _batches(paths: Sequence[Path]) -> Iterator[list[_File]]:
@@ -119,13 +131,28 @@ def _plainly_turned(notes: Sequence[bytes]) -> bool:
     return len(exif) <= 1 and len(turns) == len(well) <= 1 and not any(b"Orientation" in note for note in notes)
 
 
-def _decode_batch(batch: Sequence[_File], jpegs: _DaliJpegs | None, pillows: ThreadPoolExecutor) -> Iterator[Decoded]:
+def _decode_batch(
+    batch: Sequence[_File], jpegs: DaliJpegs | None, pillows: ThreadPoolExecutor, compare: bool
+) -> Iterator[Decoded]:
+    """`compare`: whether DALI's pictures are looked at beside Pillow's, and it is left out where they differ."""
     found: dict[Path, Image.Image] = {}
     if jpegs is not None:
         ordinary = [file for file in batch if file.ordinary]
-        found = dict(zip((f.path for f in ordinary), jpegs.decode([f.data for f in ordinary]), strict=False))
+        decoded = jpegs.decode([file.data for file in ordinary], [str(file.path) for file in ordinary])
+        found = dict(zip((file.path for file in ordinary), decoded, strict=False))
+        if compare and not all(_alike(found[f.path], _by_pillow(f)) for f in ordinary[:_COMPARED] if f.path in found):
+            log.warning("DALI gives other pixels than Pillow on this machine: Pillow decodes")
+            found = {}
+            jpegs.close()
     others = pillows.map(_by_pillow, [file for file in batch if file.path not in found])
     return (found[file.path] if file.path in found else next(others) for file in batch)
+
+
+def _alike(one: Image.Image, other: Decoded) -> bool:
+    """Of one size, and of the same pixels within rounding."""
+    if isinstance(other, UnreadableImage) or one.size != other.size:
+        return False
+    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean()) <= TOLERANCE
 
 
 def _by_pillow(file: _File) -> Decoded:
@@ -133,39 +160,3 @@ def _by_pillow(file: _File) -> Decoded:
         return file.refused or DECODER.picture(file.data, LOCAL)
     except UnreadableImage as error:
         return error
-
-
-class _DaliJpegs:
-    """A pipeline that decodes a batch of JPEGs. Raises ImportError where DALI is not installed."""
-
-    def __init__(self) -> None:
-        self.device = "GPU" if torch.cuda.is_available() else "CPU"
-        self._pipeline = self._build()
-
-    def _build(self) -> Any:
-        from nvidia.dali import Pipeline, fn, types
-
-        gpu = self.device == "GPU"
-        pipeline = Pipeline(
-            batch_size=_BATCH,
-            num_threads=4,
-            device_id=torch.cuda.current_device() if gpu else None,
-            prefetch_queue_depth=1,
-        )
-        with pipeline:
-            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-            images = fn.decoders.image(files, device="mixed" if gpu else "cpu", output_type=types.RGB)
-            pipeline.set_outputs(images.cpu() if gpu else images)
-        pipeline.build()
-        return pipeline
-
-    def decode(self, jpegs: Sequence[bytes]) -> list[Image.Image]:
-        """All of them; or none, where one is damaged: then Pillow tells which."""
-        if not jpegs:
-            return []
-        try:
-            (images,) = self._pipeline.run(files=[np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
-        except RuntimeError:
-            self._pipeline = self._build()  # after an error a pipeline is not to be used again
-            return []
-        return [Image.fromarray(np.array(images[place])) for place in range(len(jpegs))]

@@ -20,6 +20,8 @@ from imagebert.regions.images import find_images
 
 log = logging.getLogger(__name__)
 
+_NAMED = 5  # suffixes
+
 
 class Extracted(NamedTuple):
     """What came in, went out and was refused; the three add up."""
@@ -37,6 +39,7 @@ def extract(
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
+    decoder: str = "auto",
 ) -> Extracted:
     """Extracts every picture below `images`; an image's key is its path below that folder.
 
@@ -44,15 +47,24 @@ def extract(
 
     Args:
         part, parts: of all pictures only every `parts`th, from the `part`th on
+        decoder: see `decode`
 
     Raises:
         UsageError: no folder, no picture in it, or none that can be read.
     """
     if not images.is_dir():
         raise UsageError(f"there is no folder of pictures {images}")
-    files = find_images(images)
+    files, others, links = find_images(images)
+    suffixes = ", ".join(f"{count} of {suffix}" for suffix, count in others.most_common(_NAMED))
     if not files:
-        raise UsageError(f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read")
+        raise UsageError(
+            f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read"
+            + (f", and its {others.total()} files are other ones (by suffix: {suffixes})" if others else "")
+        )
+    if others:
+        log.info("%d files of %s are no pictures and not read (by suffix: %s)", others.total(), images, suffixes)
+    if links:
+        log.info("%d folders below %s are links, and were followed", links, images)
     files = files[part::parts]
     if not files:
         raise UsageError(f"part {part} of {parts} has no picture of {images}: take fewer parts")
@@ -64,7 +76,7 @@ def extract(
     ) as writer:
         keys = {file: file.relative_to(images).as_posix() for file in files}
         left = [file for file in files if not writer.has(keys[file])]
-        for file, image in track(decode(left), f"Extracting {escape(images.name)}", total=len(left)):
+        for file, image in track(decode(left, decoder), f"Extracting {escape(images.name)}", total=len(left)):
             if isinstance(image, UnreadableImage):
                 log.warning("%s is skipped: %s", file, image)
                 writer.refused += 1

@@ -89,8 +89,8 @@ PUBLISHED: list[tuple[str, bytes, list[tuple[str, str]]]] = [
     ("sbu-captions-all.json", as_json({"image_urls": URLS[:1], "captions": ["one"]}), [("a.jpg?imgmax=800", "one")]),
     (
         "Train_GCC-training.tsv",
-        f"a very typical bus station\t{URLS[0]}\n[ two ]\t{URLS[1]}\n".encode(),
-        [("00000000", "a very typical bus station"), ("00000001", "[ two ]")],
+        f"[ a very typical ] bus station\t{URLS[0]}\ntwo\t{URLS[1]}\n".encode(),
+        [("00000000", "[ a very typical ] bus station"), ("00000001", "two")],
     ),
     (
         "Image_Labels_Subset_Train_GCC-Labels-training.tsv",
@@ -125,6 +125,7 @@ def test_kaggles_line_without_a_number_is_refused_and_counted(tmp_path: Path) ->
     (tmp_path / name).write_bytes(content)
     captions = Captions(tmp_path / name)
     assert len(list(captions)) == 2
+    assert [key for key, _ in found(tmp_path / name, image_key="{row}")] == ["0", "2"]
     assert (captions.counts.came, captions.counts.refused) == (3, 1)
     with pytest.raises(UsageError, match=r"line 3: it is not IMAGE\| NUMBER\| caption"):
         list(Captions(tmp_path / name, strict=True))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagebert.config import UsageError
 from imagebert.pictures import UnreadableImage
-from imagebert.regions import decoding
+from imagebert.regions import dali_jpegs, decoding
 from imagebert.regions.decoding import decode
 
 
@@ -51,7 +53,7 @@ def exif_of(orientation: int, kind: int) -> bytes:
 
 
 def test_dali_gives_pillows_pixels_and_refuses_what_pillow_refuses(pictures: list[Path]) -> None:
-    by_pillow, by_dali = dict(decode(pictures, dali=False)), dict(decode(pictures, dali=True))
+    by_pillow, by_dali = dict(decode(pictures, "pillow")), dict(decode(pictures, "dali"))
     assert list(by_dali) == list(by_pillow) == pictures
     refused = [path.name for path, image in by_pillow.items() if isinstance(image, UnreadableImage)]
     assert refused == ["cut.jpg", "text.jpg"]
@@ -67,11 +69,51 @@ def test_dali_gives_pillows_pixels_and_refuses_what_pillow_refuses(pictures: lis
         assert difference.max() <= 1, path.name  # CPU's; nvJPEG may round otherwise
 
 
-def test_without_dali_pillow_decodes(pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+@pytest.mark.parametrize("module", ["raise ImportError('no such thing')", "raise OSError('half of it')", "os.abort()"])
+def test_without_dali_pillow_decodes(
+    module: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not installed, half installed, and one that ends its process: in the folder that is looked into first."""
+    (tmp_path / "path/nvidia/dali").mkdir(parents=True)
+    (tmp_path / "path/nvidia/__init__.py").touch()
+    (tmp_path / "path/nvidia/dali/__init__.py").write_text(f"import os\n{module}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "path"), *sys.path])  # which a spawned process is given
+    caplog.set_level("INFO")
     assert [path for path, _ in decode(pictures)] == pictures
-    with pytest.raises(ImportError):
-        next(decode(pictures, dali=True))
+    assert "pictures are decoded by Pillow" in caplog.text
+    with pytest.raises(UsageError, match=r"--decoder dali: .*: pip install imagebert\[dali\], or take pillow"):
+        next(decode(pictures, "dali"))
+
+
+def test_a_picture_that_ends_dali_costs_nothing(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is started again; and where it ends again and again, Pillow decodes the rest."""
+    monkeypatch.setattr(dali_jpegs, "_decode", end)
+    monkeypatch.setattr(decoding, "_BATCH", 10)
+    found = dict(decode(pictures, "dali"))
+    expected = dict(decode(pictures, "pillow"))
+    for path, image in expected.items():
+        if isinstance(image, Image.Image):
+            got = found[path]
+            assert isinstance(got, Image.Image)
+            np.testing.assert_array_equal(np.asarray(got), np.asarray(image))
+    ended = [record.message for record in caplog.records if "DALI ended at a picture of" in record.message]
+    assert ["started again" in message for message in ended] == [True, True, False]
+    assert str(pictures[0].parent) in ended[0]
+
+
+def end(jpegs: list[bytes]) -> None:
+    os.abort()
+
+
+def test_a_decoder_of_other_pixels_is_left_out(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decoding, "TOLERANCE", -1)
+    found = dict(decode(pictures, "dali"))
+    assert "DALI gives other pixels than Pillow" in caplog.text
+    assert list(found) == pictures
 
 
 def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +125,7 @@ def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypat
     files = sorted(tmp_path.iterdir())
     batches = ["".join(file.path.stem for file in batch) for batch in decoding._batches(files)]
     assert batches == ["01", "23", "45", "6"]
-    assert [image.size for _, image in decode(files, dali=False) if isinstance(image, Image.Image)] == 7 * [(100, 100)]
+    assert [image.size for _, image in decode(files, "pillow") if isinstance(image, Image.Image)] == 7 * [(100, 100)]
 
 
 def test_nothing_to_decode() -> None:
