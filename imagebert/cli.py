@@ -526,7 +526,7 @@ def _pairs(parsed: argparse.Namespace) -> int:
 
 
 def _import(parsed: argparse.Namespace) -> int:
-    from imagebert.data.readers.source import FORMATS, LaidOutReader, open_reader, survey
+    from imagebert.data.readers.source import FORMATS, LaidOutReader, class_names, open_reader, survey
     from imagebert.data.transfer import Target, describe_sources
     from imagebert.workers import workers
 
@@ -537,7 +537,7 @@ def _import(parsed: argparse.Namespace) -> int:
     if len(parsed.paths) < 2 - parsed.dry_run:
         raise UsageError("name what to read and the store to write: imagebert import FORMAT SRC OUT")
     sources, out = parsed.paths[:-1] or parsed.paths, parsed.paths[-1]
-    classes = _lines(parsed.classes, "--classes") if parsed.classes else []
+    classes = class_names(parsed.classes, _lines(parsed.classes, "--classes")) if parsed.classes else []
     given = dict(_name_and_value(text, "--layout") for text in parsed.layout)
     with workers() as team:
         found = team.agreed(lambda: survey(parsed.format, sources, classes, given))

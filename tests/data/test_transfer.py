@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -77,6 +78,26 @@ def test_what_is_found_is_said_before_it_is_stored(tmp_path: Path, capsys: pytes
     assert "--layout unit: give NAME=VALUE" in capsys.readouterr().err
     assert main([*call, "--dry-run", "--layout", "unit=shares"]) == 2
     assert "none of 5 sampled images can be used; " in capsys.readouterr().err
+
+
+def test_names_of_classes_as_projects_list_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line, VinVL's labelmap.tsv, and the JSON beside its models."""
+    _, path = write_lxmert(tmp_path, make())
+    names = [f"thing {i}" for i in range(7)]
+    numbers = {name: number for number, name in reversed(list(enumerate(names, start=1)))}
+    for listed in (
+        "\n".join(names),
+        "".join(f"{name}\t{number}\n" for number, name in enumerate(names)),
+        json.dumps({"label_to_idx": numbers, "attribute_to_idx": {"red": 1}}, indent=1),
+    ):
+        (tmp_path / "names").write_text(listed)
+        call = ["import", "auto", str(path), str(tmp_path / "out"), "--classes", str(tmp_path / "names"), "--overwrite"]
+        assert main(call) == 0
+        assert RegionStore(tmp_path / "out").classes == names
+    for wrong in ({"idx": 1}, {"label_to_idx": {"a": 0, "b": 1}}, {"label_to_idx": {"a": 1, "b": 3}}):
+        (tmp_path / "names").write_text(json.dumps(wrong))
+        assert main(call) == 2
+        assert "has no label_to_idx that numbers names from 1 on" in capsys.readouterr().err
 
 
 def test_a_store_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, Item, Loaded, Reader, check_files
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.layout import Layout, Sample, decide
+from imagebert.files import parse_json
 
 # The sample: the first images, and a run of others from each of so many places.
 _FIRST, _RUNS, _RUN = 16, 8, 8
@@ -110,6 +111,25 @@ class LaidOutReader:
 
     def _loaded(self, item: Item) -> Loaded:
         return self._layout.record(item.key, item.parse())
+
+
+def class_names(path: Path, lines: Sequence[str]) -> list[str]:
+    """Names of region classes, in the order of their numbers: a name a line, or VinVL's JSON of label_to_idx.
+
+    Args:
+        lines: what the file holds
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not lines or not lines[0].startswith("{"):
+        return [line.split("\t")[0] for line in lines]  # VinVL's labelmap.tsv has more columns
+    numbers = parse_json("\n".join(lines), str(path)).get("label_to_idx")
+    if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(
+        map(str, range(1, len(numbers) + 1))
+    ):
+        raise UsageError(f"{path} has no label_to_idx that numbers names from 1 on, without the background")
+    return sorted(numbers, key=lambda name: int(numbers[name]))
 
 
 def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str] = ()) -> Reader:
