@@ -14,7 +14,7 @@ from pathlib import Path
 from imagebert.config import UsageError
 from imagebert.data.environments import Reader as Environment
 from imagebert.data.readers.lmdbs import PICKLED, codec_of
-from imagebert.data.readers.tsv import LAYOUTS, LONGEST, text_of
+from imagebert.data.readers.tsv import LAYOUTS, read_line, text_of
 from imagebert.files import open_regular
 
 _HEAD = 512
@@ -74,7 +74,7 @@ def _of_file(file: Path) -> str:
     if re.search(rb"^feature:\s", head, re.MULTILINE):  # VinVL's yaml of a data set
         return "vinvl"
     with text_of(file) as lines:
-        line = lines.readline(LONGEST)
+        line = read_line(lines, file, 0)
     columns = 0 if _CONTROL.search(line) else line.count(b"\t") + 1
     if columns in (2, 3):
         return "vinvl"

@@ -82,7 +82,7 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
                     opened.seek(start - 1)
                     opened.readline(LONGEST)
                 while (offset := opened.tell()) < stop or (packed and start == 0):
-                    line = _line(opened, file, offset)
+                    line = read_line(opened, file, offset)
                     if not line:
                         break
                     content = line.rstrip(b"\r\n")
@@ -92,7 +92,12 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
         before += size
 
 
-def _line(opened: IO[bytes], file: Path, offset: int) -> bytes:
+def read_line(opened: IO[bytes], file: Path, offset: int) -> bytes:
+    """The next line; "" at the end.
+
+    Raises:
+        UsageError: it is longer than any image's, or its gzip is damaged.
+    """
     try:
         line = opened.readline(LONGEST)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -1047,6 +1047,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert len(errors) == 6
 
 
+def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
+    name, path = write_lxmert_gz(tmp_path, make())
+    whole = path.read_bytes()
+    for damaged in (whole[:200], whole[:20] + bytes(100) + whole[120:]):
+        path.write_bytes(damaged)
+        for ask in (name, "auto"):
+            with pytest.raises(UsageError, match=r"obj36\.tsv\.gz is a damaged gzip behind byte"):
+                survey(ask, [path], NAMES, {})
+
+
 def test_an_index_of_lines_that_does_not_fit(tmp_path: Path) -> None:
     _, path = write_vinvl(tmp_path, make(2048))
     (path / "predictions.lineidx").write_text("0\n17\n")
