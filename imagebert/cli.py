@@ -526,13 +526,14 @@ def _pairs(parsed: argparse.Namespace) -> int:
 
 
 def _import(parsed: argparse.Namespace) -> int:
+    from imagebert.data.readers.detect import detect
     from imagebert.data.readers.source import FORMATS, LaidOutReader, class_names, open_reader, survey
     from imagebert.data.transfer import Target, describe_sources
     from imagebert.workers import workers
 
     if parsed.format == "formats":
-        for name, format_ in {"auto": ("whichever of these it is",), **FORMATS}.items():
-            print(f"{name:20} {format_[0]}")
+        for listed, format_ in {"auto": ("whichever of these it is",), **FORMATS}.items():
+            print(f"{listed:20} {format_[0]}")
         return 0
     if len(parsed.paths) < 2 - parsed.dry_run:
         raise UsageError("name what to read and the store to write: imagebert import FORMAT SRC OUT")
@@ -540,25 +541,26 @@ def _import(parsed: argparse.Namespace) -> int:
     classes = class_names(parsed.classes, _lines(parsed.classes, "--classes")) if parsed.classes else []
     given = dict(_name_and_value(text, "--layout") for text in parsed.layout)
     with workers() as team:
-        found = team.agreed(lambda: survey(parsed.format, sources, classes, given))
-        if team.rank == 0:
-            whose = str(parsed.classes) if classes else "Visual Genome, not told"
-            print("\n".join(found.lines(sources, whose)), flush=True)
-        if parsed.dry_run:
-            return 0
-        reader = LaidOutReader(open_reader(found.format, sources, classes), found.layout)
-        layout = found.layout.described()
-        extractor = {"name": parsed.extractor or found.format, "digest": None, "imported_from": found.format}
+        name = team.agreed(lambda: detect(sources)) if parsed.format == "auto" else parsed.format
+        reader = open_reader(name, sources, classes)
         # Visual Genome's classes, when their names are not told: most published features have them.
         names = classes or [f"object {number}" for number in range(1600)]
+        found = team.agreed(lambda: survey(reader, f"{sources[0]}: {name}", len(names), given))
+        if team.rank == 0:
+            whose = str(parsed.classes) if classes else "Visual Genome, not told"
+            print("\n".join(found.lines(whose)), flush=True)
+        if parsed.dry_run:
+            return 0
+        layout = found.layout.described()
+        extractor = {"name": parsed.extractor or name, "digest": None, "imported_from": name}
         target = Target(
             *(out, names, {**extractor, "layout": layout}, parsed.features, parsed.shard_gib << 30, parsed.overwrite),
             feature_size=found.layout.size,
             has_classes=found.layout.has_classes,
         )
         known = describe_sources(sources) if team.rank == 0 else []  # which alone asks whether it is the same
-        job = {"import": found.format, "layout": layout, "sources": known, "classes": names}
-        return _transfer(reader, target, job, parsed.strict, team)
+        job = {"import": name, "layout": layout, "sources": known, "classes": names}
+        return _transfer(LaidOutReader(reader, found.layout), target, job, parsed.strict, team)
 
 
 def _name_and_value(text: str, option: str, form: str = "NAME=VALUE") -> tuple[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.data.pairs import Caption
-from imagebert.data.regions import RegionStore
+from imagebert.data.regions import RegionStore, find_sorted
 from imagebert.errors import UsageError
 
 _BLOCK = 1 << 16  # names that are looked for, or keys that are rewritten, at once
@@ -85,11 +85,11 @@ class Keys:
 
     def find(self, names: Sequence[str]) -> NDArray[np.int64]:
         """The place of each name's key among `known` [n]; -1: there is none. A key of that very name comes first."""
-        found = _find(self.known, _encoded(names))
+        found = find_sorted(self.known, _encoded(names))
         if self.rule != "exact":
             left = np.flatnonzero(found < 0)
             forms = _encoded(RULES[self.rule](names[place]) for place in left.tolist())
-            at = _find(self._forms, forms)
+            at = find_sorted(self._forms, forms)
             found[left] = np.where((at >= 0) & (forms != b""), self._places[at], -1)
         return found
 
@@ -206,12 +206,6 @@ def apart(one: str, other: str) -> tuple[str, str]:
     """Two names as a sentence can hold them: escaped where they look alike and are not."""
     same, there = (unicodedata.normalize("NFKC", name) for name in (one, other))
     return (ascii(one), ascii(other)) if same == there and one != other else (repr(one), repr(other))
-
-
-def _find(known: NDArray[np.bytes_], names: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    at = np.minimum(np.searchsorted(known, names), len(known) - 1)
-    found: NDArray[np.int64] = np.where(known[at] == names, at, -1)
-    return found
 
 
 def _encoded(names: Iterable[str]) -> NDArray[np.bytes_]:

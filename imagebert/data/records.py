@@ -85,12 +85,25 @@ def header_word(n: NDArray[np.int64], feature_type: FeatureType) -> NDArray[np.i
 
 def encode_record(record: RegionRecord, feature_type: FeatureType) -> bytes:
     """Packs a record, converting its features to `feature_type`; those that are of that type stay as they are."""
+    stored, scales, _ = convert(record, record.dequantized(), feature_type)
+    return pack_record(record, stored, scales)
+
+
+def convert(
+    record: RegionRecord, features: NDArray[np.float32], feature_type: FeatureType
+) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.float32]]:
+    """A record's features as `feature_type` [n, F], their scales [n], and what is lost of them [n, F]; nothing: [1].
+
+    Args:
+        features: the record's own, dequantised
+    """
     if record.features.dtype == feature_type:
-        return pack_record(record, record.features, record.scales)
-    features = record.dequantized()
-    return pack_record(
-        record, *(quantize(features)[:2] if feature_type == "int8" else (features.astype(feature_type),))
-    )
+        return record.features, record.scales, np.zeros(1, np.float32)
+    if feature_type == "int8":
+        return quantize(features)
+    with np.errstate(over="ignore"):
+        stored = features.astype(feature_type)
+    return stored, np.ones(len(stored), np.float32), features - stored.astype(np.float32)
 
 
 def quantize(features: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
@@ -108,10 +121,9 @@ def quantize(features: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[n
     return stored, scales, steps.astype(np.float32, copy=False)
 
 
-def pack_record(record: RegionRecord, stored: NDArray[np.generic], scales: NDArray[np.float32] | None = None) -> bytes:
-    """The bytes of a record whose features are `stored` [n, F]; without scales [n], these are ones."""
+def pack_record(record: RegionRecord, stored: NDArray[np.generic], scales: NDArray[np.float32]) -> bytes:
+    """The bytes of a record whose features are `stored` [n, F] with `scales` [n]."""
     n, feature_size = stored.shape
-    scales = np.ones(n, np.float32) if scales is None else scales
     type_code = FEATURE_TYPES.index(str(stored.dtype))  # type: ignore[arg-type]
     parts = [
         _HEADER.pack(_VERSION, type_code, n, record.width, record.height, feature_size),

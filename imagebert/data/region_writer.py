@@ -38,9 +38,9 @@ from imagebert.data.records import (
     WHOLE_IMAGE,
     FeatureType,
     RegionRecord,
+    convert,
     crc32,
     pack_record,
-    quantize,
 )
 from imagebert.data.regions import FORMAT, INDEX_FIELDS, VERSION, RegionStore, content_of, describe_array
 from imagebert.errors import UsageError
@@ -279,7 +279,7 @@ class RegionWriter:
         squares = np.einsum("nf,nf->n", features, features)
         if not np.isfinite(squares).all():
             raise UsageError(f"image {key!r} has a feature that is not finite")
-        stored, scales, lost = self._stored(record, features)
+        stored, scales, lost = convert(record, features, self.feature_type)
         if record.features.dtype != self.feature_type and self.feature_type == "int8":
             _check_steps(key, features, stored, scales, squares)
         square_error = float(np.dot(lost.reshape(-1), lost.reshape(-1)))
@@ -293,18 +293,6 @@ class RegionWriter:
         )
         row = (len(features), int(record.classes[0] == WHOLE_IMAGE), int.from_bytes(data[-4:], "little"))
         return Encoded(key, data, row, features.shape[1], statistics)
-
-    def _stored(
-        self, record: RegionRecord, features: NDArray[np.float32]
-    ) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.float32]]:
-        """Features as they are stored, their scales, and what is lost of them."""
-        if record.features.dtype == self.feature_type:
-            return record.features, record.scales, np.zeros(1, np.float32)
-        if self.feature_type == "int8":
-            return quantize(features)
-        with np.errstate(over="ignore"):
-            stored = features.astype(self.feature_type)
-        return stored, np.ones(len(stored), np.float32), features - stored.astype(np.float32)
 
     def _commit(self) -> None:
         if not self._pending:

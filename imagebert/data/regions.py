@@ -94,10 +94,7 @@ class RegionStore:
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """The number of each key [n] of UTF-8 bytes; -1 where there is no such image."""
-        known = self.index["key"]
-        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        found: NDArray[np.int64] = np.where(known[at] == keys, at, -1)
-        return found
+        return find_sorted(self.index["key"], keys)
 
     def read(self, image: int) -> RegionRecord:
         """The regions of image number `image`.
@@ -161,6 +158,13 @@ def _read(descriptor: int, offset: int, buffers: Sequence[Any]) -> int:
         return os.preadv(descriptor, buffers, offset)
     except OSError:  # a bad sector, a network disk that is gone
         return 0
+
+
+def find_sorted(known: NDArray[np.bytes_], keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """The place of each key [n] among the sorted `known` [K]; -1 where it is none of them."""
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    found: NDArray[np.int64] = np.where(known[at] == keys, at, -1)
+    return found
 
 
 def content_of(meta: dict[str, Any], index: NDArray[Any]) -> str:

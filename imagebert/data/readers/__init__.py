@@ -7,7 +7,7 @@ a BadRecord that names file, place and expectation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +60,39 @@ class Reader(Protocol):
         """How much there is to read, in units of the reader's own."""
 
     def items(self, share: int, shares: int) -> Iterator[Item]: ...
+
+
+class ListedReader:
+    """A reader that knows all its images from the beginning, `_images`. Shares are runs of them, in their order."""
+
+    _images: Sequence[Any]
+
+    def size(self, share: int, shares: int) -> int:
+        return len(share_of(len(self._images), share, shares))
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        mine = share_of(len(self._images), share, shares)
+        for number in mine:
+            yield Item(*self._item(self._images[number]), number + 1 - mine.start)
+
+    def _item(self, image: Any) -> tuple[str, str, Callable[[], Any]]:
+        """Of one of the images what an Item has: where, key and parse."""
+        raise NotImplementedError
+
+
+def find_files(sources: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Files as they are given, and of folders those below with one of the suffixes, sorted.
+
+    Raises:
+        UsageError: there are none, or one is no regular file.
+    """
+    files: list[Path] = []
+    for source in sources:
+        files += sorted(file for file in source.rglob("*") if file.suffix in suffixes) if source.is_dir() else [source]
+    if not files:
+        raise UsageError(f"{sources[0]} holds no {' and no '.join(suffixes)}")
+    check_files(files)
+    return files
 
 
 def check_files(paths: Iterable[Path]) -> None:

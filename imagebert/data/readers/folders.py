@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from imagebert.config import UsageError
-from imagebert.data.readers import LARGEST, BadRecord, Item, share_of
+from imagebert.data.readers import LARGEST, BadRecord, ListedReader
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.data.records import crc32
 from imagebert.files import open_regular, read_bytes
@@ -33,30 +33,25 @@ _LOCAL = struct.Struct("<4s22xHH")  # a member's own header: magic, lengths of i
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
 
 
-class FolderReader:
-    """A key is the file's path below its folder, without the suffix. Shares are every so many files."""
+class FolderReader(ListedReader):
+    """A key is the file's path below its folder, without the suffix."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        self._files: list[tuple[str, Path]] = []
+        self._images: list[tuple[str, Path]] = []
         for source in sources:
             files = sorted(source.rglob("*.np[yz]")) if source.is_dir() else [source]
             base = source if source.is_dir() else source.parent
-            self._files += [
+            self._images += [
                 (file.relative_to(base).with_suffix("").as_posix(), file)
                 for file in files
                 if not file.stem.endswith("_info")
             ]
-        if not self._files:
+        if not self._images:
             raise UsageError(f"{sources[0]} holds no .npy and no .npz")
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(len(self._files), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        mine = share_of(len(self._files), share, shares)
-        for number in mine:
-            key, file = self._files[number]
-            yield Item(str(file), key, partial(_fields, file), number + 1 - mine.start)
+    def _item(self, image: tuple[str, Path]) -> tuple[str, str, Callable[[], Any]]:
+        key, file = image
+        return str(file), key, partial(_fields, file)
 
 
 def _read(file: Path) -> Any:

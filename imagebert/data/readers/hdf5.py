@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import UsageError
-from imagebert.data.readers import LARGEST, BadRecord, Item, check_files, share_of
+from imagebert.data.readers import LARGEST, BadRecord, ListedReader, check_files
 from imagebert.data.readers.layout import NAMES
 from imagebert.data.readers.unpickle import unpickle
 from imagebert.files import read_bytes
@@ -33,8 +33,8 @@ _SHUFFLED, _DEFLATED = 2, 1  # HDF5's numbers of these filters
 _DEEPEST = 8  # of groups in groups
 
 
-class Hdf5Reader:
-    """Shares are runs of images, in the file's order."""
+class Hdf5Reader(ListedReader):
+    """Of one file or several."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         try:
@@ -52,15 +52,10 @@ class Hdf5Reader:
             except Exception as error:  # what a damaged file makes of HDF5's library is no closed list
                 raise UsageError(f"cannot open {source} as HDF5: {error}") from None
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(len(self._images), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        mine = share_of(len(self._images), share, shares)
-        for number in mine:
-            path, file, key, row = self._images[number]
-            load = partial(_of_group, file, key) if row is None else partial(_of_row, file, row)
-            yield Item(f"{path}, image {key!r}", key, load, number + 1 - mine.start)
+    def _item(self, image: tuple[Path, Any, str, int | None]) -> tuple[str, str, Callable[[], Any]]:
+        path, file, key, row = image
+        load = partial(_of_group, file, key) if row is None else partial(_of_row, file, row)
+        return f"{path}, image {key!r}", key, load
 
 
 def _images(source: Path, file: Any) -> Iterator[tuple[str, int | None]]:

@@ -233,15 +233,13 @@ class Layout:
             if real.shape[1] != self.classes:
                 raise BadRecord(f"it has {real.shape[1]} class probabilities, there are {self.classes} classes")
             best = real.argmax(axis=1)
-            if classes is None:
-                classes = best
+            # Where the background is given, the best class.
+            classes = best if classes is None else np.where(classes < 0, best, classes)
             if confidences is None:
-                # Of the class that is given, or of the best where that is the background.
-                classes = np.where(classes < 0, best, classes)
-                confidences = np.take_along_axis(real, np.clip(classes, 0, real.shape[1] - 1)[:, None], axis=1)[:, 0]
-            classes = np.where(classes < 0, best, classes)
+                places = np.minimum(classes, real.shape[1] - 1)  # numbers without a class are refused behind this
+                confidences = np.take_along_axis(real, places[:, None], axis=1)[:, 0]
         classes = np.zeros(n, np.int64) if classes is None else classes
-        return classes, np.ones(n, np.float32) if confidences is None else confidences.astype(np.float32)
+        return classes, np.ones(n, np.float32) if confidences is None else confidences
 
 
 # ------------------------------------------------------------------------------------------------------------ deciding

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, Item, Loaded, Reader, check_files
-from imagebert.data.readers.detect import detect
 from imagebert.data.readers.layout import Layout, Sample, decide
 from imagebert.files import parse_json
 
@@ -52,20 +51,21 @@ class Survey:
     """What a source is, found by looking at some of it; plain data, so that all workers can be given the same.
 
     Attributes:
+        source: what it is of, for people
         images: how many there are, about
         first: the first one's key
         regions: of the first
         sampled: how many images were looked at
     """
 
-    format: str
+    source: str
     layout: Layout
     images: int
     first: str
     regions: int
     sampled: int
 
-    def lines(self, sources: Sequence[Path], names: str) -> list[str]:
+    def lines(self, names: str) -> list[str]:
         """What was found, for people.
 
         Args:
@@ -92,7 +92,7 @@ class Survey:
         if layout.axis == "columns":
             rows["features"] += ", as columns"
         return [
-            f"{sources[0]}: {self.format}, about {self.images:,} images, the first is {self.first!r}",
+            f"{self.source}, about {self.images:,} images, the first is {self.first!r}",
             *(f"    {what:13} {text}" for what, text in rows.items()),
             f"    from {self.sampled} images; --layout NAME=VALUE decides otherwise",
         ]
@@ -136,7 +136,7 @@ def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str] = ())
     """The reader of a format.
 
     Args:
-        name: one of FORMATS
+        name: one of FORMATS; `detect` tells which
         sources: files or folders
         classes: names of the region classes, for formats that hold names instead of numbers
 
@@ -154,19 +154,17 @@ def open_reader(name: str, sources: Sequence[Path], classes: Sequence[str] = ())
     return opened
 
 
-def survey(name: str, sources: Sequence[Path], classes: Sequence[str], given: Mapping[str, str]) -> Survey:
-    """Finds out what files or folders are, and decides from a sample how their records are to be read.
+def survey(reader: Reader, source: str, classes: int, given: Mapping[str, str]) -> Survey:
+    """Looks at a sample of a source, and decides from it how the records are to be read.
 
     Args:
-        name: one of FORMATS, or auto
-        classes: names of the region classes; empty: Visual Genome's 1,600, whose names are not told
+        source: what it reads, for people
+        classes: how many classes have a name
         given: what of the layout is not to be decided; see `decide`
 
     Raises:
-        UsageError: it is of no known format, no image can be used, or the sample contradicts itself.
+        UsageError: no image can be used, or the sample contradicts itself.
     """
-    format_ = detect(sources) if name == "auto" else name
-    reader = open_reader(format_, sources, classes)
     images = {item.where: item for item in islice(reader.items(0, 1), _FIRST)}
     about = len(images)
     if about == _FIRST:
@@ -180,8 +178,8 @@ def survey(name: str, sources: Sequence[Path], classes: Sequence[str], given: Ma
         except BadRecord as error:
             problem = problem or f"{item.where}: {error}"
     if not sample:
-        raise UsageError(problem or f"{sources[0]} holds no images")
-    layout = decide(sample, len(classes) or 1600, given)
+        raise UsageError(problem or f"{source} holds no images")
+    layout = decide(sample, classes, given)
     first, problem = None, None
     for one in sample:
         try:
@@ -190,6 +188,4 @@ def survey(name: str, sources: Sequence[Path], classes: Sequence[str], given: Ma
             problem = problem or f"{one.where}: {error}"
     if first is None:
         raise UsageError(f"none of {len(sample)} sampled images can be used; {problem}")
-    return Survey(
-        format_, layout, max(about, len(images)) if about else about, first.key, len(first.record.boxes), len(sample)
-    )
+    return Survey(source, layout, max(about, len(images)), first.key, len(first.record.boxes), len(sample))

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from imagebert.config import UsageError
-from imagebert.data.readers import LARGEST, BadRecord, Item, check_files, share_of
+from imagebert.data.readers import LARGEST, BadRecord, Item, find_files, share_of
 from imagebert.data.readers.layout import NAMES
 from imagebert.files import parse_json
 
@@ -30,16 +30,7 @@ class TableReader:
     """Shares are runs of rows."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        self._files = [
-            file
-            for source in sources
-            for file in (
-                sorted(file for file in source.rglob("*") if file.suffix in _SUFFIXES) if source.is_dir() else [source]
-            )
-        ]
-        if not self._files:
-            raise UsageError(f"{sources[0]} holds no {' and no '.join(_SUFFIXES)}")
-        check_files(self._files)
+        self._files = find_files(sources, _SUFFIXES)
         self._rows = [_count(file) for file in self._files]
 
     def size(self, share: int, shares: int) -> int:

@@ -7,7 +7,7 @@ image -> {boxes, features, image_w, image_h, num_boxes}.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,21 @@ from typing import Any
 import torch
 
 from imagebert.config import UsageError
-from imagebert.data.readers import LARGEST, BadRecord, Item, check_files, share_of
+from imagebert.data.readers import LARGEST, BadRecord, ListedReader, find_files
 
 _SUFFIXES = (".pt", ".pth", ".th")
 
 
-class TensorReader:
-    """Shares are runs of images, in the files' order. A file of one image names it."""
+class TensorReader(ListedReader):
+    """A file of one image names it."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        files = [
-            file
-            for source in sources
-            for file in (
-                sorted(file for file in source.rglob("*") if file.suffix in _SUFFIXES) if source.is_dir() else [source]
-            )
-        ]
-        if not files:
-            raise UsageError(f"{sources[0]} holds no {' and no '.join(_SUFFIXES)}")
-        check_files(files)
+        files = find_files(sources, _SUFFIXES)
         self._images = [(file, key, found) for file in files for key, found in _images(file)]
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(len(self._images), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        mine = share_of(len(self._images), share, shares)
-        for number in mine:
-            file, key, found = self._images[number]
-            yield Item(f"{file}, image {key!r}", key, partial(_fields, found), number + 1 - mine.start)
+    def _item(self, image: tuple[Path, str, Any]) -> tuple[str, str, Callable[[], Any]]:
+        file, key, found = image
+        return f"{file}, image {key!r}", key, partial(_fields, found)
 
 
 def _images(file: Path) -> Iterator[tuple[str, Any]]:

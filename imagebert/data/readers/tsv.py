@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,8 +68,8 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
     All lines of a gzip belong to the share that its own first byte is in, since none but the first can be found.
 
     Raises:
-        UsageError: a line is longer than any image's.
-        OSError: the disk fails, or a gzip is damaged.
+        UsageError: a line is longer than any image's, or a gzip is damaged.
+        OSError: the disk fails.
     """
     mine = share_of(sum(file.stat().st_size for file in files), share, shares)
     before = 0  # bytes of the files before this one
@@ -78,15 +79,14 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
         if start < stop:
             with text_of(file) as opened:
                 packed = isinstance(opened, gzip.GzipFile)
-                if start > 0 and not packed:  # to the next line's beginning, which may be here
+                if packed:
+                    stop = sys.maxsize if start == 0 else 0
+                elif start > 0:  # to the next line's beginning, which may be here
                     opened.seek(start - 1)
                     opened.readline(LONGEST)
-                while (offset := opened.tell()) < stop or (packed and start == 0):
-                    line = read_line(opened, file, offset)
-                    if not line:
-                        break
+                while (offset := opened.tell()) < stop and (line := read_line(opened, file, offset)):
                     content = line.rstrip(b"\r\n")
-                    if content and not (packed and start > 0):
+                    if content:
                         read = opened.fileobj.tell() if packed else opened.tell()  # type: ignore[attr-defined]
                         yield file, offset, content, before + read - mine.start
         before += size

@@ -23,7 +23,7 @@ import numpy as np
 from imagebert.config import UsageError, read_yaml, shown
 from imagebert.data.readers import BadRecord, Item, check_files, share_of
 from imagebert.data.readers.layout import decode_base64
-from imagebert.data.readers.tsv import LONGEST, lines_of_share
+from imagebert.data.readers.tsv import LONGEST, lines_of_share, read_line
 from imagebert.files import open_regular, parse_json, read_text
 
 _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
@@ -215,9 +215,7 @@ def _line_offsets(path: Path, size: int) -> list[int]:
         return offsets
     offsets, at = [], 0
     with open_regular(path) as file:
-        while line := file.readline(LONGEST):
-            if len(line) == LONGEST:
-                raise UsageError(f"{path}, byte {at}: a line has more than {LONGEST} bytes: is it a TSV?")
+        while line := read_line(file, path, at):
             offsets.append(at)
             at += len(line)
     return offsets

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagebert.config import UsageError
-from imagebert.data.readers import LARGEST, BadRecord, Item, check_files, share_of
+from imagebert.data.readers import LARGEST, BadRecord, ListedReader, find_files
 from imagebert.data.readers.folders import flat, read_npy, read_npz
 from imagebert.files import open_regular, parse_json
 
@@ -28,33 +28,21 @@ class _Part(NamedTuple):
     size: int
 
 
-class WebdatasetReader:
-    """Shares are runs of images, in the tars' order."""
+class WebdatasetReader(ListedReader):
+    """Of tars, or folders of them."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        self._tars = [
-            tar for source in sources for tar in (sorted(source.rglob("*.tar")) if source.is_dir() else [source])
-        ]
-        if not self._tars:
-            raise UsageError(f"{sources[0]} holds no .tar")
-        check_files(self._tars)
-        self._images: list[tuple[Path, str, list[_Part]]] = []
-        for tar in self._tars:
-            self._images += [(tar, key, parts) for key, parts in _images(tar)]
+        tars = find_files(sources, [".tar"])
+        self._images = [(tar, key, parts) for tar in tars for key, parts in _images(tar)]
         if not any(part.name.endswith(("npz", "npy")) for _, _, parts in self._images for part in parts):
             raise UsageError(
-                f"{self._tars[0]} holds no .npz and no .npy: it is no tar of region features. Of pictures, unpacked, "
+                f"{tars[0]} holds no .npz and no .npy: it is no tar of region features. Of pictures, unpacked, "
                 "`imagebert extract` makes some"
             )
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(len(self._images), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        mine = share_of(len(self._images), share, shares)
-        for number in mine:
-            tar, key, parts = self._images[number]
-            yield Item(f"{tar}, image {key!r}", key, partial(_fields, tar, parts), number + 1 - mine.start)
+    def _item(self, image: tuple[Path, str, list[_Part]]) -> tuple[str, str, Callable[[], Any]]:
+        tar, key, parts = image
+        return f"{tar}, image {key!r}", key, partial(_fields, tar, parts)
 
 
 def _images(tar: Path) -> Iterator[tuple[str, list[_Part]]]:

@@ -692,7 +692,8 @@ FORMATS: list[tuple[Write, set[str], int, int | None]] = [
 
 
 def open_laid_out(name: str, path: Path, **given: str) -> LaidOutReader:
-    return LaidOutReader(open_reader(name, [path], NAMES), survey(name, [path], NAMES, given).layout)
+    reader = open_reader(name, [path], NAMES)
+    return LaidOutReader(reader, survey(reader, str(path), len(NAMES), given).layout)
 
 
 def read(name: str, path: Path, shares: int = 1) -> dict[str, RegionRecord]:
@@ -1052,9 +1053,9 @@ def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:200], whole[:20] + bytes(100) + whole[120:]):
         path.write_bytes(damaged)
-        for ask in (name, "auto"):
+        for ask in (lambda: read(name, path), lambda: detect([path])):
             with pytest.raises(UsageError, match=r"obj36\.tsv\.gz is a damaged gzip behind byte"):
-                survey(ask, [path], NAMES, {})
+                ask()
 
 
 def test_an_index_of_lines_that_does_not_fit(tmp_path: Path) -> None:
