@@ -465,6 +465,7 @@ def _extract(parsed: argparse.Namespace) -> int:
 
 def _pairs(parsed: argparse.Namespace) -> int:
     from imagebert.data.captions import Captions, Columns
+    from imagebert.data.folder import clear_lock
     from imagebert.data.keys import InStores, Keys, keys_of
     from imagebert.data.pairs import Caption, PairStore, write_pairs
     from imagebert.data.regions import RegionStore
@@ -506,7 +507,9 @@ def _pairs(parsed: argparse.Namespace) -> int:
         return {"without_regions.txt": list(found.missing)} if found.missing else {}
 
     there = (parsed.out / "meta.json").is_file() and not parsed.overwrite
-    if not (there and PairStore(parsed.out).meta["origin"].get("job") == job):  # this very call may have ended well
+    if there and PairStore(parsed.out).meta["origin"].get("job") == job:  # this very call has ended well
+        clear_lock(parsed.out)  # where it was killed just behind its last rename
+    else:
         write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, lambda: captions.dataset, origin, lists)
     store = PairStore(parsed.out)
     counts = {"not_downloaded": 0, "without_regions": 0, "notes": [], **store.meta["origin"]}

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pyarrow import parquet
 from imagebert.cli import main
 from imagebert.config import UsageError
 from imagebert.data.captions import Captions, Columns
+from imagebert.data.folder import lock_of
 from imagebert.data.pairs import Caption, PairStore
 from tests.corpora import write_vocabulary
 
@@ -264,3 +267,19 @@ def test_a_call_that_ended_well_is_made_again(tmp_path: Path, capsys: pytest.Cap
     os.utime(table, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert main(call) == 2
     assert "out exists: remove it" in capsys.readouterr().err
+
+
+def test_a_lock_of_a_call_that_was_killed_behind_its_last_rename(tmp_path: Path) -> None:
+    table, out = tmp_path / "captions.csv", tmp_path / "pairs"
+    table.write_text("image,caption\na.jpg,word01\n")
+    call = ["pairs", str(table), str(out), "--vocab", str(write_vocabulary(tmp_path).path)]
+    assert main(call) == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from imagebert.lock import lock; out = Path(sys.argv[1])\n"
+    )
+    killed += "with lock(out, out): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", killed, str(lock_of(out))], check=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) != before
+    assert main(call) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
