@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -147,7 +148,7 @@ class Layout:
         if name is None:
             return key
         found = fields.get(name)
-        found = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+        found = found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else found
         if not isinstance(found, str | int | np.integer | np.str_) or found == "":
             raise BadRecord(f"its {name} is {shown(found)}, which names no image")
         return str(found)
@@ -319,11 +320,17 @@ def _names(fields: Sequence[Fields], given: Mapping[str, str], named: bool) -> d
     # MMF's extract_features_frcnn.py keeps the top class' probability alone under the table's name.
     table = names.get("probabilities")
     if table is not None and "probabilities" not in given:
-        flat = sum(isinstance(one.get(table), np.ndarray | list) and np.ndim(one[table]) == 1 for one in fields)
+        flat = sum(_is_flat(one.get(table)) for one in fields)
         if 2 * flat > len(fields):
             del names["probabilities"]
             names.setdefault("confidences", table)
     return names
+
+
+def _is_flat(value: Any) -> bool:
+    with suppress(BadRecord):
+        return isinstance(value, np.ndarray | list) and _array("it", value).ndim == 1
+    return False
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -554,16 +561,20 @@ def decode_boxes(text: bytes | str, name: str, rows: int) -> NDArray[Any]:
     return _rows_of(data, dtype, name, rows)
 
 
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of lists of several lengths
+        raise BadRecord(f"{name} is no array of numbers ({error})") from None
+
+
 def as_matrix(name: str, value: Any) -> NDArray[Any]:
     """A table of numbers.
 
     Raises:
         BadRecord: it is none.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise BadRecord(f"{name} is no table of numbers ({error})") from None
+    array = _array(name, value)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or array.size == 0:
         raise BadRecord(f"{name} is {array.dtype}{list(array.shape)}, not a table of numbers")
     return array
@@ -582,10 +593,7 @@ def as_numbers(value: Any, name: str, n: int | None, kinds: str) -> NDArray[Any]
         if (kinds, size) not in dtype:
             raise BadRecord(f"{name} has {len(data)} bytes for {n} regions")
         return np.frombuffer(data, dtype[kinds, size])
-    try:
-        array = np.asarray(value).reshape(-1)
-    except ValueError as error:
-        raise BadRecord(f"{name} is no list of numbers ({error})") from None
+    array = _array(name, value).reshape(-1)
     if (n is not None and len(array) != n) or array.dtype.kind not in kinds:
         raise BadRecord(f"{name} is {array.dtype}{list(array.shape)}, for {n} regions")
     return array
@@ -599,7 +607,7 @@ def as_table(value: Any, name: str, n: int) -> NDArray[Any]:
     """
     if isinstance(value, str | bytes):
         return decode_base64(value, "float32", name, n)
-    table = np.asarray(value)
+    table = _array(name, value)
     if table.ndim != 2 or table.dtype.kind != "f" or table.shape[1] < 2 or len(table) != n:
         raise BadRecord(f"{name} is {table.dtype}{list(table.shape)}, for {n} regions")
     return as_float32(table)

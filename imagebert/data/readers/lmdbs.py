@@ -6,10 +6,11 @@ ViLBERT and VOLTA): lists or dictionaries by msgpack or pickle, under running nu
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from imagebert.files import read_json
 
 
 class LmdbReader:
-    """Shares are runs of keys. How the values of an LMDB are written is told by its first."""
+    """Shares are runs of keys. How the values of an LMDB are written is told by most of the first."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self._environments = [Environment(source) for source in sources]
@@ -46,7 +47,7 @@ class LmdbReader:
             for entry in islice(environment.entries(), mine.start, mine.stop):
                 done += 1
                 if entry.key not in _LISTS_OF_KEYS:
-                    key = entry.key.decode("utf-8", "replace")
+                    key = entry.key.decode("utf-8", "surrogateescape")
                     load = partial(self._fields, environment, codec, key, entry)
                     name = "" if environment.path in self._numbered else key  # then the record names the image
                     yield Item(f"{environment.path}, key {key!r}", name, load, done)
@@ -67,6 +68,7 @@ class LmdbReader:
 
 _Codec = Callable[[bytes], Any]
 _LISTS_OF_KEYS = (b"keys", b"__keys__")
+_LOOKED_AT = 9  # records that tell how all are written
 # What stands where in the lists that preprocess Conceptual Captions, told by their lengths.
 _VILBERT = ("features", "cls_prob", "boxes", "num_boxes", "image_h", "image_w", "image_id", "caption")
 _CLASSES = ("objects_id", "objects_conf", "attrs_id", "attrs_conf", "attr_scores")
@@ -75,40 +77,54 @@ _LISTS = {len(names): names for names in (_VILBERT, _VOLTA)}
 
 
 def codec_of(environment: Environment) -> _Codec:
-    """How the values are written.
+    """How the values are written: most of the first, of which one may be damaged.
 
     Raises:
-        UsageError: the first one is of no known kind.
+        UsageError: they are of no known kind.
     """
-    entry = _first(environment)
-    first = b"" if entry is None else environment.read(entry)
-    if first[:2] == b"PK":
+    values = [environment.read(entry) for entry in _first(environment)]
+    found = Counter(filter(None, map(_codec_of, values))).most_common(1)
+    if not found:
+        raise UsageError(
+            f"{environment.path}: its values are no msgpack, npz or pickle of an image's arrays, the first begins with "
+            f"{b''.join(values[:1])[:8]!r}: tensorpack 0.8 wrote by pyarrow what no pyarrow of today reads, write it "
+            "anew with TENSORPACK_SERIALIZE=msgpack"
+        )
+    return found[0][0]
+
+
+def _codec_of(value: bytes) -> _Codec | None:
+    if value[:2] == b"PK":
         return read_npz
-    if first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+    if value[:1] == b"\x80" and value[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return unpickle
-    if 0x81 <= (first[:1] or b"\0")[0] <= 0x9F or first[:1] in (b"\xdc", b"\xdd", b"\xde", b"\xdf"):
+    if 0x81 <= (value[:1] or b"\0")[0] <= 0x9F or value[:1] in (b"\xdc", b"\xdd", b"\xde", b"\xdf"):
         return _unpack
-    raise UsageError(
-        f"{environment.path}: its values are no msgpack, npz or pickle of an image's arrays, the first begins with "
-        f"{first[:8]!r}: tensorpack 0.8 wrote by pyarrow what no pyarrow of today reads, write it anew with "
-        "TENSORPACK_SERIALIZE=msgpack"
-    )
+    return None
 
 
 PICKLED = (unpickle,)
 
 
-def _first(environment: Environment) -> Entry | None:
-    return next((entry for entry in environment.entries() if entry.key not in _LISTS_OF_KEYS), None)
+def _first(environment: Environment) -> list[Entry]:
+    return list(islice((entry for entry in environment.entries() if entry.key not in _LISTS_OF_KEYS), _LOOKED_AT))
 
 
 def _is_numbered(environment: Environment, codec: _Codec) -> bool:
     """Whether its keys are running numbers, as tensorpack's, and its records name their images."""
-    entry = _first(environment)
-    if entry is None or entry.key.strip(b"0"):
+    first = _first(environment)
+    keys = [entry.key for entry in first]
+    if not all(key.isdigit() for key in keys):
         return False
-    with suppress(BadRecord):
-        return not _named(codec(environment.read(entry))).keys().isdisjoint(NAMES["key"])
+    # Eight digits with zeros in front, of which a damaged page may have the first; or 0, 1, 10, 100 of old ones.
+    steps = [int(later) - int(key) for key, later in pairwise(keys)]
+    padded = len(set(map(len, keys))) == 1 and keys[:1] < [b"1"] and 2 * steps.count(1) >= len(steps)
+    if not (padded or b"".join(keys[:1]).strip(b"0") == b""):
+        return False
+    for entry in first:
+        with suppress(BadRecord):
+            if not _named(codec(environment.read(entry))).keys().isdisjoint(NAMES["key"]):
+                return True
     return False
 
 

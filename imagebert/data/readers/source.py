@@ -175,7 +175,7 @@ def survey(reader: Reader, source: str, classes: int, given: Mapping[str, str]) 
     for item in images.values():
         try:
             sample.append(Sample(item.where, item.key, item.load()))
-        except BadRecord as error:
+        except UsageError as error:  # as the import does, which refuses the one image
             problem = problem or f"{item.where}: {error}"
     if not sample:
         raise UsageError(problem or f"{source} holds no images")

@@ -49,7 +49,7 @@ class TsvReader:
     def items(self, share: int, shares: int) -> Iterator[Item]:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
             columns = line.split(b"\t", _MOST)
-            key = columns[0].decode("utf-8", "replace") if len(columns) > 1 else ""
+            key = columns[0].decode("utf-8", "surrogateescape") if len(columns) > 1 else ""
             yield Item(f"{file}, byte {offset}, image {key!r}", key, partial(_fields, columns), done)
 
 

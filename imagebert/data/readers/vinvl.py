@@ -50,7 +50,7 @@ class VinvlReader:
     def items(self, share: int, shares: int) -> Iterator[Item]:
         for file, offset, line, done in lines_of_share(self.files, share, shares):
             columns = line.split(b"\t", 3)
-            key = columns[0].decode("utf-8", "replace").strip() if len(columns) > 1 else ""
+            key = columns[0].decode("utf-8", "surrogateescape").strip() if len(columns) > 1 else ""
             load = partial(self._fields, file, key, columns)
             yield Item(f"{file}, byte {offset}, image {key!r}", key, load, done)
 

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from imagebert.cli import main
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
@@ -1046,6 +1047,38 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         transaction.put(b"3", msgpack.dumps([1, 2], use_bin_type=True))
     errors = load_all("npz", tmp_path) + load_all("uniter", tmp_path / "l")
     assert len(errors) == 6
+
+
+@pytest.mark.parametrize("write", [write_vilbert_captions, write_volta_h5_tensorpack])
+def test_a_damaged_first_record_changes_no_names(write: Write, tmp_path: Path) -> None:
+    name, path = write(tmp_path, make())
+    whole = sorted(read(name, path))
+    with lmdb.open(str(path), subdir=False, map_size=1 << 26) as environment:
+        for damage in (b"\xc1nothing", b"\x80\x04nothing", b""):
+            with environment.begin(write=True) as transaction:
+                transaction.put(b"00000000", damage)
+            found = []
+            for item in open_laid_out(name, path).items(0, 1):
+                with contextlib.suppress(BadRecord):
+                    found.append(item.load().key)
+            assert sorted(found) == whole[:-1]  # they lie there in reverse
+
+
+def test_a_key_that_is_no_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of them would else have one name, that of neither."""
+    images = make()
+    name, path = write_bottom_up(tmp_path, images)
+    lines = path.read_bytes()
+    for key, wrong in ((images[0].key, b"caf\xe9"), (images[1].key, b"caf\xe8")):
+        lines = lines.replace(key.encode(), wrong)
+    path.write_bytes(lines)
+    assert main(["import", name, str(path), str(tmp_path / "out")]) == 0
+    assert "5 images: 3 stored" in capsys.readouterr().out
+    with written(tmp_path / "x.lmdb") as transaction:
+        for key, image in zip([b"caf\xe9", b"caf\xe8", b"3"], images, strict=False):
+            transaction.put(key, pickle.dumps(volta_arrays(image)))
+    assert main(["import", "vilbert", str(tmp_path / "x.lmdb"), str(tmp_path / "lmdb")]) == 0
+    assert "3 images: 1 stored" in capsys.readouterr().out
 
 
 def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:

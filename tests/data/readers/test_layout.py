@@ -126,7 +126,12 @@ def test_bytes_that_could_be_either() -> None:
 
 def test_one_odd_image_costs_one_image_wherever_it_lies() -> None:
     """In size, in unit, in its fields."""
-    odd = [image(9, features=np.ones((5, 3), np.float32)), image(9, boxes=image(9)["boxes"] / SIZE), {"other": 1}]
+    odd = [
+        image(9, cls_prob=[[0.1], [0.1, 0.2]]),
+        image(9, features=np.ones((5, 3), np.float32)),
+        image(9, boxes=image(9)["boxes"] / SIZE),
+        {"other": 1},
+    ]
     for one in odd:
         for place in (0, 3, 7):
             images = [image(i) for i in range(7)]
@@ -135,7 +140,7 @@ def test_one_odd_image_costs_one_image_wherever_it_lies() -> None:
             assert (layout.size, layout.unit) == (16, "pixels")
             assert sum(read(layout, fields) is not None for fields in images if fields is not one) == 7
     with pytest.raises(BadRecord, match="its features have 3 numbers, those of the source 16"):
-        read(layout, odd[0])
+        read(layout, odd[1])
 
 
 def test_rows_that_fill_a_table_up_are_left_out_and_counted() -> None:
@@ -251,6 +256,8 @@ def test_class_numbers_that_have_no_name() -> None:
         ({"cls_prob": np.full((5, 8), np.nan, np.float32)}, "confidences are nan"),
         ({"cls_prob": np.full((5, 9), 0.1, np.float32)}, "it has 8 class probabilities, there are 7 classes"),
         ({"cls_prob": np.full((4, 8), 0.1, np.float32)}, "for 5 regions"),
+        ({"cls_prob": [[0.1], [0.1, 0.2]]}, "cls_prob is no array of numbers"),
+        ({"features": [[0.1], [0.1, 0.2]]}, "features is no array of numbers"),
     ],
 )
 def test_a_record_that_contradicts_its_source_is_refused(changed: dict[str, Any], message: str) -> None:
