@@ -561,7 +561,9 @@ def _import(parsed: argparse.Namespace) -> int:
             feature_size=found.layout.size,
             has_classes=found.layout.has_classes,
         )
-        known = describe_sources(sources) if team.rank == 0 else []  # which alone asks whether it is the same
+        known = (
+            describe_sources([*sources, *reader.beside]) if team.rank == 0 else []
+        )  # which alone asks whether it is the same
         job = {"import": name, "layout": layout, "sources": known, "classes": names}
         return _transfer(LaidOutReader(reader, found.layout), target, job, parsed.strict, team)
 

@@ -209,6 +209,8 @@ class StoreReader:
         UsageError: the stores do not fit together, or a chosen image is in none.
     """
 
+    beside: Sequence[Path] = ()
+
     def __init__(self, paths: Sequence[Path], keys: Sequence[str] | None = None) -> None:
         self._stores = [RegionStore(path) for path in paths]
         first = self._stores[0]

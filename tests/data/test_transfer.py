@@ -27,7 +27,16 @@ from imagebert.data.transfer import Target, Transferred, transfer
 from imagebert.feed.packer import Limits
 from imagebert.workers import Workers
 from tests.corpora import random_record, write_corpus, write_vocabulary
-from tests.data.readers.test_formats import make, write_bottom_up, write_lxmert
+from tests.data.readers.test_formats import (
+    Write,
+    make,
+    write_bottom_up,
+    write_hdf5_adaptive,
+    write_lxmert,
+    write_uniter,
+    write_vinvl,
+    write_vinvl_yaml,
+)
 
 IMAGEBERT = [sys.executable, "-m", "imagebert"]
 MPIRUN = Path(sys.executable).with_name("mpirun")
@@ -274,6 +283,27 @@ def test_a_source_that_was_replaced_is_not_mixed_in(tmp_path: Path, capsys: pyte
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
+    assert main(call) == 2
+    assert "holds the beginning of another out (other sources)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [write_uniter, write_hdf5_adaptive, write_vinvl, write_vinvl_yaml])
+def test_a_file_beside_the_source_that_was_replaced_is_not_mixed_in(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers of boxes, image ids, labels: whatever else than the named source is read."""
+    import imagebert.data.region_writer as module
+
+    name, path = write(tmp_path, make(2048))
+    (tmp_path / "names").write_text("\n".join(f"thing {i}" for i in range(7)))
+    named = path / "features.tsv" if path == tmp_path else path
+    call = ["import", name, str(named), str(tmp_path / "out"), "--classes", str(tmp_path / "names")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_COMMIT_RECORDS", 1)
+        patch.setattr(module.RegionWriter, "finish", interrupt)
+        assert main(call) == 1
+    (beside,) = [*tmp_path.glob("nbb_*"), *tmp_path.glob("*.pkl"), *tmp_path.rglob("*predictions.tsv")]
+    os.utime(beside, (1, 1))
     assert main(call) == 2
     assert "holds the beginning of another out (other sources)" in capsys.readouterr().err
 

@@ -54,7 +54,13 @@ class Item(NamedTuple):
 
 
 class Reader(Protocol):
-    """One kind of file. Workers read the shares 0 to shares-1, which are disjoint and together all."""
+    """One kind of file. Workers read the shares 0 to shares-1, which are disjoint and together all.
+
+    Attributes:
+        beside: files that it reads besides its sources
+    """
+
+    beside: Sequence[Path]
 
     def size(self, share: int, shares: int) -> int:
         """How much there is to read, in units of the reader's own."""
@@ -65,6 +71,7 @@ class Reader(Protocol):
 class ListedReader:
     """A reader that knows all its images from the beginning, `_images`. Shares are runs of them, in their order."""
 
+    beside: Sequence[Path] = ()
     _images: Sequence[Any]
 
     def size(self, share: int, shares: int) -> int:

@@ -43,6 +43,7 @@ class Hdf5Reader(ListedReader):
             raise UsageError(f"HDF5 files need h5py ({error}): pip install imagebert[formats]") from None
         check_files(sources)
         self._images: list[tuple[Path, Any, str, int | None]] = []  # file, its key, its row where it has one
+        self.beside = [ids for source in sources if (ids := _ids_of(source)).exists()]
         for source in sources:
             try:
                 file = h5py.File(source, "r").id  # by h5py's lower floor: the upper takes a millisecond an image
@@ -143,8 +144,12 @@ def _dataset(group: Any, name: str) -> _Table:
     return _Table(dataset, dataset.shape, dtype, filters, chunk)
 
 
+def _ids_of(source: Path) -> Path:
+    return source.with_name(f"{source.stem}_imgid2idx.pkl")
+
+
 def _read_ids(source: Path) -> dict[str, int]:
-    path = source.with_name(f"{source.stem}_imgid2idx.pkl")
+    path = _ids_of(source)
     try:
         data = read_bytes(path)
     except UsageError as error:

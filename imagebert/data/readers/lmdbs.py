@@ -33,6 +33,7 @@ class LmdbReader:
     def __init__(self, sources: Sequence[Path]) -> None:
         self._environments = [Environment(source) for source in sources]
         self._numbers = {source: _numbers_of_boxes(source) for source in sources}
+        self.beside = [_json_of(source) for source, numbers in self._numbers.items() if numbers is not None]
         self._codecs = [codec_of(environment) for environment in self._environments]
         both = zip(self._environments, self._codecs, strict=True)
         self._numbered = {environment.path for environment, codec in both if _is_numbered(environment, codec)}
@@ -142,8 +143,12 @@ def _lost(problem: str) -> Mapping[str, Any]:
     raise BadRecord(f"{problem}: its records are lost")
 
 
+def _json_of(source: Path) -> Path:
+    return source.parent / f"nbb_{source.name.removeprefix('feat_').removesuffix('_compressed')}.json"
+
+
 def _numbers_of_boxes(source: Path) -> dict[str, int] | None:
-    path = source.parent / f"nbb_{source.name.removeprefix('feat_').removesuffix('_compressed')}.json"
+    path = _json_of(source)
     if not path.exists():
         return None
     try:

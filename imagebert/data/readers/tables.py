@@ -29,6 +29,8 @@ _WANTED = sorted(name for names in NAMES.values() for name in names)
 class TableReader:
     """Shares are runs of rows."""
 
+    beside: Sequence[Path] = ()
+
     def __init__(self, sources: Sequence[Path]) -> None:
         self._files = find_files(sources, _SUFFIXES)
         self._rows = [_count(file) for file in self._files]

@@ -35,6 +35,8 @@ LAYOUTS = {len(names): names for names in (_BOTTOM_UP, _VILBERT, _LXMERT, _VOLTA
 class TsvReader:
     """All layouts, told apart by their number of columns. Shares are runs of bytes, cut at the next line."""
 
+    beside: Sequence[Path] = ()
+
     def __init__(self, sources: Sequence[Path]) -> None:
         self.files = [
             file for source in sources for file in (sorted(source.glob("*.tsv*")) if source.is_dir() else [source])

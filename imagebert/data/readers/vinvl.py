@@ -37,6 +37,7 @@ class VinvlReader:
         if not found:
             raise UsageError(f"{sources[0]} holds no features.tsv, no NAME.feature.tsv and no predictions.tsv")
         self.files = [named.features for named in found]
+        self.beside = [path for named in found for path in named if path is not None]
         check_files(self.files)
         self._numbers = {name: number for number, name in enumerate(classes)}
         self._labels = {named.features: _Lines(named.labels) if named.labels else None for named in found}
