@@ -67,7 +67,7 @@ setup(
     extras_require={
         # DALI is named after the CUDA that it is built for (cuda120 for CUDA 12); it runs on CPUs too.
         "dali": ["nvidia-dali-cuda130>=1.40"],
-        "formats": ["h5py>=3.8"],
+        "formats": ["h5py>=3.8", "lz4>=4.0"],
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["tensorboard>=2.15"],
         "dev": [
@@ -75,6 +75,7 @@ setup(
             "h5py>=3.8",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "lz4>=4.0",
             "mpi4py>=4.0",
             "msgpack-numpy>=0.4.8",
             "mypy>=1.10",

@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--vocab", type=Path, required=True, help="a BERT's folder, or its vocab.txt")
     pairs.add_argument(
         "--format",
-        choices=["auto", "table", "list", "coco", "karpathy", "flickr", "cc", "sbu", "img2dataset"],
+        choices=["auto", "table", "list", "coco", "karpathy", "flickr", "cc", "sbu", "img2dataset", "webdataset"],
         default="auto",
         help="of CAPTIONS; auto goes by its content (%(default)s)",
     )
@@ -510,7 +510,8 @@ def _pairs(parsed: argparse.Namespace) -> int:
     if there and PairStore(parsed.out).meta["origin"].get("job") == job:  # this very call has ended well
         clear_lock(parsed.out)  # where it was killed just behind its last rename
     else:
-        write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, lambda: captions.dataset, origin, lists)
+        dataset, refuse = (lambda: captions.dataset), captions.refuse
+        write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, dataset, origin, lists, refuse)
     store = PairStore(parsed.out)
     counts = {"not_downloaded": 0, "without_regions": 0, "notes": [], **store.meta["origin"]}
     apart = sum(counts[name] for name in ("refused", "left_out", "not_downloaded", "without_regions"))
@@ -720,7 +721,7 @@ def _stage(parsed: argparse.Namespace) -> int:
 
 
 def _lines(path: Path, what: str) -> list[str]:
-    """The lines of a file, without spaces around them and without empty ones."""
+    """The lines of a file, without spaces around them and without empty ones; a CR alone ends one, too."""
     try:
         lines = list(text_lines(path))
     except UsageError as error:
@@ -728,7 +729,8 @@ def _lines(path: Path, what: str) -> list[str]:
     # One name less in a list is another list.
     if wrong := next((line for line in lines if line.error), None):
         raise UsageError(f"{what}: {path}, line {wrong.number}: {wrong.error}")
-    return [line.text.strip() for line in lines if line.text.strip()]
+    names = (name.strip() for line in lines for name in line.text.split("\r"))
+    return [name for name in names if name]
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import codecs
 import errno
+import gzip
 import hashlib
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from imagebert.errors import UsageError
 
 JSON_BYTES = 256 << 20  # of a file that is read whole
 LINE_BYTES = 1 << 24  # of a line of text
+_UNPACKED = 100  # bytes at most for one of a gzip: texts are packed to a third of them
 _DEEPEST = 64  # of containers in containers
 
 # What the disk or its network has, not the caller.
@@ -76,6 +80,32 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
         raise UsageError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): it is damaged") from None
 
 
+@contextmanager
+def unpacked(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """A file, or what its gzip holds, opened for reading; and how many bytes may be read of it.
+
+    Raises:
+        UsageError: as `open_regular` does, or, while it is read, the gzip is damaged.
+        OSError: the disk fails.
+    """
+    with open_regular(path) as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        most = (1 << 20) + _UNPACKED * os.fstat(file.fileno()).st_size
+        if not is_packed:
+            yield file, most
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as inner:
+                yield inner, most  # type: ignore[misc]
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UsageError(f"{path} is a damaged gzip ({error}): restore it") from None
+
+
+def _too_large(path: Path) -> UsageError:
+    return UsageError(f"{path} unpacks to more than {_UNPACKED} times its size: that is no text")
+
+
 class TextLine(NamedTuple):
     number: int  # from 1
     text: str  # without its end
@@ -83,15 +113,15 @@ class TextLine(NamedTuple):
 
 
 def text_lines(path: Path) -> Iterator[TextLine]:
-    """The lines of a text in UTF-8, with a byte order mark or without.
+    """The lines of a text in UTF-8, with a byte order mark or without, or of a gzip of one.
 
     LF and CRLF end a line. A CR alone and Unicode's own separators are content: captions hold them.
 
     Raises:
-        UsageError: as `open_regular` does, it is UTF-16, or a line has more than `LINE_BYTES`.
+        UsageError: as `unpacked` does, it is UTF-16, a line has more than `LINE_BYTES`, or a gzip unpacks to too much.
         OSError: the disk fails.
     """
-    with open_regular(path) as file:
+    with unpacked(path) as (file, left):
         number = 0
         while line := file.readline(LINE_BYTES):
             if number == 0:
@@ -99,6 +129,9 @@ def text_lines(path: Path) -> Iterator[TextLine]:
                     raise UsageError(f"{path} is UTF-16: save it as UTF-8")
                 line = line.removeprefix(codecs.BOM_UTF8)
             number += 1
+            left -= len(line)
+            if left < 0:
+                raise _too_large(path)
             if len(line) >= LINE_BYTES:
                 raise UsageError(f"{path}, line {number}: it has more than {LINE_BYTES:,} bytes: is it a text?")
             line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -138,6 +171,17 @@ def _children(node: dict[str, Any] | list[Any]) -> list[Any]:
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
     """The value in a JSON file; see `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, most), str(path))
+
+
+def read_packed_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The same of a file that may be a gzip; see `unpacked`."""
+    with unpacked(path) as (file, bound):
+        data = file.read(min(most, bound) + 1)
+    if len(data) > most:
+        raise UsageError(f"{path} has more than {most:,} bytes: that is no file of its kind")
+    if len(data) > bound:
+        raise _too_large(path)
+    return parse_json(data, str(path))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

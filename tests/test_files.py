@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from imagebert.files import (
     parse_json,
     read_bytes,
     read_json,
+    read_packed_json,
     read_sealed,
     read_text,
     text_lines,
@@ -65,6 +67,30 @@ def test_lines_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         list(text_lines(path))
     path.write_bytes(b"")
     assert list(text_lines(path)) == []
+
+
+def test_lines_and_json_of_a_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    text = b"\xef\xbb\xbfone\r\ntwo\n"
+    for content in (gzip.compress(text), gzip.compress(text[:7]) + gzip.compress(text[7:])):  # members are one text
+        path.write_bytes(content)
+        assert [line.text for line in text_lines(path)] == ["one", "two"]
+    whole = gzip.compress(b"one\n" * 100 + b"two")
+    for damaged in (whole[:-9], whole[:20], whole[:-8] + b"\0" * 8, whole + b"rest", whole[:12] + b"\xff" + whole[13:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match="x is a damaged gzip"):
+            list(text_lines(path))
+    path.write_bytes(gzip.compress(b" " * 100_000 + b"[1]"))
+    assert read_packed_json(path) == [1]
+    with pytest.raises(UsageError, match=r"more than 50,000 bytes"):
+        read_packed_json(path, 50_000)
+    path.write_bytes(b"[2]")
+    assert read_packed_json(path, 3) == [2]
+    path.write_bytes(gzip.compress(b"x" * 99 + b"\n") + gzip.compress((b"x" * 99 + b"\n") * 20_000))
+    lines = text_lines(path)
+    assert next(lines).text == "x" * 99
+    with pytest.raises(UsageError, match="x unpacks to more than 100 times its size"):
+        list(lines)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 70 + "1" + "}" * 70, "9" * 5000, "{", b"\xff", "nul"])

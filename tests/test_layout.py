@@ -20,7 +20,8 @@ GATES = {
     "mpi4py": {"imagebert/workers.py"},
     "apex": {"imagebert/engine/optimizers.py"},
     "h5py": {"imagebert/data/readers/hdf5.py"},
-    "msgpack": {"imagebert/data/readers/lmdbs.py"},
+    "lz4": {"imagebert/data/captions/uniter.py"},
+    "msgpack": {"imagebert/data/readers/lmdbs.py", "imagebert/data/captions/uniter.py"},
     "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/dali_jpegs.py"},
     "pyarrow": {
         "imagebert/data/parquet_rows.py",

@@ -144,6 +144,7 @@ def write_pairs(
     dataset: Callable[[], str] = str,
     origin: Callable[[], dict[str, Any]] = dict,
     lists: Callable[[], Mapping[str, Sequence[str]]] = dict,
+    refuse: Callable[[Caption], None] | None = None,
 ) -> None:
     """Tokenises captions and writes them as a store.
 
@@ -151,6 +152,8 @@ def write_pairs(
         dataset: the name of what they are, asked for when all have been read
         origin: what else meta.json says, which is no part of the content: likewise
         lists: what else lies beside the store, which is no part of the content either: names of files, and their lines
+        refuse: called with each caption of which the tokenizer leaves no piece, and which is not stored: combining
+            marks, U+FFFD; None: it is an error
 
     Raises:
         UsageError: no caption at all, or one without words or image.
@@ -168,6 +171,13 @@ def write_pairs(
             for number, caption in block:
                 if wrong := flaw(caption):
                     raise UsageError(f"caption {number}: {wrong}")
+            encoded = tokenizer.encode([caption.text for _, caption in block])
+            for (number, caption), own_pieces in zip(block, encoded, strict=True):
+                if not own_pieces:
+                    if refuse is None:
+                        raise UsageError(f"caption {number}: no word piece is left of {caption.text[:80]!r}")
+                    refuse(caption)
+                    continue
                 pair_image.append(images.setdefault(caption.image, len(images)))
                 split = splits.setdefault(caption.split, len(splits))
                 if split > 255:
@@ -179,8 +189,7 @@ def write_pairs(
                 utf8 = caption.text.encode("utf-8")
                 texts += utf8
                 text_sizes.append(len(utf8))
-            for encoded in tokenizer.encode([caption.text for _, caption in block]):
-                own = array(width, encoded)
+                own = array(width, own_pieces)
                 pieces.extend(own)
                 piece_counts.append(len(own))
                 piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()

@@ -2,8 +2,9 @@
 
 A few kilobytes of parquet may say that they are gigabytes, and a damaged file may break its reader. So
 `captions/tables.py` runs this file as a script: its memory is bounded, and so is what it writes, by the size of the
-file. It imports nothing of ImageBERT. Each line is a list of rows; the last may be text instead, which says why there
-are no more.
+file. It imports nothing of ImageBERT. The first line says what there is: the number of rows, the columns that are
+read and the number of the choice that fits. Each other is a list of rows; the last may be text instead, which says why
+there are no more.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def lines(path: str, choices: Sequence[tuple[Sequence[str], Sequence[str]]]) -> 
 
     file = parquet.ParquetFile(path)
     there = file.schema_arrow.names
-    needed, more = next((choice for choice in choices if set(choice[0]) <= set(there)), choices[-1])
+    fits = next((at for at, choice in enumerate(choices) if set(choice[0]) <= set(there)), len(choices) - 1)
+    needed, more = choices[fits]
     missing = sorted(set(needed) - set(there))
     if missing:
         yield json.dumps(f"it has no column {' and no column '.join(missing)}: it has {', '.join(sorted(there))}"[:500])
@@ -52,6 +54,8 @@ def lines(path: str, choices: Sequence[tuple[Sequence[str], Sequence[str]]]) -> 
         elif name in needed:
             yield json.dumps(f"its column {name} is {kind}, neither text nor images with a path"[:500])
             return
+    read = [column.removesuffix(".path") for column in columns]
+    yield json.dumps({"rows": file.metadata.num_rows, "columns": read, "choice": fits})
     for batch in file.iter_batches(batch_size=1024, columns=columns, use_threads=False):
         for row in batch.to_pylist():
             rows.append(json.dumps(row, default=str))

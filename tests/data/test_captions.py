@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import subprocess
@@ -105,7 +106,7 @@ def test_collections_as_they_are_published(tmp_path: Path) -> None:
             '{"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}',
             "annotation 0: its image_id 3 is not among the images",
         ),
-        ("x.json", '{"images": [{"filename": "a.jpg"}]}', "image 0: it has no sentences"),
+        ("x.json", '{"images": [{"filename": "a.jpg"}, {"sentences": []}]}', "image 0: it has no sentences"),
         ("x.jsonl", '{"image": "a.jpg", "caption": "half \\ud83d"}', "half a character"),
         ("x.jsonl", '{"image": "' + "a" * 600 + '", "caption": "x"}', "name has 600 bytes"),
         ("x.jsonl", '{"image": "a", "caption": "x", "relevance": 1' + "0" * 400 + "}", "relevance 1000.* is no number"),
@@ -223,14 +224,34 @@ def test_the_command_says_what_became_of_them(tmp_path: Path, capsys: pytest.Cap
     assert "line 3: the caption of image 'b.jpg' is empty" in capsys.readouterr().err
 
 
+def test_captions_without_a_word_piece_are_refused_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `flaw` takes for a caption, and the tokenizer for nothing; the counts still add up."""
+    write_vocabulary(tmp_path)
+    lines = ["a.jpg\tword01", "b.jpg\t\u0301", "c.jpg\t\ufffd", "d.jpg\t\u200b", "e.jpg\tword02"]
+    (tmp_path / "x.tsv").write_text("image\tcaption\n" + "\n".join(lines) + "\n")
+    (tmp_path / "dev").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
+    call = ["pairs", str(tmp_path / "x.tsv"), str(tmp_path / "out"), "--vocab", str(tmp_path)]
+    assert main([*call, "--split", f"dev={tmp_path / 'dev'}"]) == 0
+    last = next(line for line in capsys.readouterr().out.splitlines() if "captions: " in line)
+    assert last == f"5 captions: 1 stored in {tmp_path / 'out'}, 3 refused, 1 of other images left out"
+    assert "refused, no word piece is left of the caption '\u0301' of image 'b.jpg'" in caplog.text
+    (tmp_path / "x.tsv").write_text("image\tcaption\n" + "\n".join(lines[:3]) + "\n")
+    assert main([*call[:2], str(tmp_path / "strict"), *call[3:], "--strict"]) == 2
+    assert "no word piece is left of the caption" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+
+
 def test_lists_of_a_split_as_other_programs_save_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_vocabulary(tmp_path)
     (tmp_path / "x.tsv").write_text("image\tcaption\na.jpg\tword01\nb.jpg\tword02\n")
     call = ["pairs", str(tmp_path / "x.tsv"), str(tmp_path / "out"), "--vocab", str(tmp_path)]
-    (tmp_path / "dev").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
-    assert main([*call, "--split", f"dev={tmp_path / 'dev'}"]) == 0
-    assert PairStore(tmp_path / "out").splits == ["dev"]
-    assert len(PairStore(tmp_path / "out")) == 2
+    for content in (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", b"a.jpg\rb.jpg\r", gzip.compress(b"a.jpg\nb.jpg")):
+        (tmp_path / "dev").write_bytes(content)
+        assert main([*call, "--overwrite", "--split", f"dev={tmp_path / 'dev'}"]) == 0
+        assert PairStore(tmp_path / "out").splits == ["dev"]
+        assert len(PairStore(tmp_path / "out")) == 2
     capsys.readouterr()
     for content, message in ((b"a.jpg\nb\xff.jpg\n", "line 2: it is no UTF-8"), (b"\xff\xfea\0", "is UTF-16: save it")):
         (tmp_path / "dev").write_bytes(content)

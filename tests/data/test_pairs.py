@@ -63,6 +63,31 @@ def test_captions_that_cannot_be_stored(tmp_path: Path, caption: Caption, messag
     assert not (tmp_path / "pairs").exists()
 
 
+def test_captions_of_which_no_word_piece_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of two. Images and splits of them alone are none of the store's."""
+    monkeypatch.setattr("imagebert.data.pairs._BLOCK", 2)
+    tokenizer = write_vocabulary(tmp_path)
+    # Each is a letter to Unicode, and BERT's normalizer leaves nothing of it: an accent, and what stands for damage.
+    lost = [Caption("b.jpg", "\u0301"), Caption("c.jpg", "\ufffd", "dev"), Caption("a.jpg", "\ufffd \u0300")]
+    kept = [Caption("a.jpg", "word01"), Caption("d.jpg", "word02 word03", "test", 0.5)]
+    refused: list[Caption] = []
+    captions = [lost[0], kept[0], lost[1], lost[2], kept[1]]
+    write_pairs(tmp_path / "pairs", captions, tokenizer, refuse=refused.append)
+    write_pairs(tmp_path / "without", kept, tokenizer)
+    assert refused == lost
+    store = PairStore(tmp_path / "pairs")
+    assert store.content == PairStore(tmp_path / "without").content
+    assert (store.images.tolist(), store.splits, store.text(1)) == (
+        [b"a.jpg", b"d.jpg"],
+        ["train", "test"],
+        "word02 word03",
+    )
+    with pytest.raises(UsageError, match="caption 0: no word piece is left of"):
+        write_pairs(tmp_path / "strict", captions, tokenizer)
+    with pytest.raises(UsageError, match="input is empty"):
+        write_pairs(tmp_path / "none", lost, tokenizer, refuse=refused.append)
+
+
 def test_images_in_two_splits(tmp_path: Path) -> None:
     splits = {"a": ["train", "train"], "b": ["train", "test", "train"], "c": ["test"], "d": ["dev", "train"]}
     captions = [Caption(image, "word01", split) for image, several in splits.items() for split in several]

@@ -1,7 +1,7 @@
 """Captions as projects publish them: COCO and Karpathy's JSON, Flickr's token files, Conceptual Captions, SBU, tables.
 
-The layout is told once for a source (layouts.py). Its reader (tables.py, published.py) gives one Line a caption; what
-is wrong with one is said in it, so that it can be counted or be an error.
+The layout is told once for a source (layouts.py). Its reader (tables.py, published.py, tars.py, uniter.py, oscar.py)
+gives one Line a caption; what is wrong with one is said in it, so that it can be counted or be an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zlib import crc32
 
-from imagebert.data.captions.layouts import KINDS, layout_of, read_lines
+from imagebert.data.captions.layouts import KINDS, layout_of, open_captions
 from imagebert.data.captions.line import Columns, Line
 from imagebert.data.pairs import Caption, flaw
 from imagebert.errors import UsageError
@@ -88,17 +88,30 @@ class Captions:
             told = ", ".join(f"{count} {status!r}" for status, count in failed.most_common())
             log.info("%s: images that were not downloaded are left out: %s", self.path, told)
 
+    def refuse(self, caption: Caption) -> None:
+        """Counts one that was given as refused, since no word of it is left.
+
+        Raises:
+            UsageError: with `strict`.
+        """
+        error = f"no word piece is left of the caption {caption.text[:80]!r} of image {caption.image!r}"
+        if self.strict:
+            raise UsageError(f"{self.path}: {error}")
+        self.counts.taken -= 1
+        self.counts.refused += 1
+        log.warning("%s: refused, %s", self.path, error)
+
     def _lines(self) -> Iterator[Line]:
         said = False
         try:
             layout = layout_of(self.path, self.kind, self.columns)
             if layout.kind == "karpathy" and isinstance(layout.content, dict):
                 self.dataset = str(layout.content.get("dataset") or "")
-            for line in read_lines(self.path, layout, self.columns):
+            what, lines = open_captions(self.path, layout, self.columns)
+            for line in lines:
                 if not (said or line.error or line.status):
                     said = True
-                    name = KINDS[layout.kind.replace("parquet:auto", "table").removeprefix("parquet:")]
-                    log.info("%s is read as %s; first: %r, %r", self.path, name, line.image[:80], line.text[:80])
+                    log.info("%s is read as %s; first: %r, %r", self.path, what, line.image[:80], line.text[:80])
                 yield line
         except OSError as error:
             raise UsageError(f"cannot read captions from {self.path}: {error}") from None

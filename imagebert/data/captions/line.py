@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagebert.errors import UsageError
+
+PATIENCE = 100  # lines or entries that are looked at before one decides for the source
 
 
 class Line(NamedTuple):
@@ -34,6 +37,22 @@ class Columns:
     split: str = "split"
     relevance: str = "relevance"
     names: tuple[str, ...] | None = None
+
+    def read(self, there: Iterable[str]) -> list[str]:
+        """Those that are read, of a table that has these."""
+        return [name for name in (self.image, self.caption, self.split, self.relevance) if name in set(there)]
+
+
+class Found(NamedTuple):
+    """A source of captions: what it is, for people, and its captions in its order."""
+
+    what: str
+    lines: Iterator[Line]
+
+
+def suffix_of(path: Path) -> str:
+    """In small letters, without that of a gzip."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def id_of(value: Any) -> int | str | None:

@@ -1,4 +1,4 @@
-"""Captions in rows: CSV, TSV, JSON lines, a JSON list of objects, Parquet, and img2dataset's folders of Parquet."""
+"""Captions in rows: CSV, TSV, JSON lines, a JSON list of objects, Parquet, and folders of it, such as img2dataset's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from imagebert import files
-from imagebert.data.captions.line import Columns, Line, id_of
+from imagebert.data.captions.line import PATIENCE, Columns, Found, Line, id_of, suffix_of
 from imagebert.errors import UsageError
 from imagebert.files import TextLine, open_regular, parse_json, text_lines
 
@@ -58,7 +59,7 @@ def lines_of(rows: Iterator[tuple[str, Row]], columns: Columns) -> Iterator[Line
 
 def delimiter_of(path: Path, header: str, columns: Columns) -> str:
     """What stands between the fields: what gives both columns in the header line, else what the suffix says."""
-    usual = "," if path.suffix == ".csv" else "\t"
+    usual = "," if suffix_of(path) == ".csv" else "\t"
     if columns.names is None:
         for delimiter in (usual, "\t", ","):
             if {columns.image, columns.caption} <= set(_split(header, delimiter)):
@@ -73,24 +74,33 @@ def _split(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def delimited_rows(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
-    """Rows of CSV, or of fields between tabs."""
-    lines = text_lines(path)
-    first = next(lines, None)
+def has_header(path: Path, first: str, columns: Columns) -> bool:
+    """Whether a line names the columns of image and caption."""
+    return {columns.image, columns.caption} <= set(_split(first, delimiter_of(path, first, columns)))
+
+
+def delimited(path: Path, columns: Columns) -> Found:
+    """CSV, or fields between tabs."""
+    first = next(text_lines(path), None)
     if first is None:
         raise UsageError(f"{path} is empty")
-    delimiter = delimiter_of(path, first.text, columns)
-    names = list(columns.names or _split(first.text, delimiter))
     if first.error:
         raise UsageError(f"{path}, line 1: {first.error}")
+    delimiter = delimiter_of(path, first.text, columns)
+    names = list(columns.names or _split(first.text, delimiter))
     missing = {columns.image, columns.caption} - set(names)
     if missing:
         raise UsageError(
             f"{path} has no column {' and no column '.join(sorted(missing))}: name the columns of a file without a "
             "header line with --columns image,caption, those of another name with --image-column, --caption-column"
         )
-    if columns.names is not None:
-        lines = text_lines(path)
+    between = "commas" if delimiter == "," else "tabs"
+    what = f"a table in UTF-8, {', '.join(columns.read(names))} between {between}"
+    return Found(what, lines_of(_delimited(path, columns, names, delimiter), columns))
+
+
+def _delimited(path: Path, columns: Columns, names: list[str], delimiter: str) -> Iterator[tuple[str, Row]]:
+    lines = islice(text_lines(path), int(columns.names is None), None)
     last = max(names.index(columns.image), names.index(columns.caption))
     for number, fields, error in _fields(path, lines, delimiter):
         where = f"{path}, line {number}"
@@ -142,7 +152,12 @@ def _until(path: Path, line: TextLine, lines: Iterator[TextLine], taken: list[Te
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
-def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def json_lines(path: Path, columns: Columns) -> Found:
+    rows, there = _looked_at(path, _json_line_rows(path), columns)
+    return Found(f"a table in UTF-8, JSON lines with {', '.join(columns.read(there))}", lines_of(rows, columns))
+
+
+def _json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
     for number, text, error in text_lines(path):
         where = f"{path}, line {number}"
         if error:
@@ -156,30 +171,66 @@ def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
 
 
-def list_rows(path: Path, content: Any) -> Iterator[tuple[str, Row]]:
+def json_list(path: Path, content: Any, columns: Columns) -> Found:
+    """A list of objects, or an object of texts, or lists of them, under their images' names."""
+    if isinstance(content, dict) and content and _is_texts(next(iter(content.values()))):
+        rows: Iterator[tuple[str, Row]] = (
+            (f"{path}, {image[:80]!r}", {columns.image: image, columns.caption: texts, "image_id": image})
+            for image, texts in content.items()
+        )
+        return Found(f"captions of {len(content):,} images", lines_of(rows, columns))
     if not isinstance(content, list):
         raise UsageError(f"{path} holds {type(content).__name__}, not a list: it is of another format, see --format")
+    columns = _list_columns(content, columns)
+    rows, there = _looked_at(path, _list_rows(path, content), columns)
+    what = f"a JSON list of {len(content):,} objects with {', '.join(columns.read(there))}"
+    return Found(what, lines_of(rows, columns))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], str))
+
+
+def _list_rows(path: Path, content: list[Any]) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(content):
         where = f"{path}, entry {number}"
         yield where, row if isinstance(row, dict) else f"it holds {type(row).__name__}, not an object"
 
 
-def list_columns(content: Any, columns: Columns) -> Columns:
-    """Of a JSON list: the image's name, or its id where the first entry has no name (VinVL's, Oscar's)."""
-    first = content[0] if isinstance(content, list) and content else None
-    if isinstance(first, dict) and columns.image not in first and "image_id" in first:
+def _list_columns(content: list[Any], columns: Columns) -> Columns:
+    """The image's name, or its id where the first entries have no name (VinVL's, Oscar's)."""
+    first = [entry for entry in content[:PATIENCE] if isinstance(entry, dict)]
+    if any("image_id" in entry for entry in first) and not any(columns.image in entry for entry in first):
         return Columns("image_id", columns.caption, columns.split, columns.relevance)
     return columns
+
+
+def _looked_at(
+    path: Path, rows: Iterator[tuple[str, Row]], columns: Columns
+) -> tuple[Iterator[tuple[str, Row]], list[str]]:
+    """The same rows, and the columns that the first of them have.
+
+    Raises:
+        UsageError: they are objects of which none has an image and a caption.
+    """
+    ahead = list(islice(rows, PATIENCE))
+    objects = [row for _, row in ahead if isinstance(row, dict)]
+    if objects and not any(columns.image in row and columns.caption in row for row in objects):
+        raise UsageError(
+            f"{path} has no objects with {columns.image} and {columns.caption}, the first has "
+            f"{', '.join(map(str, objects[0]))[:200]}: name others with --image-column, --caption-column"
+        )
+    return chain(ahead, rows), [str(name) for row in objects for name in row]
 
 
 # ------------------------------------------------------------------------------------------------------------- parquet
 
 
-def parquet_lines(path: Path, columns: Columns, kind: str) -> Iterator[Line]:
+def parquet(path: Path, columns: Columns, kind: str) -> Found:
     """Rows of a table, or of what img2dataset writes beside its pictures: a file, or a folder of them.
 
     Args:
-        kind: table, img2dataset, or auto, which goes by the columns
+        kind: table, img2dataset, or auto: the columns of the first file decide
 
     Raises:
         UsageError: there is no such file, or one cannot be read.
@@ -190,22 +241,33 @@ def parquet_lines(path: Path, columns: Columns, kind: str) -> Iterator[Line]:
     if not path.is_dir():
         paths = [path]
     elif not (paths := sorted(path.glob("*.parquet"))):
-        raise UsageError(
-            f"{path} has no .parquet, as img2dataset writes them, and no texts of SBU: give the captions' own file"
-        )
+        raise UsageError(f"{path} has no .parquet: give the captions' own file")
+    first = _parquet_rows(paths[0], choices)
+    head = next(first)
+    choice = choices[head["choice"]]
+    is_download = choice is downloaded
+    if is_download:
+        columns = Columns("key", columns.caption, columns.split, columns.relevance)
+    of = f" of {len(paths):,} files" if path.is_dir() else f" of {head['rows']:,} rows"
+    what = f"{'img2dataset' if is_download else 'a table'}, Parquet{of}, {', '.join(columns.read(head['columns']))}"
+    return Found(what, _parquet(paths, first, choice, columns, is_download))
+
+
+def _parquet(
+    paths: list[Path], first: Iterator[Any], choice: list[list[str]], columns: Columns, is_download: bool
+) -> Iterator[Line]:
     row = 0
-    keyed = Columns("key", columns.caption, columns.split, columns.relevance)
-    for file in paths:
-        for where, values in _parquet_rows(file, choices):
-            is_download = "error_message" in values
-            for line in lines_of(iter([(where, values)]), keyed if is_download else columns):
+    for number, path in enumerate(paths):
+        rows = first if number == 0 else islice(_parquet_rows(path, [choice]), 1, None)
+        for where, values in rows:
+            for line in lines_of(iter([(where, values)]), columns):
                 status = str(values["status"]) if is_download else "success"
                 yield line._replace(row=row, status="" if status == "success" else status)
             row += 1
 
 
-def _parquet_rows(path: Path, choices: list[list[list[str]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `parquet_rows.py` says of it."""
+def _parquet_rows(path: Path, choices: list[list[list[str]]]) -> Iterator[Any]:
+    """What `parquet_rows.py` says of it: first of all its rows, then each with its place."""
     open_regular(path).close()
     script = str(Path(__file__).parents[1] / "parquet_rows.py")
     with subprocess.Popen(
@@ -219,6 +281,9 @@ def _parquet_rows(path: Path, choices: list[list[list[str]]]) -> Iterator[tuple[
             number = 0
             while line := process.stdout.readline(_ROW_BYTES):
                 rows = parse_json(line, f"{path}, from row {number} on,")
+                if isinstance(rows, dict):
+                    yield rows
+                    continue
                 if isinstance(rows, str):
                     raise UsageError(f"cannot read captions from {path}: {rows}")
                 for row in rows:
