@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--decoder",
         choices=["auto", "pillow", "dali"],
         default="auto",
-        help="of JPEGs (%(default)s: DALI where it is installed and there is a GPU)",
+        help="of JPEGs (%(default)s: DALI where it is installed and there is a GPU, else Pillow)",
     )
     extract.add_argument("--part", type=_part, default=(0, 1), metavar="K/N", help="every Nth picture from the Kth on")
     extract.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
@@ -453,13 +453,14 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _extract(parsed: argparse.Namespace) -> int:
-    from imagebert.regions.extract import extract
+    from imagebert.regions.extract import extract, other_files
     from imagebert.regions.extractor import DetectorExtractor
 
     extractor = DetectorExtractor(parsed.extractor)
     settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder
     done = extract(parsed.images, parsed.out, extractor, *settings)
-    print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused")
+    others = f"; {other_files(done.others)}" if done.others else ""
+    print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
     return 0
 
 

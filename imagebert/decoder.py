@@ -6,8 +6,9 @@ lets the kernel end it where it takes too long. It imports nothing of ImageBERT 
 ready in a tenth of a second.
 
 What the pixels become, wherever a picture is read: transparent parts are white; 16-bit grey is divided by 256 (TIFF's
-12-bit by 16); palettes, CMYK and grey become RGB; of an animation the first frame counts; EXIF's orientation is
-followed where it can be read, and whatever else is wrong with EXIF is left aside.
+12-bit by 16); palettes, CMYK and grey become RGB, colour profiles are ignored; of an animation the first frame counts;
+EXIF's orientation is followed where it can be read, XMP's where EXIF has none, and whatever else is wrong with EXIF is
+left aside.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ REQUEST = struct.Struct("!QQIIB")
 ANSWER = struct.Struct("!BQII")
 DECODED, REFUSED = 0, 1
 
-_ORIENTATION = 0x0112
+# Formats that are known, and how their files begin.
+_NOT_READ = {
+    "HEIC": rb"....ftyphe[iv]",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+}
+
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262
 
 
 class RefusedPicture(Exception):
@@ -56,11 +64,7 @@ def decode(data: bytes, pixels: int, web: bool = False, size: int = 0) -> Image.
     try:
         image = Image.open(io.BytesIO(data), formats=WEB if web else ALL)
     except UnidentifiedImageError:
-        raise RefusedPicture(
-            "it is none: send a JPEG, PNG or WebP"
-            if web
-            else "it is not a picture in a known format: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read"
-        ) from None
+        raise RefusedPicture(_unknown(data, web)) from None
     with image:
         shape = f"{image.width:,} x {image.height:,}"
         if image.width * image.height > pixels:
@@ -78,11 +82,22 @@ def decode(data: bytes, pixels: int, web: bool = False, size: int = 0) -> Image.
         return upright
 
 
+def _unknown(data: bytes, web: bool) -> str:
+    for name, beginning in _NOT_READ.items():
+        if re.match(beginning, data, re.DOTALL):
+            return f"it is {name}, which is not read: save it as JPEG"
+    if web:
+        return "it is none: send a JPEG, PNG or WebP"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "it is a TIFF of a rare kind, which is not read: save it as JPEG"
+    return "it is not a picture in a known format: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read"
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = _grey(image)
     elif image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        kind = "32-bit or signed integers" if image.mode == "I" else "floating-point numbers"
         raise RefusedPicture(f"its pixels are {kind}, and nothing says which is white: save it with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -95,8 +110,11 @@ def _grey(image: Image.Image) -> Image.Image:
     import numpy as np
 
     values = np.asarray(image)
-    bits = min(16, max(getattr(image, "tag_v2", {}).get(258, (16,))))  # TIFF's BitsPerSample: 12 come as 16, too
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    bits = min(16, max(tags.get(_BITS, (16,))))  # 12 come as 16, too
     grey = (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0: Pillow sees to it for 8 bits only
+        grey = 255 - grey
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
@@ -132,26 +150,37 @@ class JpegFacts(NamedTuple):
     width: int
     height: int
     components: int
+    coding: bytes  # the frame's marker, bits a sample, names of the components, their samplings
+    adobe: int | None  # what Adobe's segment says of colours: 0, as they are; 1, YCbCr; 2, YCCK
     notes: tuple[bytes, ...]  # its APP1 segments: EXIF and XMP
+    ends: bool  # whether its end is there
 
 
 # A marker among compressed data, where FF 00 is an FF and FF D0 to FF D7 only help to go on.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START, _END, _SCAN, _NOTE = 0xD8, 0xD9, 0xDA, 0xE1
+_START, _END, _SCAN, _NOTE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE1, 0xEE
 
 
 def jpeg_facts(data: bytes) -> JpegFacts | None:
     """None where it is no JPEG, or has no frame before a scan."""
-    frame, notes = None, []
+    frame, coding, adobe, notes = None, b"", None, []
     for marker, segment in _segments(data):
         if marker == _SCAN:
             break
         if marker in _FRAMES and len(segment) >= 6:
             frame = struct.unpack_from("!HHB", segment, 1)
+            names, samplings = segment[6 : 6 + 3 * frame[2] : 3], segment[7 : 6 + 3 * frame[2] : 3]
+            coding = bytes([marker, segment[0], *names, *samplings])
+        if marker == _ADOBE and segment.startswith(b"Adobe") and len(segment) >= 12:
+            adobe = segment[11]
         if marker == _NOTE:
             notes.append(segment)
-    return None if frame is None else JpegFacts(frame[1], frame[0], frame[2], tuple(notes))
+    if frame is None:
+        return None
+    # Neither stands among compressed data; a preview's end is in front of the picture's scan.
+    ends = data.rfind(bytes([0xFF, _END])) > data.rfind(bytes([0xFF, _SCAN]))
+    return JpegFacts(frame[1], frame[0], frame[2], coding, adobe, tuple(notes), ends)
 
 
 def too_many_scans(data: bytes) -> bool:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -49,11 +50,99 @@ _ENVIRONMENT = {
 }
 
 
+class Ended(Exception):
+    """A worker ended in the middle of a request; the message says by what."""
+
+    def __init__(self, code: int, late: bool) -> None:
+        self.late = late or code == -signal.SIGXCPU  # it took too long
+        super().__init__(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+
+
+class Worker:
+    """A process that is asked and answers by pipes, and that a picture may end.
+
+    Args:
+        script: what it runs. By its path and not by `-m`: it needs nothing of the package, and -P keeps the package's
+            files out of its way.
+        shared: descriptors of memory that it gets, under the same numbers
+    """
+
+    def __init__(self, script: Path, arguments: Sequence[str] = (), shared: Sequence[int] = ()) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what libraries say of damaged pictures is not for the log
+            bufsize=0,
+            env={**os.environ, **_ENVIRONMENT},
+            pass_fds=shared,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._to, self._from = self.process.stdin, self.process.stdout
+        for pipe in (self._to, self._from):
+            with suppress(OSError):  # more than this user may have: it is only faster
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+    @contextmanager
+    def asked(self, seconds: float) -> Iterator[None]:
+        """Around a request and its answer. It is ended where they are not whole, or take longer.
+
+        Raises:
+            Ended: so it is.
+        """
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (EOFError, BrokenPipeError):
+            raise Ended(self.end(), late.is_set()) from None
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if late.is_set():
+            self.end()
+
+    def end(self) -> int:
+        """Its exit code; of one that has crashed, what it crashed by."""
+        self.process.kill()
+        code = self.process.wait()
+        self._to.close()
+        self._from.close()
+        return code
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._to.write(left) :]
+
+    def read(self, length: int) -> bytearray:
+        """Raises EOFError where it has ended."""
+        data = bytearray(length)
+        left = memoryview(data)
+        while left:
+            count = self._from.readinto(left)  # type: ignore[attr-defined]  # a FileIO: there is no buffer
+            if not count:
+                raise EOFError
+            left = left[count:]
+        return data
+
+
 class Decoder:
     """Decodes in processes of its own: as many as there are threads that ask at once, and they are kept."""
 
     def __init__(self) -> None:
-        self._idle: list[subprocess.Popen[bytes]] = []
+        self._idle: list[Worker] = []
 
     def picture(self, data: bytes, limits: PictureLimits) -> Image.Image:
         """A picture, upright, mode RGB; `decoder.py` says what becomes of its pixels.
@@ -72,106 +161,47 @@ class Decoder:
     def close(self) -> None:
         """Ends the processes that wait."""
         while self._idle:
-            _end(self._idle.pop())
+            self._idle.pop().end()
 
     def _ask(self, data: bytes, limits: PictureLimits, size: int) -> tuple[int, int, bytearray]:
         worker = self._take()
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            worker.kill()
-
-        timer = threading.Timer(2 * limits.seconds, give_up)
-        timer.daemon = True
-        timer.start()
         try:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            _write(worker.stdin, REQUEST.pack(len(data), limits.pixels, limits.seconds, size, limits.web))
-            _write(worker.stdin, data)
-            outcome, length, width, height = ANSWER.unpack(_read(worker.stdout, ANSWER.size))
-            if length > max(3 * limits.pixels, 1 << 20) or (
-                outcome != REFUSED and not size and length != 3 * width * height
-            ):
-                raise EOFError  # its memory is not its own any more
-            content = _read(worker.stdout, length)
-        except (EOFError, BrokenPipeError):
-            raise UnreadableImage(_why(_end(worker), late.is_set(), limits)) from None
-        except BaseException:
-            _end(worker)
-            raise
-        finally:
-            timer.cancel()
-            timer.join()
-        if late.is_set():
-            _end(worker)
-        else:
-            self._idle.append(worker)
+            with worker.asked(2 * limits.seconds):
+                worker.write(REQUEST.pack(len(data), limits.pixels, limits.seconds, size, limits.web))
+                worker.write(data)
+                outcome, length, width, height = ANSWER.unpack(worker.read(ANSWER.size))
+                if length > max(3 * limits.pixels, 1 << 20) or (
+                    outcome != REFUSED and not size and length != 3 * width * height
+                ):
+                    raise EOFError  # its memory is not its own any more
+                content = worker.read(length)
+        except Ended as ended:
+            if ended.late:
+                raise UnreadableImage(
+                    f"decoding it takes longer than {limits.seconds} s: save it again, smaller"
+                ) from None
+            raise UnreadableImage(f"its decoder broke ({ended}), it is damaged: save it again") from None
+        self._idle.append(worker)
         if outcome == REFUSED:
             raise UnreadableImage(content.decode(errors="replace"))
         return width, height, content
 
-    def _take(self) -> subprocess.Popen[bytes]:
+    def _take(self) -> Worker:
         """A process that waits, or a new one."""
         with suppress(IndexError):
             while True:
                 worker = self._idle.pop()
-                if worker.poll() is None:
+                if worker.process.poll() is None:
                     return worker
-                _end(worker)
-        # By its path and not by `-m`: it needs nothing of the package, and -P keeps the package's files out of its way.
-        worker = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("decoder.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what libraries say of damaged pictures is not for the log
-            bufsize=0,
-            env={**os.environ, **_ENVIRONMENT},
-        )
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        for pipe in (worker.stdin, worker.stdout):
-            with suppress(OSError):  # more than this user may have: it is only faster
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-        if worker.stdout.read(1) != b"\n":
-            worker.kill()
-            raise OSError(f"the decoder of pictures does not start: {sys.executable} ended with {worker.wait()}")
+                worker.end()
+        worker = Worker(Path(__file__).with_name("decoder.py"))
+        try:
+            worker.read(1)  # it is ready
+        except EOFError:
+            raise OSError(
+                f"the decoder of pictures does not start: {sys.executable} ended with {worker.end()}"
+            ) from None
         return worker
-
-
-def _why(code: int, late: bool, limits: PictureLimits) -> str:
-    if late or code == -signal.SIGXCPU:
-        return f"decoding it takes longer than {limits.seconds} s: save it again, smaller"
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"its decoder broke ({how}), it is damaged: save it again"
-
-
-def _end(worker: subprocess.Popen[bytes]) -> int:
-    """Its exit code; of one that has crashed, what it crashed by."""
-    worker.kill()
-    code = worker.wait()
-    for pipe in (worker.stdin, worker.stdout):
-        if pipe is not None:
-            pipe.close()
-    return code
-
-
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[pipe.write(left) :]
-
-
-def _read(pipe: IO[bytes], length: int) -> bytearray:
-    data = bytearray(length)
-    left = memoryview(data)
-    while left:
-        count = pipe.readinto(left)  # type: ignore[attr-defined]  # a FileIO: there is no buffer
-        if not count:
-            raise EOFError
-        left = left[count:]
-    return data
 
 
 DECODER = Decoder()  # of this process

@@ -22,7 +22,7 @@ GATES = {
     "h5py": {"imagebert/data/readers/hdf5.py"},
     "lz4": {"imagebert/data/captions/uniter.py"},
     "msgpack": {"imagebert/data/readers/lmdbs.py", "imagebert/data/captions/uniter.py"},
-    "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/dali_jpegs.py"},
+    "nvidia": {"imagebert/feed/dali.py", "imagebert/regions/dali_decoder.py"},
     "pyarrow": {
         "imagebert/data/parquet_rows.py",
         "imagebert/data/readers/table_rows.py",

@@ -120,7 +120,7 @@ def test_sixteen_bits_are_divided_by_256() -> None:
 
 
 def test_pixels_of_unknown_range_are_refused() -> None:
-    for mode, said in (("F", "floating-point numbers"), ("I", "32-bit integers")):
+    for mode, said in (("F", "floating-point numbers"), ("I", "32-bit or signed integers")):
         with pytest.raises(Exception, match=f"its pixels are {said}.*save it with 8 or 16 bits"):
             decode(saved(Image.new(mode, (4, 4), 1), "TIFF"), 10**6)
 
@@ -192,7 +192,7 @@ def ask_stopped(decoder: Decoder, seconds: int, then: int | None = None) -> str:
     """What is said of a picture whose process stands still, and may be sent a signal."""
     decoder.picture(saved(picture(), "JPEG"), SENT)
     (worker,) = decoder._idle
-    os.kill(worker.pid, signal.SIGSTOP)
+    os.kill(worker.process.pid, signal.SIGSTOP)
     said: list[str] = []
 
     def ask() -> None:
@@ -206,11 +206,11 @@ def ask_stopped(decoder: Decoder, seconds: int, then: int | None = None) -> str:
     while decoder._idle:
         time.sleep(0.01)
     if then is not None:
-        os.kill(worker.pid, then)
-        os.kill(worker.pid, signal.SIGCONT)
+        os.kill(worker.process.pid, then)
+        os.kill(worker.process.pid, signal.SIGCONT)
     thread.join(30)
     assert not thread.is_alive()
-    assert worker.poll() is not None
+    assert worker.process.poll() is not None
     assert decoder.picture(saved(picture(), "JPEG"), SENT).size == (40, 30)  # by another
     return said[0]
 
@@ -223,7 +223,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_picture(decoder: Decoder) -> 
 
 def test_a_decoder_that_was_ended_while_it_waited_costs_none(decoder: Decoder) -> None:
     decoder.picture(saved(picture(), "JPEG"), SENT)
-    decoder._idle[0].kill()
+    decoder._idle[0].process.kill()
     time.sleep(0.1)
     assert decoder.picture(saved(picture(), "JPEG"), SENT).size == (40, 30)
 

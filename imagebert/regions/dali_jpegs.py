@@ -1,133 +1,123 @@
-"""JPEGs by NVIDIA DALI, in a process of its own that a picture may break. A gate of DALI, as feed/dali.py is.
+"""JPEGs by NVIDIA DALI, in a process of its own that a picture may end: what `dali_decoder.py` does is asked for here.
 
-Files go in through a pipe, pixels come back through shared memory: a batch of them has a hundred megabytes.
+A batch that ended the process is given to the next one file by file, so that the picture that does it has a name.
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import mmap
+import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from imagebert.pictures import Ended, Worker
+from imagebert.regions.dali_decoder import COUNT, LENGTH, READY, SIZE
 
 log = logging.getLogger(__name__)
 
-_RESTARTS = 3  # after them Pillow decodes the rest
+_RESTARTS = 6  # a picture that ends it twice costs two
+_SECONDS_START, _SECONDS_BATCH = 300, 120
+
+
+class NoDali(Exception):
+    """DALI cannot be used; the message says why."""
 
 
 class DaliJpegs:
-    """Decodes batches of JPEGs on a GPU's own decoder, or on the CPU.
+    """Decodes batches of JPEGs, on a GPU's own decoder or on the CPU.
 
     Args:
         batch: the most that are given at once
+        pixels: the most that they have together
         device: of a GPU; None: the CPU
 
     Raises:
-        ImportError: DALI is not installed, or does not load.
+        NoDali: it is not installed, or does not work here.
     """
 
-    def __init__(self, batch: int, device: int | None) -> None:
-        self._batch, self._device = batch, device
+    def __init__(self, batch: int, pixels: int, device: int | None) -> None:
+        self.device = device
+        self._arguments = [str(batch), *([] if device is None else [str(device)])]
         self._left = _RESTARTS
-        self._process = self._start()
-
-    def _start(self) -> ProcessPoolExecutor | None:
-        process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _build, (self._batch, self._device))
+        # Pages that no picture has reached yet take no memory; unlike /dev/shm it is as large as it says in containers.
+        self._descriptor = os.memfd_create("pictures")
+        os.ftruncate(self._descriptor, 3 * pixels)
+        self._pixels = memoryview(mmap.mmap(self._descriptor, 0))
+        self._worker: Worker | None = None
         try:
-            problem = process.submit(_problem).result()
-        except BrokenProcessPool:
-            problem = "it ends its process"
-        if problem:
-            process.shutdown()
-            raise ImportError(problem)
-        return process
+            self._worker = self._start()
+        except NoDali:
+            self.close()
+            raise
 
-    def decode(self, jpegs: Sequence[bytes], names: Sequence[str]) -> list[Image.Image]:
-        """All of them; or none, where one is damaged or breaks the decoder: then another decoder tells which."""
-        if not jpegs or self._process is None:
-            return []
+    def _start(self) -> Worker:
+        script = Path(__file__).with_name("dali_decoder.py")
+        worker = Worker(script, [str(self._descriptor), *self._arguments], [self._descriptor])
+        said = bytearray()
         try:
-            memory, shapes = self._process.submit(_decode, list(jpegs)).result()
-        except BrokenProcessPool:
+            with worker.asked(_SECONDS_START):
+                while not said.endswith(b"\n"):
+                    said += worker.read(1)
+        except Ended as ended:
+            raise NoDali(f"DALI does not start ({ended})") from None
+        if said != READY:
+            worker.end()
+            raise NoDali(f"DALI does not start ({said.decode(errors='replace').strip()})")
+        return worker
+
+    def decode(self, jpegs: Sequence[bytes], names: Sequence[str]) -> list[Image.Image | None]:
+        """Each upright, mode RGB. None: what ends DALI, and every one of a batch that has a damaged one."""
+        if not jpegs or self._worker is None:
+            return [None] * len(jpegs)
+        try:
+            return [*self._run(self._worker, jpegs)] or [None] * len(jpegs)
+        except Ended as ended:
+            left = self._restart(names)
+            what = names[0] if len(names) == 1 else f"one of {len(names)} pictures, {names[0]} to {names[-1]}"
+            log.warning("DALI ended (%s) at %s; Pillow decodes %s", ended, what, left)
+        if len(jpegs) == 1:
+            return [None]
+        return [self.decode([jpeg], [name])[0] for jpeg, name in zip(jpegs, names, strict=True)]
+
+    def _run(self, worker: Worker, jpegs: Sequence[bytes]) -> list[Image.Image]:
+        with worker.asked(_SECONDS_BATCH):
+            worker.write(COUNT.pack(len(jpegs)) + b"".join(LENGTH.pack(len(jpeg)) for jpeg in jpegs))
+            for jpeg in jpegs:
+                worker.write(jpeg)
+            (count,) = COUNT.unpack(worker.read(COUNT.size))
+            if count not in (0, len(jpegs)):
+                raise EOFError  # its memory is not its own any more
+            sizes = [SIZE.unpack(worker.read(SIZE.size)) for _ in range(count)]
+            if 3 * sum(height * width for height, width in sizes) > len(self._pixels):
+                raise EOFError
+        images, at = [], 0
+        for height, width in sizes:
+            end = at + 3 * height * width
+            images.append(Image.frombytes("RGB", (width, height), self._pixels[at:end]))
+            at = end
+        return images
+
+    def _restart(self, names: Sequence[str]) -> str:
+        """Starts another, if it may be; says what of these and those to come is left to Pillow."""
+        self._worker = None
+        if self._left:
             self._left -= 1
-            more = "it is started again" if self._left else "Pillow decodes what is left"
-            log.warning("DALI ended at a picture of %s to %s: %s", names[0], names[-1], more)
-            self._process.shutdown()
-            self._process = self._start() if self._left else None
-            return []
-        if memory is None:
-            return []
-        shared = SharedMemory(memory)
-        try:
-            pixels, at, found = _pixels(shared), 0, []
-            for height, width in shapes:
-                size = height * width * 3
-                found.append(Image.fromarray(pixels[at : at + size].reshape(height, width, 3).copy()))
-                at += size
-            del pixels
-            return found
-        finally:
-            shared.close()
-            shared.unlink()
+            try:
+                self._worker = self._start()
+                return "it" if len(names) == 1 else "what ends it again"
+            except NoDali as error:
+                return f"all that is left, since {error}"
+        return f"all that is left, since it was started again {_RESTARTS} times"
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.shutdown()
-            self._process = None
-
-
-def _pixels(shared: SharedMemory) -> NDArray[np.uint8]:
-    return np.frombuffer(shared.buf, np.uint8)  # type: ignore[arg-type]
-
-
-# What the process has: a pipeline, or why there is none.
-_pipeline: Any = None
-_again: Any = None  # builds another
-_missing = ""
-
-
-def _build(batch: int, device: int | None) -> None:
-    global _pipeline, _again, _missing
-    try:
-        from nvidia.dali import Pipeline, fn, types
-    except Exception as error:  # a half-installed one raises what it likes
-        _missing = f"DALI does not load ({type(error).__name__}: {error})"
-        return
-    pipeline = Pipeline(batch_size=batch, num_threads=4, device_id=device, prefetch_queue_depth=1)
-    with pipeline:
-        files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-        images = fn.decoders.image(files, device="cpu" if device is None else "mixed", output_type=types.RGB)
-        pipeline.set_outputs(images if device is None else images.cpu())
-    pipeline.build()
-    _pipeline, _again = pipeline, partial(_build, batch, device)
-
-
-def _problem() -> str:
-    return _missing
-
-
-def _decode(jpegs: list[bytes]) -> tuple[str | None, list[tuple[int, int]]]:
-    """Name of the shared memory that has the pixels, RGB one behind the other, and heights and widths."""
-    try:
-        (images,) = _pipeline.run(files=[np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
-        arrays = [np.array(images[place]) for place in range(len(jpegs))]
-    except RuntimeError:
-        _again()  # after an error a pipeline is not to be used again
-        return None, []
-    shared = SharedMemory(create=True, size=sum(array.nbytes for array in arrays))
-    pixels, at = _pixels(shared), 0
-    for array in arrays:
-        pixels[at : at + array.nbytes] = array.reshape(-1)
-        at += array.nbytes
-    del pixels
-    shared.close()
-    return shared.name, [array.shape[:2] for array in arrays]
+        """Ends the process, for good."""
+        self._left = 0
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
+# How files of these kinds begin: downloads are often named by numbers alone.
+_BEGINNING = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL
+)
+
 
 class Found(NamedTuple):
-    """A folder's pictures, sorted by name; how many other files it has of each suffix; and folders that are links."""
+    """What a folder holds."""
 
-    pictures: list[Path]
-    others: Counter[str]
-    links: int
+    pictures: list[Path]  # sorted by name
+    others: Counter[str]  # how many other files of each suffix
+    links: int  # folders that are links
+    closed: list[OSError]  # of folders that cannot be read
 
 
 def find_images(folder: Path) -> Found:
-    """All files below `folder`. A folder that is reached by a link is walked as well, each once."""
-    pictures, others, links = [], Counter[str](), 0
+    """All files below `folder`: pictures by their suffixes; those without one by how they begin.
+
+    A folder that is reached by a link is walked as well, each once.
+    """
+    pictures, others, closed, links = [], Counter[str](), list[OSError](), 0
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
         here = os.stat(place)
         if (here.st_dev, here.st_ino) in seen:
             folders.clear()
@@ -31,8 +41,16 @@ def find_images(folder: Path) -> Found:
         links += os.path.islink(place)
         folders.sort()
         for file in (Path(place, name) for name in files):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
+            if file.is_file() and (file.suffix.lower() in SUFFIXES or (not file.suffix and _begins_as_one(file))):
                 pictures.append(file)
             else:
                 others[file.suffix.lower() or "none"] += 1
-    return Found(sorted(pictures), others, links)
+    return Found(sorted(pictures), others, links, closed)
+
+
+def _begins_as_one(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return _BEGINNING.match(opened.read(16)) is not None
+    except OSError:
+        return False

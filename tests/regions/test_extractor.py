@@ -12,11 +12,13 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from imagebert.cli import main
 from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE
 from imagebert.data.regions import RegionStore
-from imagebert.regions.extract import extract
+from imagebert.regions.extract import Extracted, extract
 from imagebert.regions.extractor import DetectorExtractor, decode_yolox, pool, select
+from tests.regions.test_decoding import stand_in
 
 SIZE = 64  # detector's input; strides 8, 16, 32 give 64 + 16 + 4 anchors
 ANCHORS = 84
@@ -183,7 +185,7 @@ def test_extract_skips_and_counts_what_it_cannot_read(
     half_red().convert("CMYK").save(folder / "sub/print.jpg")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     done = extract(folder, tmp_path / "store", DetectorExtractor(description))
-    assert done == (4, 3, 1)
+    assert done == Extracted(4, 3, 1)
     assert "broken.jpg is skipped: it is not a picture" in caplog.text
     store = RegionStore(tmp_path / "store")
     assert [store.key(i) for i in range(3)] == ["a.jpg", "sub/gray.png", "sub/print.jpg"]
@@ -212,3 +214,19 @@ def test_bad_descriptions(description: Path, tmp_path: Path) -> None:
     (tmp_path / "detector.onnx").write_bytes(b"no network")
     with pytest.raises(UsageError, match="no ONNX network"):
         DetectorExtractor(description)
+
+
+def test_the_command_says_what_became_of_all_files(
+    description: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    half_red().save(folder / "a.jpg")
+    (folder / "film.mp4").touch()
+    command = ["extract", str(folder), str(out), "--extractor", str(description), "--decoder"]
+    assert main([*command, "pillow"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"1 pictures: 1 stored in {out}, 0 refused; 1 other files are not read (by suffix: 1 of .mp4)"
+    stand_in("raise ImportError('none')", tmp_path, monkeypatch)
+    assert main([*command, "dali", "--overwrite"]) == 2
+    assert "--decoder dali: DALI does not start (ImportError: none): pip install" in capsys.readouterr().err

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 from imagebert.regions.images import find_images
 
@@ -29,3 +33,32 @@ def test_linked_folders_are_walked_once(tmp_path: Path) -> None:
     assert [p.relative_to(photos).as_posix() for p in found.pictures] == ["linked.jpg", "own.jpg", "there/far.jpg"]
     assert found.links == 1
     assert found.others == {".jpg": 1}  # a link that leads nowhere
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
+def test_pictures_without_a_suffix_are_told_by_their_beginning(tmp_path: Path, kind: str) -> None:
+    """As downloads that are named by numbers."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "123_4567", kind)
+    (tmp_path / "Makefile").write_text("BM: all of it\n")
+    (tmp_path / "empty").touch()
+    (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    found = find_images(tmp_path)
+    assert [path.name for path in found.pictures] == ["123_4567"]
+    assert found.others == {"none": 3}
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    def scandir(place: str) -> object:
+        if Path(place).name == "a":
+            raise PermissionError(13, "Permission denied", place)
+        return listed(place)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_images(tmp_path)
+    assert [path.name for path in found.pictures] == ["2.jpg"]
+    assert [error.filename for error in found.closed] == [str(tmp_path / "a")]
