@@ -285,6 +285,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", metavar="key=value")
     doctor.add_argument("--quick", action="store_true", help="without measuring the all-reduce at length")
     doctor.add_argument("--json", type=Path, help="also write the figures here")
+    doctor.add_argument(
+        "--on-paper",
+        type=_numbers,
+        metavar="RANKS",
+        help="only what can be said of RECIPE without the machines, for so many processes: 16, or 16,32",
+    )
+    doctor.add_argument("--later", action="store_true", help="with --on-paper: what it starts from is not made yet")
+    doctor.add_argument("--task", choices=["pretrain", "finetune"], default="pretrain", help="what RECIPE is for")
 
     evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption; ranks share the work")
     evaluate.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
@@ -347,6 +355,9 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument("--out", type=Path, help="folder of the runs (runs/LADDER)")
     ladder.add_argument("--seeds", type=_positive, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
     ladder.add_argument(
+        "--seed", type=_seed, metavar="K", help="only this one of them; the whole call prints the table"
+    )
+    ladder.add_argument(
         "--only", action="append", default=[], metavar="RUNG", help="this rung, and what it starts from; any number"
     )
     ladder.add_argument("--json", type=Path, help="also write the figures here")
@@ -374,6 +385,11 @@ def _positive(text: str) -> int:
     if not 0 < value < 1 << 48:
         raise argparse.ArgumentTypeError(f"{value} is not positive" if value < 1 else f"{text[:40]} is too large")
     return value
+
+
+def _numbers(text: str) -> list[int]:
+    """Comma-separated."""
+    return [_positive(word) for word in text.split(",")]
 
 
 def _finite(text: str) -> float:
@@ -813,6 +829,16 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
+    if parsed.on_paper:
+        from imagebert.training.on_paper import problems
+
+        if parsed.recipe is None:
+            raise UsageError("--on-paper needs a RECIPE")
+        said = problems(parsed.recipe, parsed.overrides, parsed.task, parsed.on_paper, parsed.later)
+        for line in said:
+            print(f"imagebert: {line}", file=sys.stderr)
+        return 2 if said else 0
+
     from imagebert import distributed
     from imagebert.config import load_recipe
     from imagebert.retrieval.validation import validation_corpus
@@ -1036,7 +1062,7 @@ def _ladder(parsed: argparse.Namespace) -> int:
     _check_writable(parsed.json)
     out = parsed.out or Path("runs") / Path(parsed.name).stem
     distributed.start(timeout_minutes=60)
-    figures = climb(ladder, out, parsed.data, range(parsed.seeds), parsed.overrides, parsed.only)
+    figures = climb(ladder, out, parsed.data, range(parsed.seeds), parsed.overrides, parsed.only, parsed.seed)
     if figures is None:
         print("stopped; the same command goes on from here")
         return STOPPED

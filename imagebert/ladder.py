@@ -110,7 +110,13 @@ def run_folder(out: Path, seeds: Sequence[int], seed: int, name: str) -> Path:
 
 
 def climb(
-    ladder: Ladder, out: Path, data: Path, seeds: Sequence[int], overrides: Sequence[str] = (), only: Sequence[str] = ()
+    ladder: Ladder,
+    out: Path,
+    data: Path,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    alone: int | None = None,
 ) -> dict[str, Any] | None:
     """Trains and evaluates all rungs for all seeds; returns the figures, or None if it was asked to stop.
 
@@ -118,13 +124,17 @@ def climb(
         data: what {data} stands for in the ladder's file
         overrides: key=value for every run
         only: these rungs, and what they start from; none: all
+        alone: this one of the seeds, in the folder that it has beside the others; None: all
 
     Raises:
-        UsageError: no such rung, or what is there was trained by another recipe.
+        UsageError: no such rung or seed, or what is there was trained by another recipe.
     """
     for name in only:
         if name not in [rung.name for rung in ladder.rungs]:
             raise UsageError(f"no rung {name!r}: there are {', '.join(rung.name for rung in ladder.rungs)}")
+    if alone is not None and alone not in seeds:
+        raise UsageError(f"no seed {alone}: there are {', '.join(map(str, seeds))}")
+    taken = list(seeds) if alone is None else [alone]
     console = Console(stderr=True, markup=False, emoji=False)  # names come from files
     source = _located(ladder.evaluate, data)
     rungs: list[dict[str, Any]] = []
@@ -133,7 +143,7 @@ def climb(
         if only and rung.name not in only:
             continue
         found = []
-        for seed in seeds:
+        for seed in taken:
             if distributed.rank() == 0:
                 console.rule(f"{rung.name}, seed {seed}")
             if not _train(ladder, rung.run, out, data, seeds, seed, overrides):
@@ -147,12 +157,12 @@ def climb(
         return {}
     figures = {
         "title": ladder.title,
-        "seeds": list(seeds),
+        "seeds": taken,
         "chance": chance,
         "rungs": rungs,
         "relations": _relations(ladder, rungs),
     }
-    if not only:
+    if not only and alone is None:
         (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 

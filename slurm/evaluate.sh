@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Exact R@K of a fine-tuned run (or any model folder) on a test split; all GPUs of all nodes share the work, and a job
-# that was killed goes on where it was. key=value is not taken.
+# that was stopped or killed goes on where it was. key=value is not taken.
 #
 #     sbatch slurm/evaluate.sh --dataset coco --data /data --from runs/finetune_coco
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
 #SBATCH --nodes=1 --gpus-per-node=8 --cpus-per-task=64
-#SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
-SCRIPT=$0 TITLE=imagebert-evaluate RECIPE=
-for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do
+#SBATCH --time=12:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
+SCRIPT=$0 TITLE=imagebert-evaluate RECIPE=''
+for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-}" "$(dirname "$(readlink -f "$0")")/.." "${SLURM_SUBMIT_DIR:-.}" \
+    "${SLURM_JOB_ID:+$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's|.* Command=\([^ ]*\)/slurm/.*|\1|p')}"; do
     [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
 done
 IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)
@@ -18,7 +19,7 @@ source "$IMAGEBERT_HOME/slurm/common.sh" || {
     exit 2
 }
 
-DATASET=flickr30k SPLIT=test
+DATASET=flickr30k SPLIT=test WRITES=
 option() { # --dataset NAME, --split NAME
     case $1 in
     --dataset) DATASET=$2 ;;

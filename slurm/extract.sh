@@ -5,9 +5,10 @@
 #
 # Options, and what each reads from the environment, are at the head of common.sh.
 #SBATCH --nodes=1 --gpus-per-node=1 --cpus-per-task=8
-#SBATCH --time=12:00:00 --requeue --open-mode=append --output=slurm-%x-%j.out
-SCRIPT=$0 TITLE=imagebert-extract RECIPE=
-for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-$(dirname "$0")/..}" "${SLURM_SUBMIT_DIR:-.}"; do
+#SBATCH --time=12:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
+SCRIPT=$0 TITLE=imagebert-extract RECIPE=''
+for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-}" "$(dirname "$(readlink -f "$0")")/.." "${SLURM_SUBMIT_DIR:-.}" \
+    "${SLURM_JOB_ID:+$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's|.* Command=\([^ ]*\)/slurm/.*|\1|p')}"; do
     [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
 done
 IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)
@@ -17,7 +18,7 @@ source "$IMAGEBERT_HOME/slurm/common.sh" || {
     exit 2
 }
 
-IMAGES='' OUT='' EXTRACTOR='' PARTS=8 MERGE=0 STEP_TASKS=1 REGIONS=() PAIRS=()
+IMAGES='' OUT='' EXTRACTOR='' PARTS=8 MERGE=0 STEP_TASKS=1 REGIONS=() PAIRS=() WRITES=
 option() { # --images DIR, --out STORE, --extractor FILE, --parts N, and --merge 1 for the last job
     case $1 in
     --images) IMAGES=$2 ;;
@@ -40,6 +41,7 @@ prepare() {
         wrong "this is a job array: call slurm/extract.sh itself, or sbatch --array=0-$((PARTS - 1)) slurm/extract.sh"
     fi
 }
+progress() { size_of "$OUT${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}"; }
 work() {
     if ((MERGE)); then
         local number parts=()

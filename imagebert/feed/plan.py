@@ -9,14 +9,15 @@ The sampler reads no data: it is given counts.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imagebert.config import UsageError
+from imagebert.config import RunConfig, UsageError
 from imagebert.feed.draws import Purpose, below, draw, stage_key, uniform
 from imagebert.feed.epochs import Epochs
 
@@ -300,3 +301,16 @@ def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
         sets[lightest].append(int(item))
         heapq.heappush(heap, (weight + int(tokens[item]), lightest))
     return [np.array(s) for s in sets]
+
+
+def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
+    """The recipe with as many microbatches a step as `ranks` need to hold no more than schedule.microbatch_size, or
+    about schedule.microbatch_tokens."""
+    schedule = config.schedule
+    if schedule.microbatch_size is not None and schedule.batch_size is not None:
+        needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
+    elif schedule.microbatch_tokens is not None and schedule.batch_tokens is not None:
+        needed = math.ceil(schedule.batch_tokens / (ranks * schedule.microbatch_tokens))
+    else:
+        return config
+    return replace(config, schedule=replace(schedule, accumulation=max(schedule.accumulation, needed)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import faulthandler
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +39,7 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Matches, Negatives, Plan
+from imagebert.feed.plan import Matches, Negatives, Plan, fit_microbatches
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.files import file_digest, write_bytes
 from imagebert.host import keep_memory
@@ -312,19 +311,6 @@ def make_carrier(config: RunConfig) -> DaliCarrier | None:
         UsageError: it is not installed.
     """
     return DaliCarrier(distributed.device()) if config.data.feeder == "dali" else None
-
-
-def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
-    """The recipe with as many microbatches a step as `ranks` need to hold no more than schedule.microbatch_size, or
-    about schedule.microbatch_tokens."""
-    schedule = config.schedule
-    if schedule.microbatch_size is not None and schedule.batch_size is not None:
-        needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
-    elif schedule.microbatch_tokens is not None and schedule.batch_tokens is not None:
-        needed = math.ceil(schedule.batch_tokens / (ranks * schedule.microbatch_tokens))
-    else:
-        return config
-    return replace(config, schedule=replace(schedule, accumulation=max(schedule.accumulation, needed)))
 
 
 def choose_step(config: RunConfig) -> RunConfig:

@@ -28,6 +28,7 @@ from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, PairStore, write_pairs
 from imagebert.engine.metrics import read_log
 from imagebert.feed.packer import Packer
+from imagebert.feed.plan import fit_microbatches
 from imagebert.files import read_sealed, write_sealed
 from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.model_folder import open_model
@@ -39,7 +40,6 @@ from imagebert.training.run import (
     check_same,
     choose_step,
     export_run,
-    fit_microbatches,
     identity_of,
     make_plan,
     run,
