@@ -88,14 +88,15 @@ class ListedReader:
 
 
 def find_files(sources: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """Files as they are given, and of folders those below with one of the suffixes, sorted.
+    """Files as they are given, and of folders those below whose names end so, sorted.
 
     Raises:
         UsageError: there are none, or one is no regular file.
     """
     files: list[Path] = []
     for source in sources:
-        files += sorted(file for file in source.rglob("*") if file.suffix in suffixes) if source.is_dir() else [source]
+        below = sorted(source.rglob("*")) if source.is_dir() else []
+        files += [file for file in below if file.name.endswith(tuple(suffixes))] if source.is_dir() else [source]
     if not files:
         raise UsageError(f"{sources[0]} holds no {' and no '.join(suffixes)}")
     check_files(files)

@@ -25,7 +25,6 @@ import msgpack_numpy
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -531,38 +530,6 @@ def write_vinvl_yaml(folder: Path, images: list[Image]) -> tuple[str, Path]:
     return "vinvl", folder / "train.yaml"
 
 
-def write_oscar(folder: Path, images: list[Image], legacy: bool = False) -> tuple[str, Path]:
-    """Its VQA features: the box behind the features, as shares."""
-    tensors = {}
-    for i in images:
-        sides = (i.boxes[:, 2:] - i.boxes[:, :2]) / (i.width, i.height)
-        wide = np.concatenate([i.features, i.shares, sides.astype(np.float32)], axis=1)
-        tensors[int(i.key)] = torch.from_numpy(wide)
-    torch.save(tensors, folder / "train_img_frcnn_feats.pt", _use_new_zipfile_serialization=not legacy)
-    return "tensors", folder / "train_img_frcnn_feats.pt"
-
-
-def write_oscar_legacy(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    return write_oscar(folder, images, legacy=True)
-
-
-def write_visualbert(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    """Its Flickr30k features."""
-    found = {
-        int(i.key): {
-            "image_id": int(i.key),
-            "image_h": float(i.height),
-            "image_w": float(i.width),
-            "num_boxes": len(i.boxes),
-            "boxes": torch.from_numpy(i.boxes),
-            "features": torch.from_numpy(i.features),
-        }
-        for i in images
-    }
-    torch.save(found, folder / "resnet101_genome.th")
-    return "tensors", folder / "resnet101_genome.th"
-
-
 def add(archive: tarfile.TarFile, name: str, write: Callable[[IO[bytes]], Any]) -> None:
     data = io.BytesIO()
     write(data)
@@ -681,9 +648,6 @@ FORMATS: list[tuple[Write, set[str], int, int | None]] = [
     (write_hdf5_compressed, {"classes", "confidences"}, 16, 3),
     (write_vl_t5, set(), 16, None),
     (write_vl_t5_compressed, set(), 16, None),
-    (write_oscar, {"classes", "confidences", "size"}, 2048, None),
-    (write_oscar_legacy, {"classes", "confidences", "size"}, 2048, None),
-    (write_visualbert, {"classes", "confidences"}, 16, None),
     (write_arrow, {"size"}, 16, None),
     (write_arrow_file, {"size"}, 16, None),
     (write_parquet, set(), 16, None),
