@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from imagebert.config import UsageError
-from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import LaidOutReader, open_reader
 from imagebert.data.records import RegionRecord
@@ -39,7 +38,7 @@ def loaded(name: str, path: Path, share: int = 0, shares: int = 1) -> tuple[list
     for item in open_reader(name, [path], NAMES).items(share, shares):
         try:
             found.append(item.load())
-        except BadRecord as error:
+        except UsageError as error:
             errors.append(f"{item.where}: {error}")
     return found, errors
 

@@ -23,10 +23,8 @@ import lmdb
 import msgpack
 import msgpack_numpy
 import numpy as np
-import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from imagebert.cli import main
 from imagebert.config import UsageError
@@ -560,61 +558,6 @@ def write_webdataset_npy(folder: Path, images: list[Image]) -> tuple[str, Path]:
     return "webdataset", folder / "one.tar"
 
 
-def padded(array: NDArray[Any], rows: int = 8) -> NDArray[Any]:
-    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
-
-
-def lxmert_table(images: list[Image]) -> pa.Table:
-    """Filled up to as many rows for all; class numbers are floats, sizes those of the resized picture."""
-    floats, table = pa.list_(pa.float32()), pa.list_(pa.list_(pa.float32()))
-    return pa.table(
-        {
-            "attr_ids": pa.array([padded(i.classes.astype(np.float32)).tolist() for i in images], floats),
-            "boxes": pa.array([padded(i.shares).tolist() for i in images], table),
-            "img_id": pa.array([int(i.key) for i in images], pa.int32()),
-            "obj_ids": pa.array([padded(i.classes.astype(np.float32)).tolist() for i in images], floats),
-            "obj_probs": pa.array([padded(i.confidences).tolist() for i in images], floats),
-            "roi_features": pa.array([padded(i.features).tolist() for i in images], table),
-            "sizes": pa.array([[800.0, 600.0] for _ in images], floats),
-            "preds_per_image": pa.array([len(i.boxes) for i in images], pa.int32()),
-        }
-    )
-
-
-def write_arrow(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    """extracting_data.py: a stream of batches"""
-    table = lxmert_table(images)
-    with pa.ipc.new_stream(folder / "train.datasets", table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=2):
-            writer.write_batch(batch)
-    return "arrow", folder / "train.datasets"
-
-
-def write_arrow_file(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    table = lxmert_table(images)
-    with pa.ipc.new_file(folder / "train.arrow", table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
-    return "arrow", folder / "train.arrow"
-
-
-def write_parquet(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    rows = [
-        {
-            "image_id": i.key,
-            "width": i.width,
-            "height": i.height,
-            "num_boxes": len(i.boxes),
-            "features": i.features.tolist(),
-            "boxes": i.boxes.tolist(),
-            "objects_id": i.classes.tolist(),
-            "objects_conf": i.confidences.tolist(),
-        }
-        for i in images
-    ]
-    parquet.write_table(pa.Table.from_pylist(rows), folder / "regions.parquet", row_group_size=2)
-    return "parquet", folder / "regions.parquet"
-
-
 Write = Callable[[Path, list[Image]], tuple[str, Path]]
 # What is lost on the way: classes, confidences, the size, bits of the features.
 FORMATS: list[tuple[Write, set[str], int, int | None]] = [
@@ -648,9 +591,6 @@ FORMATS: list[tuple[Write, set[str], int, int | None]] = [
     (write_hdf5_compressed, {"classes", "confidences"}, 16, 3),
     (write_vl_t5, set(), 16, None),
     (write_vl_t5_compressed, set(), 16, None),
-    (write_arrow, {"size"}, 16, None),
-    (write_arrow_file, {"size"}, 16, None),
-    (write_parquet, set(), 16, None),
     (write_webdataset, set(), 16, None),
     (write_webdataset_npy, set(), 16, None),
 ]
@@ -804,7 +744,7 @@ def test_damaged_bytes_never_do_more_than_damage(
     files = [file for file in tmp_path.rglob("*") if file.is_file() and "lock" not in file.name]
     rng = np.random.default_rng(1)
     refused = 0
-    for _ in range(35 if name in ("arrow", "parquet") else 100):  # those three take a process each
+    for _ in range(100):
         file = files[int(rng.integers(len(files)))]
         whole = file.read_bytes()
         file.unlink()  # HDF5's library knows a file that is still open by its inode
