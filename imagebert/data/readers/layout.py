@@ -29,15 +29,15 @@ Value = TypeVar("Value", bound=Hashable)
 
 # What projects call a field; the first that most records have is taken.
 NAMES = {
-    "features": ("features", "x", "image_feat", "feat", "roi_features", "image_features"),
-    "boxes": ("boxes", "norm_bb", "bbox", "image_bboxes", "normalized_boxes"),
+    "features": ("features", "x", "image_feat", "feat", "roi_features", "image_features", "box_features"),
+    "boxes": ("boxes", "norm_bb", "bbox", "image_bboxes", "normalized_boxes", "cls_boxes"),
     "classes": ("objects_id", "obj_id", "obj_ids", "objects"),
-    "confidences": ("objects_conf", "obj_conf", "obj_probs", "conf"),
+    "confidences": ("objects_conf", "obj_conf", "obj_probs", "conf", "max_conf"),
     "probabilities": ("soft_labels", "cls_prob"),
     "width": ("image_w", "image_width", "img_w", "width"),
     "height": ("image_h", "image_height", "img_h", "height"),
     "number": ("num_boxes", "num_bbox", "preds_per_image"),
-    "key": ("img_id", "image_id", "key", "id"),  # where its place in the file does not name the image
+    "key": ("img_id", "image_id", "key", "id", "image"),  # where its place in the file does not name the image
 }
 # MMF's VinVL features, which have box_features too: maskrcnn-benchmark's own fields, whose class 0 is the background.
 _MASKRCNN = {"classes": "labels", "confidences": "scores"}

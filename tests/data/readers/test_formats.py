@@ -23,11 +23,8 @@ import lmdb
 import msgpack
 import msgpack_numpy
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from imagebert.cli import main
 from imagebert.config import UsageError
@@ -531,38 +528,6 @@ def write_vinvl_yaml(folder: Path, images: list[Image]) -> tuple[str, Path]:
     return "vinvl", folder / "train.yaml"
 
 
-def write_oscar(folder: Path, images: list[Image], legacy: bool = False) -> tuple[str, Path]:
-    """Its VQA features: the box behind the features, as shares."""
-    tensors = {}
-    for i in images:
-        sides = (i.boxes[:, 2:] - i.boxes[:, :2]) / (i.width, i.height)
-        wide = np.concatenate([i.features, i.shares, sides.astype(np.float32)], axis=1)
-        tensors[int(i.key)] = torch.from_numpy(wide)
-    torch.save(tensors, folder / "train_img_frcnn_feats.pt", _use_new_zipfile_serialization=not legacy)
-    return "tensors", folder / "train_img_frcnn_feats.pt"
-
-
-def write_oscar_legacy(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    return write_oscar(folder, images, legacy=True)
-
-
-def write_visualbert(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    """Its Flickr30k features."""
-    found = {
-        int(i.key): {
-            "image_id": int(i.key),
-            "image_h": float(i.height),
-            "image_w": float(i.width),
-            "num_boxes": len(i.boxes),
-            "boxes": torch.from_numpy(i.boxes),
-            "features": torch.from_numpy(i.features),
-        }
-        for i in images
-    }
-    torch.save(found, folder / "resnet101_genome.th")
-    return "tensors", folder / "resnet101_genome.th"
-
-
 def add(archive: tarfile.TarFile, name: str, write: Callable[[IO[bytes]], Any]) -> None:
     data = io.BytesIO()
     write(data)
@@ -591,61 +556,6 @@ def write_webdataset_npy(folder: Path, images: list[Image]) -> tuple[str, Path]:
                 add(archive, f"./{i.key}.{name}npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
             add(archive, f"./{i.key}.json", lambda file, told=told: file.write(told))  # type: ignore[misc]
     return "webdataset", folder / "one.tar"
-
-
-def padded(array: NDArray[Any], rows: int = 8) -> NDArray[Any]:
-    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
-
-
-def lxmert_table(images: list[Image]) -> pa.Table:
-    """Filled up to as many rows for all; class numbers are floats, sizes those of the resized picture."""
-    floats, table = pa.list_(pa.float32()), pa.list_(pa.list_(pa.float32()))
-    return pa.table(
-        {
-            "attr_ids": pa.array([padded(i.classes.astype(np.float32)).tolist() for i in images], floats),
-            "boxes": pa.array([padded(i.shares).tolist() for i in images], table),
-            "img_id": pa.array([int(i.key) for i in images], pa.int32()),
-            "obj_ids": pa.array([padded(i.classes.astype(np.float32)).tolist() for i in images], floats),
-            "obj_probs": pa.array([padded(i.confidences).tolist() for i in images], floats),
-            "roi_features": pa.array([padded(i.features).tolist() for i in images], table),
-            "sizes": pa.array([[800.0, 600.0] for _ in images], floats),
-            "preds_per_image": pa.array([len(i.boxes) for i in images], pa.int32()),
-        }
-    )
-
-
-def write_arrow(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    """extracting_data.py: a stream of batches"""
-    table = lxmert_table(images)
-    with pa.ipc.new_stream(folder / "train.datasets", table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=2):
-            writer.write_batch(batch)
-    return "arrow", folder / "train.datasets"
-
-
-def write_arrow_file(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    table = lxmert_table(images)
-    with pa.ipc.new_file(folder / "train.arrow", table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
-    return "arrow", folder / "train.arrow"
-
-
-def write_parquet(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    rows = [
-        {
-            "image_id": i.key,
-            "width": i.width,
-            "height": i.height,
-            "num_boxes": len(i.boxes),
-            "features": i.features.tolist(),
-            "boxes": i.boxes.tolist(),
-            "objects_id": i.classes.tolist(),
-            "objects_conf": i.confidences.tolist(),
-        }
-        for i in images
-    ]
-    parquet.write_table(pa.Table.from_pylist(rows), folder / "regions.parquet", row_group_size=2)
-    return "parquet", folder / "regions.parquet"
 
 
 Write = Callable[[Path, list[Image]], tuple[str, Path]]
@@ -681,12 +591,6 @@ FORMATS: list[tuple[Write, set[str], int, int | None]] = [
     (write_hdf5_compressed, {"classes", "confidences"}, 16, 3),
     (write_vl_t5, set(), 16, None),
     (write_vl_t5_compressed, set(), 16, None),
-    (write_oscar, {"classes", "confidences", "size"}, 2048, None),
-    (write_oscar_legacy, {"classes", "confidences", "size"}, 2048, None),
-    (write_visualbert, {"classes", "confidences"}, 16, None),
-    (write_arrow, {"size"}, 16, None),
-    (write_arrow_file, {"size"}, 16, None),
-    (write_parquet, set(), 16, None),
     (write_webdataset, set(), 16, None),
     (write_webdataset_npy, set(), 16, None),
 ]
@@ -840,7 +744,7 @@ def test_damaged_bytes_never_do_more_than_damage(
     files = [file for file in tmp_path.rglob("*") if file.is_file() and "lock" not in file.name]
     rng = np.random.default_rng(1)
     refused = 0
-    for _ in range(35 if name in ("arrow", "parquet") else 100):  # those three take a process each
+    for _ in range(100):
         file = files[int(rng.integers(len(files)))]
         whole = file.read_bytes()
         file.unlink()  # HDF5's library knows a file that is still open by its inode
