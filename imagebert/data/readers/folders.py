@@ -1,6 +1,7 @@
 """Folders of one file an image: .npy with _info.npy (MMF), or .npz (MMF, bottom-up-attention.pytorch, UNITER).
 
-An object array, which NumPy keeps as a pickle, may hold a dictionary of more fields; it goes through `unpickle`.
+An object array, which NumPy keeps as a pickle, may hold a dictionary of more fields, tensors among them; it goes through
+`unpickle_tensors`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.lib import format as npy
 
 from imagebert.config import UsageError
 from imagebert.data.readers import LARGEST, BadRecord, ListedReader
-from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.readers.tensors import unpickle_tensors
 from imagebert.data.records import crc32
 from imagebert.files import open_regular, read_bytes
 
@@ -130,7 +131,7 @@ def read_npy(file: IO[bytes], size: int) -> Any:
     if there > LARGEST:
         raise BadRecord(f"it has {there} bytes, more than {LARGEST}")
     if dtype.hasobject:
-        return unpickle(file.read(there))
+        return unpickle_tensors(file.read(there))
     if expected != there or min(shape, default=0) < 0:
         raise BadRecord(f"it says {dtype}{list(shape)}, {expected} bytes, and has {there}")
     array = np.frombuffer(file.read(expected), dtype)

@@ -41,6 +41,8 @@ NAMES = {
 }
 # MMF's VinVL features, which have box_features too: maskrcnn-benchmark's own fields, whose class 0 is the background.
 _MASKRCNN = {"classes": "labels", "confidences": "scores"}
+# Features and boxes of bottom-up-attention.pytorch, whose objects_id is the best of all scores, the background's first.
+_BUA_PYTORCH = ("x", "bbox")
 _CHOICES = {
     "numbers": ("float32", "float16", "float64"),
     "axis": ("rows", "columns"),
@@ -508,6 +510,8 @@ def _background_of_numbers(names: Mapping[str, str], fields: Sequence[Fields]) -
         UsageError: they are MMF's, which counts it or not.
     """
     if names["classes"] == _MASKRCNN["classes"] and _is_vinvl(fields):
+        return "counted"
+    if names["classes"] == "objects_id" and (names["features"], names.get("boxes")) == _BUA_PYTORCH:
         return "counted"
     if names["classes"] == "objects" and names.get("confidences") not in NAMES["probabilities"]:
         raise UsageError(

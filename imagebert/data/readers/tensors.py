@@ -19,6 +19,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -86,7 +87,7 @@ def read_tensors(data: bytes) -> dict[str, Any]:
     Raises:
         BadRecord: it is damaged, holds other things, or more than one image.
     """
-    return _of_image(_Content(io.BytesIO(data), len(data), lambda offset, size: data[offset : offset + size]))
+    return _of_image(_of_bytes(data))
 
 
 def _of_file(file: Path) -> dict[str, Any]:
@@ -98,6 +99,10 @@ def _of_image(content: _Content) -> dict[str, Any]:
     if not _is_image(content.value):
         raise BadRecord(f"it holds {type(content.value).__name__}, not one image's tensors")
     return _fields(content, content.value)
+
+
+def _of_bytes(data: bytes) -> _Content:
+    return _Content(io.BytesIO(data), len(data), lambda offset, size: data[offset : offset + size])
 
 
 def _content(opened: BinaryIO) -> _Content:
@@ -157,7 +162,8 @@ def _fields(content: _Content, found: Any) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------- the pickle
 
 
-class _Storage(NamedTuple):
+@dataclass(frozen=True)
+class _Storage:
     """Stands for numbers in the file."""
 
     key: str
@@ -221,6 +227,49 @@ class _TensorUnpickler(Unpickler):
         if not isinstance(key, str) or not isinstance(numbers, int) or numbers < 0 or any(pid[5:]):
             raise BadRecord("its pickle names a storage of no size, or a view of one")
         return self._storages.setdefault(key, _Storage(key, kind.dtype, numbers))
+
+
+class _Packed(NamedTuple):
+    """A storage in a pickle of Python's own: what torch.save writes of it, as bytes."""
+
+    content: _Content
+    storage: _Storage
+
+
+class _PackedUnpickler(Unpickler):
+    """Tensors become arrays at once. All of them are given what is left of the pickle's bytes, four times."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return partial(self._call, _packed)
+        if (module, name) in (("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2")):
+            return partial(self._call, self._rebuild)
+        return super().find_class(module, name)
+
+    def _rebuild(self, packed: Any, *arguments: Any) -> NDArray[Any]:
+        if not isinstance(packed, _Packed):
+            raise BadRecord("its pickle has a tensor without numbers")
+        tensor = _rebuilt(packed.storage, *arguments)
+        self._spend_bytes(math.prod(tensor.shape) * tensor.storage.width)  # a stride of 0 names a number many times
+        return packed.content.array("tensor", tensor)
+
+
+def _packed(data: Any) -> _Packed:
+    if not isinstance(data, bytes):
+        raise BadRecord("its pickle has a tensor of no bytes")
+    content = _of_bytes(data)
+    if not isinstance(content.value, _Storage):
+        raise BadRecord("its pickle has a tensor without numbers")
+    return _Packed(content, content.value)
+
+
+def unpickle_tensors(data: bytes) -> Any:
+    """As `unpickle`, and PyTorch's tensors come as arrays.
+
+    Raises:
+        BadRecord: it holds something else, unfolds to more than any record has, or is damaged.
+    """
+    return load(data, _PackedUnpickler, _STEPS)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------- the file

@@ -187,9 +187,11 @@ class Unpickler(pickle._Unpickler):
         return function(*arguments)
 
     def _spend(self, things: Any) -> None:
-        self._left -= len(things)
-        if self._left >= 0:
-            self._left -= sum(len(thing) for thing in things if isinstance(thing, Sized))
+        self._spend_bytes(len(things))
+        self._spend_bytes(sum(len(thing) for thing in things if isinstance(thing, Sized)))
+
+    def _spend_bytes(self, number: int) -> None:
+        self._left -= number
         if self._left < 0:
             raise BadRecord("its pickle makes more of its bytes than there are")
 

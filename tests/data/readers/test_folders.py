@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
-from tests.data.readers.test_formats import Image, make, open_laid_out, read, write_mmf
+from tests.data.readers.test_formats import Image, make, open_laid_out, read, write_mmf, write_npz
 
 
 def save(folder: Path, image: Image, features: Any, info: dict[str, Any]) -> None:
@@ -73,3 +74,54 @@ def test_mmfs_classes_without_probabilities_are_not_guessed(counted: bool, tmp_p
         *_, last = reader.items(0, 1)
         with pytest.raises(BadRecord, match="1 of its regions are background, and no probabilities tell another"):
             last.load()
+
+
+def write_d2(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """bottom-up-attention.pytorch's extract_d2features.py: attributes stay tensors; no background among the classes."""
+    for i in images:
+        attributes = torch.rand(len(i.boxes), 40)
+        np.savez_compressed(
+            folder / i.key,
+            x=i.features,
+            bbox=i.boxes,
+            num_bbox=len(i.boxes),
+            image_h=i.height,
+            image_w=i.width,
+            image_h_inner=600,
+            image_w_inner=800,
+            info={  # type: ignore[arg-type]
+                "objects": i.classes,
+                "cls_prob": i.probabilities[:, 1:],
+                "attrs_id": attributes.softmax(dim=-1),
+                "attrs_scores": attributes,
+            },
+        )
+    return "npz", folder
+
+
+def test_detectron2s_features_have_tensors(tmp_path: Path) -> None:
+    images = make()
+    name, path = write_d2(tmp_path, images)
+    assert detect([path]) == name
+    found = read(name, path)
+    assert sorted(found) == [image.key for image in images]
+    for image in images:
+        np.testing.assert_array_equal(found[image.key].features, image.features)
+        np.testing.assert_array_equal(found[image.key].classes, image.classes)
+        np.testing.assert_array_equal(found[image.key].confidences, image.confidences)
+
+
+def test_a_region_that_is_background_has_no_class(tmp_path: Path) -> None:
+    """Of bottom-up-attention.pytorch, which writes class 0 where the background has the largest score."""
+    images = make()
+    images[1].classes[0] = -1
+    name, path = write_npz(tmp_path, images)
+    errors = {}
+    for item in open_laid_out(name, path).items(0, 1):
+        try:
+            np.testing.assert_array_equal(item.load().record.classes, images[int(item.key) - 1000].classes)
+        except BadRecord as error:
+            errors[item.key] = str(error)
+    assert list(errors) == ["1001"]
+    assert "1 of its regions are background" in errors["1001"]
+    assert len(list(open_laid_out(name, path, classes="none").items(0, 1))) == len(images)

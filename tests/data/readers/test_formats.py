@@ -237,10 +237,10 @@ def write_mmf(folder: Path, images: list[Image]) -> tuple[str, Path]:
 
 
 def write_npz(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    """bottom-up-attention.pytorch's extract_features.py"""
+    """bottom-up-attention.pytorch's save_roi_features: class 0 is the background's."""
     (folder / "npz").mkdir()
     for i in images:
-        info = {"image_id": i.key, "objects_id": i.classes, "objects_conf": i.confidences}
+        info = {"image_id": i.key, "objects_id": 1 + i.classes, "objects_conf": i.confidences}
         np.savez_compressed(
             folder / "npz" / i.key,
             x=i.features,

@@ -22,7 +22,7 @@ from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import open_reader
-from imagebert.data.readers.tensors import read_tensors
+from imagebert.data.readers.tensors import read_tensors, unpickle_tensors
 from tests.data.readers.checks import check_damage, check_pipes, check_same, refused
 from tests.data.readers.test_formats import Image, make, open_laid_out, read, volta_arrays
 
@@ -366,3 +366,95 @@ def test_an_old_file_says_more_than_there_is(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(UsageError, match=r"it is cut off|a storage of it is damaged"):
             open_reader("tensors", [path])
+
+
+# ------------------------------------------------------------------------------------------------- packed in a pickle
+
+
+@pytest.mark.parametrize("protocol", range(1, pickle.HIGHEST_PROTOCOL + 1))
+def test_tensors_in_a_pickle(protocol: int) -> None:
+    """As bottom-up-attention.pytorch keeps attributes: torch.save's bytes of each storage, within a pickle."""
+    one = torch.rand(3, 4)
+    things = {
+        "rows": one,
+        "columns": one.T,
+        "a part": one[1:, 1:3],
+        "one number many times": one[0, 0].expand(2, 3),
+        "half": one.half(),
+        "whole numbers": torch.arange(3),
+        "flags": one > 0.5,
+        "one number": torch.tensor(3.0),
+        "none": torch.empty(0, 4),
+        "trained": torch.rand(2, requires_grad=True),
+    }
+    found = unpickle_tensors(pickle.dumps({"info": things, "array": np.arange(3)}, protocol))
+    for name, tensor in things.items():
+        np.testing.assert_array_equal(found["info"][name], tensor.detach().numpy(), strict=True)
+    np.testing.assert_array_equal(found["array"], np.arange(3))
+
+
+def bytes_of(thing: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(thing, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+SIX = bytes_of(torch.arange(6.0).storage())
+
+
+def packed(content: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, times: int = 1) -> bytes:
+    """The pickle of tensors of one storage."""
+
+    class Storage:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch.storage._load_from_bytes, (content,)
+
+    storage = Storage()
+
+    class Tensor:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._utils._rebuild_tensor_v2, (storage, offset, shape, strides, False, OrderedDict())
+
+    return pickle.dumps([Tensor() for _ in range(times)], 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (packed(SIX, (2, 3), (3, 1)), ""),
+        (packed(SIX, (2, 2), (1, 3), 1), ""),
+        (packed(SIX, (2, 3), (3, 1), 1), "its tensor reaches out of its storage"),
+        (packed(SIX, (2, 3), (4, 1)), "its tensor reaches out of its storage"),
+        (packed(SIX, (2, 3), (-3, 1)), "a tensor of no shape"),
+        (packed(SIX, (2, 3), (3, 1), -1), "a tensor of no shape"),
+        (packed(SIX, (2, 3), (3,)), "a tensor of no shape"),
+        (packed(SIX, (1 << 20, 3), (0, 1)), "makes more of its bytes than there are"),
+        (packed(SIX, (100,), (0,), 0, 100), "makes more of its bytes than there are"),
+        (packed(SIX[:-1], (2, 3), (3, 1)), "it is cut off"),
+        (packed(SIX.replace(struct.pack("<q", 6), struct.pack("<q", 1 << 50)), (2, 3), (3, 1)), "is damaged"),
+        (packed(SIX.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), (6,), (1,)), "big-endian"),
+        (packed(bytes_of(torch.ones(2)), (2,), (1,)), "a tensor without numbers"),
+        (packed(bytes_of({"a": 1}), (2,), (1,)), "a tensor without numbers"),
+        (packed(b"", (2,), (1,)), r"begins as no file of torch\.save does"),
+        (packed(1 << 40, (2,), (1,)), "a tensor of no bytes"),
+        (pickle.dumps(torch.eye(3).to_sparse()), r"names torch\._utils\._rebuild_sparse_tensor"),
+    ],
+)
+def test_a_packed_tensor_is_where_its_numbers_are(data: bytes, message: str) -> None:
+    if message:
+        with pytest.raises(BadRecord, match=message):
+            unpickle_tensors(data)
+    else:
+        np.testing.assert_array_equal(unpickle_tensors(data)[0], pickle.loads(data)[0].numpy(), strict=True)
+
+
+def test_no_flipped_bit_of_a_packed_tensor_does_more_than_damage() -> None:
+    data, bad = packed(SIX, (2, 3), (3, 1)), 0
+    for bit in range(0, 8 * len(data), 3):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            unpickle_tensors(bytes(damaged))
+        except BadRecord:
+            bad += 1
+    assert bad > len(data) // 2
