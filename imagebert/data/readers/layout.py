@@ -402,10 +402,12 @@ def _numbers(layout: Layout, fields: Sequence[Fields]) -> str:
     for one in fields:
         for numbers, option in options.items():
             try:
-                found = option.features_of(one, option.number_of(one)).reshape(-1)[:_LOOKED_AT].astype(np.float64)
+                found = option.features_of(one, option.number_of(one)).reshape(-1)[:_LOOKED_AT]
             except BadRecord as error:
                 problem = str(error)
                 continue
+            with np.errstate(invalid="ignore"):  # noise, as another type
+                found = found.astype(np.float64)
             sizes = np.abs(found[found != 0])
             fitting[numbers] += bool(
                 sizes.size and np.isfinite(sizes).all() and sizes.max() < 1e6 and (sizes < 1e-12).mean() < 0.01

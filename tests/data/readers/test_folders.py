@@ -12,6 +12,7 @@ import torch
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
+from imagebert.data.readers.source import open_reader
 from tests.data.readers.test_formats import Image, make, open_laid_out, read, write_mmf, write_npz
 
 
@@ -125,3 +126,11 @@ def test_a_region_that_is_background_has_no_class(tmp_path: Path) -> None:
     assert list(errors) == ["1001"]
     assert "1 of its regions are background" in errors["1001"]
     assert len(list(open_laid_out(name, path, classes="none").items(0, 1))) == len(images)
+
+
+def test_features_alone_of_self_critical(tmp_path: Path) -> None:
+    """Its make_bu_data.py leaves the boxes to another folder, and the size of the image out."""
+    np.savez_compressed(tmp_path / "9", feat=np.ones((3, 2048), np.float32))
+    (item,) = open_reader("npz", [tmp_path]).items(0, 1)
+    with pytest.raises(BadRecord, match=r"import the TSV that its make_bu_data\.py read"):
+        item.load()
