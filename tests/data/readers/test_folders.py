@@ -1,10 +1,13 @@
-"""Folders of a file an image: what MMF writes beside vmb's features, with and without the background."""
+"""Folders of a file an image: each layout as its project writes it, with and without background; archives that lie."""
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,160 @@ from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import open_reader
-from tests.data.readers.test_formats import Image, make, open_laid_out, read, write_mmf, write_npz
+from tests.data.readers.checks import (
+    Case,
+    Image,
+    check_changed_bytes,
+    check_no_pipe,
+    check_read,
+    each,
+    load_all,
+    make,
+    open_laid_out,
+    read,
+)
+
+
+def write_mmf(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """tools/scripts/features/extract_features_vmb.py"""
+    (folder / "deep").mkdir()
+    for i in images:
+        info = {
+            "bbox": i.boxes,
+            "num_boxes": len(i.boxes),
+            "objects": i.classes,
+            "image_width": i.width,
+            "image_height": i.height,
+            "cls_prob": i.probabilities,
+        }
+        np.save(folder / "deep" / i.key, i.features)
+        np.save(folder / "deep" / f"{i.key}_info.npy", np.array(info, dtype=object), allow_pickle=True)
+    return "mmf", folder / "deep"
+
+
+def write_npz(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """bottom-up-attention.pytorch's save_roi_features: class 0 is the background's."""
+    (folder / "npz").mkdir()
+    for i in images:
+        info = {"image_id": i.key, "objects_id": 1 + i.classes, "objects_conf": i.confidences}
+        np.savez_compressed(
+            folder / "npz" / i.key,
+            x=i.features,
+            bbox=i.boxes,
+            num_bbox=len(i.boxes),
+            image_h=i.height,
+            image_w=i.width,
+            info=info,  # type: ignore[arg-type]
+        )
+    return "npz", folder / "npz"
+
+
+def write_vilbert_multi_task(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """script/extract_features.py: all of an image in one object; it loses a row of the classes."""
+    (folder / "npy").mkdir()
+    for i in images:
+        info = {
+            "bbox": i.boxes,
+            "num_boxes": len(i.boxes),
+            "objects": (1 + i.classes)[1:],
+            "image_width": i.width,
+            "image_height": i.height,
+            "cls_prob": i.probabilities,
+            "image_id": i.key,
+            "features": i.features,
+        }
+        np.save(folder / "npy" / i.key, np.array(info, dtype=object), allow_pickle=True)
+    return "mmf", folder / "npy"
+
+
+def write_mmf_background(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """extract_features_vmb.py --background: class 0 is the background's."""
+    name, path = write_mmf(folder, images)
+    for i in images:
+        table = i.probabilities
+        table[:, 0] = 0.01
+        info = {
+            "bbox": i.boxes,
+            "num_boxes": len(i.boxes),
+            "objects": 1 + i.classes,
+            "cls_prob": table,
+            "image_width": i.width,
+            "image_height": i.height,
+        }
+        np.save(path / f"{i.key}_info.npy", np.array(info, dtype=object), allow_pickle=True)
+    return name, path
+
+
+def write_mcan(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    """As its VQA features are: regions are the columns of x."""
+    (folder / "train2014").mkdir()
+    for i in images:
+        arrays = {"x": i.features.T, "bbox": i.boxes, "num_bbox": len(i.boxes), "image_h": i.height, "image_w": i.width}
+        np.savez_compressed(folder / "train2014" / i.key, **arrays)  # type: ignore[arg-type]
+    return "npz", folder / "train2014"
+
+
+LAYOUTS = [
+    Case(write_vilbert_multi_task),
+    Case(write_mmf),
+    Case(write_mmf_background),
+    Case(write_npz),
+    Case(write_mcan, {"classes", "confidences"}),
+]
+
+
+@each(LAYOUTS)
+def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
+    check_read(case, tmp_path)
+
+
+@each(LAYOUTS)
+def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
+    check_changed_bytes(case, tmp_path)
+
+
+@each(LAYOUTS)
+def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
+    check_no_pipe(case, tmp_path)
+
+
+def test_archives_and_arrays_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.readers.folders.LARGEST", 10_000)
+    monkeypatch.setattr("imagebert.data.readers.hdf5.LARGEST", 10_000)
+    np.savez_compressed(tmp_path / "1.npz", x=np.zeros((9, 100)), bbox=np.zeros((9, 100)))
+    with h5py.File(tmp_path / "big.hdf5", "w") as file:
+        for dataset, last in (("image_features", 1000), ("image_bb", 4), ("spatial_features", 6)):
+            file.create_dataset(dataset, (1, 3000, last), np.float32)  # never written, so it takes no space
+    (tmp_path / "big_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0}))
+    errors = load_all("npz", tmp_path) + load_all("hdf5", tmp_path / "big.hdf5")
+    assert "unpacks to more than 10000 bytes" in errors[0]
+    assert "3000 boxes of 1000 numbers" in errors[1]
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_archive_is_packed_as_numpy_packs(packing: int, tmp_path: Path) -> None:
+    """Python's zipfile unpacks these a whole block at a time, whatever was asked for."""
+    with zipfile.ZipFile(tmp_path / "1.npz", "w", packing) as archive:
+        archive.writestr("x.npy", b"nothing")
+    (error,) = load_all("npz", tmp_path)
+    assert "it is packed as NumPy packs none" in error
+
+
+def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "1.npz", x=np.zeros((900, 1000), np.float32), bbox=np.zeros((900, 4)))
+    data = bytearray((tmp_path / "1.npz").read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    (tmp_path / "1.npz").write_bytes(data)
+    (error,) = load_all("npz", tmp_path)
+    assert "it is not what its checksum says" in error
+
+
+def test_an_array_larger_than_any_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebert.data.readers.folders.LARGEST", 10_000)
+    np.save(tmp_path / "1.npy", np.zeros((9, 1000)))
+    (error,) = load_all("mmf", tmp_path)
+    assert "bytes, more than 10000" in error
 
 
 def save(folder: Path, image: Image, features: Any, info: dict[str, Any]) -> None:

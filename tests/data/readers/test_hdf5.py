@@ -1,7 +1,9 @@
-"""HDF5 that is damaged, packed, in itself, or of fields that no project has: what it costs."""
+"""HDF5: each layout as its project writes it; damaged, packed, in itself, or of fields that no project has."""
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,126 @@ import h5py
 import numpy as np
 import pytest
 
+from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, hdf5
 from imagebert.data.readers.detect import detect
-from tests.data.readers.test_formats import (
+from imagebert.data.readers.source import open_reader
+from tests.data.readers.checks import (
+    Case,
+    Image,
+    check_changed_bytes,
+    check_no_pipe,
+    check_read,
+    each,
     load_all,
     make,
     open_laid_out,
-    write_hdf5,
-    write_hdf5_adaptive,
-    write_vl_t5,
+    volta_arrays,
 )
+
+
+def write_hdf5(folder: Path, images: list[Image], adaptive: bool = False) -> tuple[str, Path]:
+    """tools/detection_features_converter.py, and the adaptive one of ban-vqa"""
+    sides = [i.shares[:, 2:] - i.shares[:, :2] for i in images]
+    spatial = [np.concatenate([i.shares, side], axis=1) for i, side in zip(images, sides, strict=True)]
+    join = np.concatenate if adaptive else np.stack
+    with h5py.File(folder / "trainval36.hdf5", "w") as file:
+        file["image_features"] = join([i.features for i in images])
+        file["image_bb"] = join([i.boxes for i in images])
+        file["spatial_features"] = join(spatial)
+        if adaptive:
+            ends = np.cumsum([len(i.boxes) for i in images])
+            file["pos_boxes"] = np.stack([ends - [len(i.boxes) for i in images], ends], axis=1)
+    ids = {int(i.key): row for row, i in enumerate(images)}
+    (folder / "trainval36_imgid2idx.pkl").write_bytes(pickle.dumps(ids, protocol=2))
+    return "hdf5", folder / "trainval36.hdf5"
+
+
+def write_hdf5_adaptive(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    return write_hdf5(folder, images, adaptive=True)
+
+
+def write_vl_t5(folder: Path, images: list[Image], name: str = "{}", **packed: Any) -> tuple[str, Path]:
+    """feature_extraction/detectron2_proposal_maxnms.py"""
+    with h5py.File(folder / "train2014_obj36.h5", "w") as file:
+        for i in images:
+            group = file.create_group(name.format(i.key))
+            for field, value in volta_arrays(i).items():
+                group.create_dataset(field, data=value, **(packed if np.ndim(value) else {}))
+    return "hdf5", folder / "train2014_obj36.h5"
+
+
+def write_vl_t5_compressed(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    return write_vl_t5(folder, images, compression="gzip", shuffle=True)
+
+
+def write_hdf5_compressed(folder: Path, images: list[Image]) -> tuple[str, Path]:
+    name, path = write_hdf5(folder, images)
+    with h5py.File(path) as file:
+        arrays = {field: file[field][()] for field in file}
+    with h5py.File(path, "w") as file:
+        for number, (field, value) in enumerate(arrays.items()):
+            file.create_dataset(field, data=value, chunks=(2, 2, 3 + number), compression="gzip", shuffle=number > 0)
+    return name, path
+
+
+LAYOUTS = [
+    Case(write_hdf5, {"classes", "confidences"}, boxes=3),
+    Case(write_hdf5_adaptive, {"classes", "confidences"}),
+    Case(write_hdf5_compressed, {"classes", "confidences"}, boxes=3),
+    Case(write_vl_t5),
+    Case(write_vl_t5_compressed),
+]
+
+
+@each(LAYOUTS)
+def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
+    check_read(case, tmp_path)
+
+
+@each(LAYOUTS)
+def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
+    check_changed_bytes(case, tmp_path)
+
+
+@each(LAYOUTS)
+def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
+    check_no_pipe(case, tmp_path)
+
+
+def test_hdf5_that_leads_elsewhere(tmp_path: Path) -> None:
+    name, path = write_hdf5(tmp_path, make(16, 3))
+    os.mkfifo(tmp_path / "pipe")
+    whole = path.read_bytes()
+
+    def packed(file: Any) -> None:
+        file.create_dataset("image_bb", data=np.zeros((5, 3, 4), np.float32), compression="lzf")
+
+    def linked(file: Any) -> None:
+        file["image_bb"] = h5py.ExternalLink(str(tmp_path / "pipe"), "x")
+
+    def external(file: Any) -> None:
+        file.create_dataset("image_bb", (5, 3, 4), "f4", external=[("/etc/passwd", 0, 240)])
+
+    def grouped(file: Any) -> None:
+        file.create_group("image_bb")
+
+    def wide(file: Any) -> None:
+        file.create_dataset("image_bb", (5, 3, 4), "f4", chunks=(1 << 14, 1 << 14, 2), maxshape=(None, None, None))
+
+    for change, message in (
+        (packed, "image_bb is packed by lzf"),
+        (linked, "image_bb is a link"),
+        (external, "image_bb lies in other files"),
+        (grouped, "image_bb is no table of numbers"),
+        (wide, "image_bb has chunks of"),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "a") as file:
+            del file["image_bb"]
+            change(file)
+        with pytest.raises(UsageError, match=message):
+            open_reader(name, [path], [])
 
 
 def read_whole(path: Path, **given: str) -> tuple[dict[str, Any], list[str]]:

@@ -23,8 +23,20 @@ from pyarrow import parquet
 from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.source import open_reader, survey
-from tests.data.readers.checks import all_within_bounds, check_pipes, check_same, loaded, refused
-from tests.data.readers.test_formats import NAMES, Image, make, mutated, open_laid_out, read, volta_arrays
+from tests.data.readers.checks import (
+    NAMES,
+    Image,
+    all_within_bounds,
+    check_pipes,
+    check_same,
+    loaded,
+    make,
+    mutated,
+    open_laid_out,
+    read,
+    refused,
+    volta_arrays,
+)
 
 MOST = 8  # regions of a table that is filled up
 

@@ -23,8 +23,17 @@ from imagebert.data.readers import BadRecord
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import open_reader
 from imagebert.data.readers.tensors import read_tensors, unpickle_tensors
-from tests.data.readers.checks import check_damage, check_pipes, check_same, refused
-from tests.data.readers.test_formats import Image, make, open_laid_out, read, volta_arrays
+from tests.data.readers.checks import (
+    Image,
+    check_damage,
+    check_pipes,
+    check_same,
+    make,
+    open_laid_out,
+    read,
+    refused,
+    volta_arrays,
+)
 
 Write = Callable[[Path, list[Image], bool], Path]
 
