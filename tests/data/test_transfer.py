@@ -27,16 +27,11 @@ from imagebert.data.transfer import Target, Transferred, transfer
 from imagebert.feed.packer import Limits
 from imagebert.workers import Workers
 from tests.corpora import random_record, write_corpus, write_vocabulary
-from tests.data.readers.test_formats import (
-    Write,
-    make,
-    write_bottom_up,
-    write_hdf5_adaptive,
-    write_lxmert,
-    write_uniter,
-    write_vinvl,
-    write_vinvl_yaml,
-)
+from tests.data.readers.checks import Write, make
+from tests.data.readers.test_hdf5 import write_hdf5_adaptive
+from tests.data.readers.test_lmdbs import write_uniter
+from tests.data.readers.test_tsv import write_bottom_up, write_lxmert
+from tests.data.readers.test_vinvl import write_vinvl, write_vinvl_yaml
 
 IMAGEBERT = [sys.executable, "-m", "imagebert"]
 MPIRUN = Path(sys.executable).with_name("mpirun")

@@ -53,6 +53,15 @@ class Item(NamedTuple):
             raise BadRecord(f"it is damaged ({type(error).__name__}: {error})") from None
 
 
+def lost(where: str, problem: str, done: int) -> Item:
+    """In place of images that cannot be found: one that is refused, so that they are named and counted."""
+
+    def parse() -> Any:
+        raise BadRecord(f"it is lost: {problem}")
+
+    return Item(where, "", parse, done)
+
+
 class Reader(Protocol):
     """One kind of file. Workers read the shares 0 to shares-1, which are disjoint and together all.
 
@@ -88,14 +97,15 @@ class ListedReader:
 
 
 def find_files(sources: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """Files as they are given, and of folders those below with one of the suffixes, sorted.
+    """Files as they are given, and of folders those below whose names end so, sorted.
 
     Raises:
         UsageError: there are none, or one is no regular file.
     """
     files: list[Path] = []
     for source in sources:
-        files += sorted(file for file in source.rglob("*") if file.suffix in suffixes) if source.is_dir() else [source]
+        below = sorted(source.rglob("*")) if source.is_dir() else []
+        files += [file for file in below if file.name.endswith(tuple(suffixes))] if source.is_dir() else [source]
     if not files:
         raise UsageError(f"{sources[0]} holds no {' and no '.join(suffixes)}")
     check_files(files)
@@ -115,3 +125,23 @@ def check_files(paths: Iterable[Path]) -> None:
 def share_of(total: int, share: int, shares: int) -> range:
     """The part of `total` things that belongs to one share."""
     return range(total * share // shares, total * (share + 1) // shares)
+
+
+class Part(NamedTuple):
+    """What of one of several things belongs to a share."""
+
+    number: int  # of the thing
+    start: int
+    stop: int
+    done: int  # with what stands at 0 of the thing, so much of the share is done; it may begin before the share
+
+
+def parts_of(sizes: Sequence[int], share: int, shares: int) -> Iterator[Part]:
+    """The parts of things, one behind the other, that belong to one share."""
+    mine = share_of(sum(sizes), share, shares)
+    before = 0
+    for number, size in enumerate(sizes):
+        start, stop = max(mine.start - before, 0), min(mine.stop - before, size)
+        if start < stop:
+            yield Part(number, start, stop, before - mine.start)
+        before += size

@@ -14,6 +14,7 @@ from pathlib import Path
 from imagebert.config import UsageError
 from imagebert.data.environments import Reader as Environment
 from imagebert.data.readers.lmdbs import PICKLED, codec_of
+from imagebert.data.readers.tensors import OLD
 from imagebert.data.readers.tsv import LAYOUTS, read_line, text_of
 from imagebert.files import open_regular
 
@@ -25,7 +26,7 @@ _MAGIC = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow",
     b"\xff\xff\xff\xff": "arrow",  # a stream, as Hugging Face's datasets writes it
-    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.": "tensors",  # as PyTorch wrote before 1.6
+    OLD: "tensors",
 }
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # which no text has
 _LOOKED_AT, _OPENED = 1000, 200  # files of a folder
@@ -90,7 +91,11 @@ def _of_zip(file: Path) -> str:
             names = archive.namelist()
     except Exception as error:  # of zipfile, zlib, struct, ...
         raise UsageError(f"{file} is a damaged zip: {error}") from None
-    return "npz" if any(name.endswith(".npy") for name in names) else "tensors"
+    if any(name.endswith(".npy") for name in names):
+        return "npz"
+    if any(name.endswith("/data.pkl") for name in names):
+        return "tensors"
+    raise UsageError(f"{file} is a zip of neither NumPy nor PyTorch: `imagebert import formats` lists what is read")
 
 
 def _of_lmdb(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Folders of one file an image: .npy with _info.npy (MMF), or .npz (MMF, bottom-up-attention.pytorch, UNITER).
 
-An object array, which NumPy keeps as a pickle, may hold a dictionary of more fields; it goes through `unpickle`.
+An object array, which NumPy keeps as a pickle, may hold a dictionary of more fields, tensors among them; it goes
+through `unpickle_tensors`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.lib import format as npy
 
 from imagebert.config import UsageError
 from imagebert.data.readers import LARGEST, BadRecord, ListedReader
-from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.readers.tensors import unpickle_tensors
 from imagebert.data.records import crc32
 from imagebert.files import open_regular, read_bytes
 
@@ -30,6 +31,7 @@ except ImportError:
     from zlib import decompressobj  # type: ignore[assignment]
 
 _LOCAL = struct.Struct("<4s22xHH")  # a member's own header: magic, lengths of its name and of what stands behind
+_SELF_CRITICAL = {"feat", "z"}
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes, and unpacked bit by bit
 
 
@@ -62,7 +64,13 @@ def _read(file: Path) -> Any:
 def _fields(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".npz":
-            return read_npz(read_bytes(file, LARGEST))
+            fields = read_npz(read_bytes(file, LARGEST))
+            if fields.keys() <= _SELF_CRITICAL:
+                raise BadRecord(
+                    "it has features alone: self-critical keeps boxes elsewhere, and no image's size: import the TSV "
+                    "that its make_bu_data.py read"
+                )
+            return fields
         fields = flat({"features": _read(file)})
         info = file.with_name(f"{file.stem}_info.npy")
         return {**flat({"info": _read(info)}), **fields} if info.exists() else fields
@@ -130,7 +138,7 @@ def read_npy(file: IO[bytes], size: int) -> Any:
     if there > LARGEST:
         raise BadRecord(f"it has {there} bytes, more than {LARGEST}")
     if dtype.hasobject:
-        return unpickle(file.read(there))
+        return unpickle_tensors(file.read(there))
     if expected != there or min(shape, default=0) < 0:
         raise BadRecord(f"it says {dtype}{list(shape)}, {expected} bytes, and has {there}")
     array = np.frombuffer(file.read(expected), dtype)

@@ -29,16 +29,20 @@ Value = TypeVar("Value", bound=Hashable)
 
 # What projects call a field; the first that most records have is taken.
 NAMES = {
-    "features": ("features", "x", "image_feat", "feat", "roi_features", "image_features"),
-    "boxes": ("boxes", "norm_bb", "bbox", "image_bboxes", "normalized_boxes"),
+    "features": ("features", "x", "image_feat", "feat", "roi_features", "image_features", "box_features"),
+    "boxes": ("boxes", "norm_bb", "bbox", "image_bboxes", "normalized_boxes", "cls_boxes"),
     "classes": ("objects_id", "obj_id", "obj_ids", "objects"),
-    "confidences": ("objects_conf", "obj_conf", "obj_probs", "conf"),
+    "confidences": ("objects_conf", "obj_conf", "obj_probs", "conf", "max_conf"),
     "probabilities": ("soft_labels", "cls_prob"),
     "width": ("image_w", "image_width", "img_w", "width"),
     "height": ("image_h", "image_height", "img_h", "height"),
     "number": ("num_boxes", "num_bbox", "preds_per_image"),
-    "key": ("img_id", "image_id", "key", "id"),  # where its place in the file does not name the image
+    "key": ("img_id", "image_id", "key", "id", "image"),  # where its place in the file does not name the image
 }
+# MMF's VinVL features, which have box_features too: maskrcnn-benchmark's own fields, whose class 0 is the background.
+_MASKRCNN = {"classes": "labels", "confidences": "scores"}
+# Features and boxes of bottom-up-attention.pytorch, whose objects_id is the best of all scores, the background's first.
+_BUA_PYTORCH = ("x", "bbox")
 _CHOICES = {
     "numbers": ("float32", "float16", "float64"),
     "axis": ("rows", "columns"),
@@ -47,9 +51,9 @@ _CHOICES = {
     "background": ("none", "first", "last", "counted"),
 }
 
-_VISUAL_GENOME_FEATURES = 2048
-_GEOMETRY = 6  # columns that VinVL puts behind the features: x1 y1 x2 y2 w h, as shares of the image
-_FEATURE_SIZES = (1024, 2048, 2048 + _GEOMETRY, 4096)
+VISUAL_GENOME_FEATURES = 2048
+GEOMETRY = 6  # columns that VinVL puts behind the features: x1 y1 x2 y2 w h, as shares of the image
+_FEATURE_SIZES = (1024, 2048, 2048 + GEOMETRY, 4096)
 _AGREED = 2 / 3  # of a sample
 _SHARE = 1.05  # of an image that a box reaches to: detectors run a little over the edge
 _LOOKED_AT = 4096  # numbers of an image
@@ -111,7 +115,7 @@ class Layout:
             raise BadRecord(f"it says {n} boxes")
         boxes = self.boxes_of(fields, features, rows)
         if self.geometry:
-            features = features[:, :-_GEOMETRY]
+            features = features[:, :-GEOMETRY]
         if features.shape[1] != self.size:
             raise BadRecord(f"its features have {features.shape[1]} numbers, those of the source {self.size}")
         classes, confidences = self._classes(fields, rows)
@@ -225,6 +229,11 @@ class Layout:
         if "classes" in self.names:
             classes = as_numbers(self._needed(fields, "classes"), self.names["classes"], n, "iu").astype(np.int64)
             classes = classes - (self.background == "counted")
+            if "probabilities" not in self.names and self.background == "counted" and (classes < 0).any():
+                raise BadRecord(
+                    f"{(classes < 0).sum()} of its regions are background, and no probabilities tell another class "
+                    "(--layout classes=none reads none)"
+                )
         if "confidences" in self.names:
             value = self._needed(fields, "confidences")
             confidences = as_numbers(value, self.names["confidences"], n, "f").astype(np.float32)
@@ -282,8 +291,8 @@ def decide(sample: Sequence[Sample], classes: int, given: Mapping[str, str] | No
         raise UsageError("--layout numbers=: its features say themselves of what type they are")
     layout = replace(layout, axis=given.get("axis") or _vote(fields, lambda one: _axis(layout, one), "axis"))
     width = int(_vote(fields, layout.width_of, "size"))
-    geometry = width == _VISUAL_GENOME_FEATURES + _GEOMETRY
-    layout = replace(layout, size=width - _GEOMETRY * geometry, geometry=geometry)
+    geometry = width == VISUAL_GENOME_FEATURES + GEOMETRY
+    layout = replace(layout, size=width - GEOMETRY * geometry, geometry=geometry)
     if "boxes" not in names and not geometry:
         raise UsageError(
             f"{sample[0].where} has no boxes, as ImageBERT needs them ({', '.join(NAMES['boxes'])}): it has "
@@ -299,10 +308,12 @@ def _names(fields: Sequence[Fields], given: Mapping[str, str], named: bool) -> d
     """`named`: whether an image's place in the file names it, too."""
     there = Counter(name for one in fields for name, value in one.items() if value is not None)
     names = {}
+    vinvl = _is_vinvl(fields)
     for what, known in NAMES.items():
         wanted = given.get(what)
         if wanted is None:
             known = () if what == "key" and named else known
+            known = (*known, _MASKRCNN[what]) if vinvl and what in _MASKRCNN else known
             found = next((name for name in known if 2 * there[name] > len(fields)), None)
             if found is not None:
                 names[what] = found
@@ -325,6 +336,10 @@ def _names(fields: Sequence[Fields], given: Mapping[str, str], named: bool) -> d
             del names["probabilities"]
             names.setdefault("confidences", table)
     return names
+
+
+def _is_vinvl(fields: Sequence[Fields]) -> bool:
+    return 2 * sum("box_features" in one for one in fields) > len(fields)
 
 
 def _is_flat(value: Any) -> bool:
@@ -387,10 +402,12 @@ def _numbers(layout: Layout, fields: Sequence[Fields]) -> str:
     for one in fields:
         for numbers, option in options.items():
             try:
-                found = option.features_of(one, option.number_of(one)).reshape(-1)[:_LOOKED_AT].astype(np.float64)
+                found = option.features_of(one, option.number_of(one)).reshape(-1)[:_LOOKED_AT]
             except BadRecord as error:
                 problem = str(error)
                 continue
+            with np.errstate(invalid="ignore"):  # noise, as another type
+                found = found.astype(np.float64)
             sizes = np.abs(found[found != 0])
             fitting[numbers] += bool(
                 sizes.size and np.isfinite(sizes).all() and sizes.max() < 1e6 and (sizes < 1e-12).mean() < 0.01
@@ -455,13 +472,14 @@ def _with_classes(layout: Layout, fields: Sequence[Fields], given: str | None) -
             raise UsageError(f"--layout background={given}: it has no probabilities")
         if "classes" not in names:
             return replace(layout, background="none")
+        background = given or _background_of_numbers(names, fields)
         top = max((int(found.max()) for one in fields if len(found := _numbers_of(layout, one, "classes"))), default=0)
-        if given is None and top >= layout.classes:
+        if given is None and top - (background == "counted") >= layout.classes:
             raise UsageError(
                 f"{names['classes']} has class {top}, and there are {layout.classes} classes: name them with "
                 "--classes FILE; if class 0 is the background, say --layout background=counted"
             )
-        return replace(layout, background=given or "none")
+        return replace(layout, background=background)
     tables, numbers = [], []
     for one in fields:
         try:
@@ -485,6 +503,24 @@ def _with_classes(layout: Layout, fields: Sequence[Fields], given: str | None) -
             )
         given = "none" if columns == layout.classes else _background(tables, numbers)
     return replace(layout, names=names, background=given)
+
+
+def _background_of_numbers(names: Mapping[str, str], fields: Sequence[Fields]) -> str:
+    """Whether class numbers without probabilities count the background, which only those who wrote them know.
+
+    Raises:
+        UsageError: they are MMF's, which counts it or not.
+    """
+    if names["classes"] == _MASKRCNN["classes"] and _is_vinvl(fields):
+        return "counted"
+    if names["classes"] == "objects_id" and (names["features"], names.get("boxes")) == _BUA_PYTORCH:
+        return "counted"
+    if names["classes"] == "objects" and names.get("confidences") not in NAMES["probabilities"]:
+        raise UsageError(
+            "objects may count the background as class 0 (MMF's --background), and no cls_prob tells: say --layout "
+            "background=counted where they do, --layout background=none where they do not"
+        )
+    return "none"
 
 
 def _numbers_of(layout: Layout, one: Fields, what: str) -> NDArray[Any]:

@@ -28,11 +28,12 @@ from imagebert.files import read_json
 
 
 class LmdbReader:
-    """Shares are runs of keys. How the values of an LMDB are written is told by most of the first."""
+    """LMDBs, or folders of some. Shares are runs of keys. How the values of one are written is told by most."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        self._environments = [Environment(source) for source in sources]
-        self._numbers = {source: _numbers_of_boxes(source) for source in sources}
+        paths = [path for source in sources for path in _environments_of(source)]
+        self._environments = [Environment(path) for path in paths]
+        self._numbers = {path: _numbers_of_boxes(path) for path in paths}
         self.beside = [_json_of(source) for source, numbers in self._numbers.items() if numbers is not None]
         self._codecs = [codec_of(environment) for environment in self._environments]
         both = zip(self._environments, self._codecs, strict=True)
@@ -67,9 +68,18 @@ class LmdbReader:
         return {name: value[: numbers[key]] if np.ndim(value) else value for name, value in fields.items()}
 
 
+def _environments_of(source: Path) -> list[Path]:
+    """The LMDBs in a folder, as folders of a data.mdb or as bare files; or what is given, which is one."""
+    if not source.is_dir() or (source / "data.mdb").exists():
+        return [source]
+    bare = [file for file in source.rglob("*.lmdb") if file.is_file()]
+    return sorted([*bare, *(file.parent for file in source.rglob("data.mdb"))]) or [source]
+
+
 _Codec = Callable[[bytes], Any]
 _LISTS_OF_KEYS = (b"keys", b"__keys__")
 _LOOKED_AT = 9  # records that tell how all are written
+_LZ4 = b"\x04\x22\x4d\x18"
 # What stands where in the lists that preprocess Conceptual Captions, told by their lengths.
 _VILBERT = ("features", "cls_prob", "boxes", "num_boxes", "image_h", "image_w", "image_id", "caption")
 _CLASSES = ("objects_id", "objects_conf", "attrs_id", "attrs_conf", "attr_scores")
@@ -85,13 +95,17 @@ def codec_of(environment: Environment) -> _Codec:
     """
     values = [environment.read(entry) for entry in _first(environment)]
     found = Counter(filter(None, map(_codec_of, values))).most_common(1)
-    if not found:
-        raise UsageError(
-            f"{environment.path}: its values are no msgpack, npz or pickle of an image's arrays, the first begins with "
-            f"{b''.join(values[:1])[:8]!r}: tensorpack 0.8 wrote by pyarrow what no pyarrow of today reads, write it "
-            "anew with TENSORPACK_SERIALIZE=msgpack"
-        )
-    return found[0][0]
+    if found:
+        return found[0][0]
+    if not values:
+        raise UsageError(f"{environment.path} has no records, or all its pages are damaged")
+    problem = f"{environment.path}: its values are no msgpack, npz or pickle of an image's arrays"
+    if values[0].startswith(_LZ4):
+        raise UsageError(f"{problem}, but lz4 of something, as UNITER's txt_db: give its img_db")
+    raise UsageError(
+        f"{problem}, the first begins with {values[0][:8]!r}: tensorpack 0.8 wrote by pyarrow what no pyarrow of today "
+        "reads, write it anew with TENSORPACK_SERIALIZE=msgpack"
+    )
 
 
 def _codec_of(value: bytes) -> _Codec | None:

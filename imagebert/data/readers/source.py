@@ -41,7 +41,7 @@ FORMATS = {
     "hdf5": Format("HDF5: a group an image (VL-T5, VOLTA), or rows with imgid2idx.pkl", "hdf5", "Hdf5Reader"),
     "tensors": Format("PyTorch's .pt, .pth, .th (Oscar, VisualBERT)", "tensors", "TensorReader"),
     "arrow": Format("Arrow, a row an image (Hugging Face's LXMERT)", "tables", "TableReader"),
-    "parquet": Format("Parquet, a row an image, arrays as lists", "tables", "TableReader"),
+    "parquet": Format("Parquet, a row an image, arrays as lists or as bytes", "tables", "TableReader"),
     "webdataset": Format("tars of one .npz, or of .npy and .json, an image", "webdataset", "WebdatasetReader"),
 }
 

@@ -23,6 +23,15 @@ from imagebert.files import open_regular
 
 LONGEST = 1 << 26  # bytes of a line: 100 boxes of 2,048 numbers are a million
 _AHEAD = 1 << 20  # bytes read at once
+_EMPTY = 1 << 16  # lines in a row: a gzip of them unpacks to a thousand times its size
+_GZIP = b"\x1f\x8b"
+_PACKED = {
+    b"PK\3\4": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 _BOTTOM_UP = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 _VILBERT = (*_BOTTOM_UP, "cls_prob")
 _CLASSES = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
@@ -57,11 +66,18 @@ class TsvReader:
 
 @contextmanager
 def text_of(file: Path) -> Iterator[IO[bytes]]:
-    """The file, unpacked where it is a gzip."""
+    """The file, unpacked where it is a gzip.
+
+    Raises:
+        UsageError: it is packed in another way.
+    """
     raw = open_regular(file).detach()  # type: ignore[attr-defined]
     with io.BufferedReader(raw, _AHEAD) as opened:
-        packed = opened.peek(2)[:2] == b"\x1f\x8b"
-        yield gzip.GzipFile(fileobj=opened) if packed else opened  # type: ignore[misc]
+        head = opened.peek(8)
+        for magic, name in _PACKED.items():
+            if head.startswith(magic):
+                raise UsageError(f"{file} is packed by {name}: unpack it, or pack it by gzip")
+        yield gzip.GzipFile(fileobj=opened) if head.startswith(_GZIP) else opened  # type: ignore[misc]
 
 
 def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[tuple[Path, int, bytes, int]]:
@@ -70,11 +86,11 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
     All lines of a gzip belong to the share that its own first byte is in, since none but the first can be found.
 
     Raises:
-        UsageError: a line is longer than any image's, or a gzip is damaged.
+        UsageError: a line is longer than any image's, too many are empty, or a gzip is damaged.
         OSError: the disk fails.
     """
     mine = share_of(sum(file.stat().st_size for file in files), share, shares)
-    before = 0  # bytes of the files before this one
+    before = empty = 0  # bytes of the files before this one; lines
     for file in files:
         size = file.stat().st_size
         start, stop = max(mine.start - before, 0), min(mine.stop - before, size)
@@ -88,6 +104,9 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
                     opened.readline(LONGEST)
                 while (offset := opened.tell()) < stop and (line := read_line(opened, file, offset)):
                     content = line.rstrip(b"\r\n")
+                    empty = 0 if content else empty + 1
+                    if empty > _EMPTY:
+                        raise UsageError(f"{file}, byte {offset}: more than {_EMPTY} empty lines: is it a TSV?")
                     if content:
                         read = opened.fileobj.tell() if packed else opened.tell()  # type: ignore[attr-defined]
                         yield file, offset, content, before + read - mine.start

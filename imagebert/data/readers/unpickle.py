@@ -23,6 +23,7 @@ from imagebert.data.readers import BadRecord
 
 _DEEPEST = 20  # of containers in containers
 _STEPS = 1 << 22  # of a pickle: a record has a hundred, the ids of a million images four million
+_BITS = 80  # of a number: those of torch.save begin with one of 77
 _THINGS = 1 << 25  # numbers and texts that it unfolds to: a thousand boxes have four million
 
 
@@ -32,15 +33,29 @@ def unpickle(data: bytes) -> Any:
     Raises:
         BadRecord: it holds something else, unfolds to more than any record has, or is damaged.
     """
+    return load(data, Unpickler, _STEPS)[0]
+
+
+def load(data: bytes, unpickler: Callable[[bytes], Unpickler], steps: int) -> tuple[Any, int]:
+    """The same by an unpickler of one's own, of a pickle that more may follow; and where it ends.
+
+    Args:
+        steps: at most so many
+
+    Raises:
+        BadRecord: as `unpickle` does.
+    """
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):  # it looks at lengths, too
-            if step == _STEPS:
-                raise BadRecord(f"its pickle has more than {_STEPS:,} steps")
-            if isinstance(argument, int) and argument.bit_length() > 64:
+        end = 0
+        for step, (opcode, argument, place) in enumerate(pickletools.genops(data)):  # it looks at lengths, too
+            if step == steps:
+                raise BadRecord(f"its pickle has more than {steps:,} steps")
+            if isinstance(argument, int) and argument.bit_length() > _BITS:
                 raise BadRecord(f"its pickle has a number of {argument.bit_length()} bits")
             if "PUT" in opcode.name and argument is not None and int(argument) > len(data):
                 raise BadRecord("its pickle names a place that it cannot have")
-        return _resolved(_Unpickler(data).load(), {}, 0).value
+            end = (place or 0) + 1
+        return _resolved(unpickler(data[:end]).load(), {}, 0).value, end
     except BadRecord:
         raise
     except Exception as error:  # a damaged pickle may raise anything
@@ -141,7 +156,7 @@ for _builtins in ("builtins", "__builtin__"):
 _DISPATCH: dict[int, Any] = dict(pickle._Unpickler.dispatch)
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Python's own in Python, not the one in C, so that what a step takes can be looked at before.
 
     A pickle names a thing again for two bytes. So what is called is given four times the pickle's size to work on in
@@ -172,9 +187,11 @@ class _Unpickler(pickle._Unpickler):
         return function(*arguments)
 
     def _spend(self, things: Any) -> None:
-        self._left -= len(things)
-        if self._left >= 0:
-            self._left -= sum(len(thing) for thing in things if isinstance(thing, Sized))
+        self._spend_bytes(len(things))
+        self._spend_bytes(sum(len(thing) for thing in things if isinstance(thing, Sized)))
+
+    def _spend_bytes(self, number: int) -> None:
+        self._left -= number
         if self._left < 0:
             raise BadRecord("its pickle makes more of its bytes than there are")
 

@@ -1,6 +1,6 @@
 """VinVL: features.tsv beside predictions.tsv, label.tsv or labels.tsv, each with the offsets of its lines in .lineidx.
-Or X.feature.tsv beside X.label.tsv, as its captioning data has them; or the predictions.tsv of its own extraction, with
-hw.tsv beside; or the .yaml that names such files.
+Or X.feature.tsv beside X.label.tsv, as its captioning data has them; X_img_frcnn_feats.tsv alone, as Oscar's VQA; the
+predictions.tsv of its own extraction, with hw.tsv beside; or the .yaml that names such files.
 
 features     key, number of boxes, base64 of float32; or key, {"num_boxes", "features"}. 2054 numbers a box: 2048 and
              the box itself as shares of the image
@@ -22,7 +22,7 @@ import numpy as np
 
 from imagebert.config import UsageError, read_yaml, shown
 from imagebert.data.readers import BadRecord, Item, check_files, share_of
-from imagebert.data.readers.layout import decode_base64
+from imagebert.data.readers.layout import GEOMETRY, VISUAL_GENOME_FEATURES, decode_base64
 from imagebert.data.readers.tsv import LONGEST, lines_of_share, read_line
 from imagebert.files import open_regular, parse_json, read_text
 
@@ -35,7 +35,7 @@ class VinvlReader:
     def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
         found = [named for source in sources for named in _named(source)]
         if not found:
-            raise UsageError(f"{sources[0]} holds no features.tsv, no NAME.feature.tsv and no predictions.tsv")
+            raise UsageError(f"{sources[0]} holds no features.tsv, NAME.feature.tsv, predictions.tsv or NAME_feats.tsv")
         self.files = [named.features for named in found]
         self.beside = [path for named in found for path in named if path is not None]
         check_files(self.files)
@@ -77,6 +77,7 @@ class VinvlReader:
         labels = self._labels[file]
         if labels is not None:
             fields |= self._objects(_json(labels.read(key), "label"), rows)
+            _check_regions(fields, labels.path.name)
             if "image_w" not in fields:  # the boxes behind the features are shares of an image whose size is not told
                 del fields["boxes"]
         return fields
@@ -96,7 +97,8 @@ class VinvlReader:
     def _objects(self, label: Any, rows: int) -> dict[str, Any]:
         objects = label.get("objects") if isinstance(label, dict) else label
         if not isinstance(objects, list) or len(objects) != rows:
-            raise BadRecord(f"its label has {len(objects) if isinstance(objects, list) else 'no'} objects, not {rows}")
+            found = len(objects) if isinstance(objects, list) else "no"
+            raise BadRecord(f"its label has {found} objects, not {rows}: they are of other regions")
         try:
             fields: dict[str, Any] = {
                 "objects_id": np.array([self._numbers[found["class"]] for found in objects], np.int64),
@@ -112,6 +114,31 @@ class VinvlReader:
         return fields
 
 
+def _check_regions(fields: dict[str, Any], labels: str) -> None:
+    """Compares the labels' boxes with those behind the features, where there are such.
+
+    Args:
+        labels: what their file is called
+
+    Raises:
+        BadRecord: they are of other regions, or in another order.
+    """
+    wide = decode_base64(fields["features"], "float32", "features", fields["num_boxes"])
+    boxes, shares = fields["boxes"], wide[:, -GEOMETRY:][:, :4]
+    if wide.shape[1] != VISUAL_GENOME_FEATURES + GEOMETRY or boxes.shape != shares.shape:
+        return
+    size = np.array([fields.get("image_w"), fields.get("image_h")], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not (size > 0).all():  # not told, but what reaches farthest is the same box in both
+            size = boxes[:, 2:].max(axis=0) / np.maximum(shares[:, 2:].max(axis=0), 1e-6)
+        same = np.abs(boxes - shares * np.tile(size, 2)) <= 1 + 0.01 * np.tile(size, 2)  # detectors' boxes are rounded
+    if not same.all():
+        raise BadRecord(
+            f"the boxes in {labels} are of other regions than its features, or in another order: where all are, import "
+            f"the features from a folder without {labels}"
+        )
+
+
 class _Named(NamedTuple):
     """The files of one set of features."""
 
@@ -125,8 +152,10 @@ def _named(source: Path) -> list[_Named]:
         return [_of_yaml(source)]
     if source.is_file():
         return [_beside(source)]
-    found = sorted(file for file in source.rglob("*.tsv") if file.name == "features.tsv" or ".feature." in file.name)
-    return [_beside(file) for file in found or sorted(source.rglob("predictions.tsv"))]
+    tables = sorted(source.rglob("*.tsv"))
+    found = [file for file in tables if file.name == "features.tsv" or ".feature." in file.name]
+    found = found or [file for file in tables if file.name == "predictions.tsv"]
+    return [_beside(file) for file in found or [file for file in tables if file.stem.endswith("_feats")]]
 
 
 def _beside(features: Path) -> _Named:
@@ -187,7 +216,7 @@ class _Lines:
 
     def read(self, key: str) -> bytes:
         """What stands behind the key."""
-        offset = self._offsets.get(key.encode())
+        offset = self._offsets.get(key.encode("utf-8", "surrogateescape"))
         if offset is None:
             raise BadRecord(f"it has no line in {self.path.name}, as its label or size")
         with self._reading:

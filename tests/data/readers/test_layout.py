@@ -307,3 +307,14 @@ def test_sources_without_what_is_needed() -> None:
             decided(fields)
     with pytest.raises(UsageError, match=re.escape("no field names the image")):
         decide([Sample("file", "", image(0))], CLASSES)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_number_in_the_sample_warns_of_nothing() -> None:
+    """A signalling NaN, of which NumPy warns when it converts."""
+    images = [image(i) for i in range(40)]
+    for number, fields in enumerate(images):
+        if number == 3:
+            fields["features"].view(np.uint32)[0, 1] = 0x7FA00000
+        fields |= {"features": b64(fields["features"]), "num_boxes": 5}
+    assert decided(*images).numbers == "float32"
