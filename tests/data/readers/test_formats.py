@@ -11,12 +11,11 @@ import json
 import os
 import pickle
 import re
-import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import lmdb
@@ -528,36 +527,6 @@ def write_vinvl_yaml(folder: Path, images: list[Image]) -> tuple[str, Path]:
     return "vinvl", folder / "train.yaml"
 
 
-def add(archive: tarfile.TarFile, name: str, write: Callable[[IO[bytes]], Any]) -> None:
-    data = io.BytesIO()
-    write(data)
-    member = tarfile.TarInfo(name)
-    member.size = len(data.getvalue())
-    archive.addfile(member, io.BytesIO(data.getvalue()))
-
-
-def write_webdataset(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    (folder / "tars").mkdir()
-    for number in range(2):
-        with tarfile.open(folder / "tars" / f"{number:05}.tar", "w") as archive:
-            for i in images[number::2]:
-                found = volta_arrays(i)
-                add(archive, f"{i.key}.jpg", lambda file: file.write(b"a picture"))
-                add(archive, f"{i.key}.npz", lambda file, found=found: np.savez(file, **found))  # type: ignore[misc]
-    return "webdataset", folder / "tars"
-
-
-def write_webdataset_npy(folder: Path, images: list[Image]) -> tuple[str, Path]:
-    with tarfile.open(folder / "one.tar", "w") as archive:
-        for i in images:
-            told = json.dumps({"image_w": i.width, "image_h": i.height}).encode()
-            arrays = {"": i.features, "boxes.": i.boxes, "obj_id.": i.classes, "obj_conf.": i.confidences}
-            for name, array in arrays.items():
-                add(archive, f"./{i.key}.{name}npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
-            add(archive, f"./{i.key}.json", lambda file, told=told: file.write(told))  # type: ignore[misc]
-    return "webdataset", folder / "one.tar"
-
-
 Write = Callable[[Path, list[Image]], tuple[str, Path]]
 # What is lost on the way: classes, confidences, the size, bits of the features.
 FORMATS: list[tuple[Write, set[str], int, int | None]] = [
@@ -591,8 +560,6 @@ FORMATS: list[tuple[Write, set[str], int, int | None]] = [
     (write_hdf5_compressed, {"classes", "confidences"}, 16, 3),
     (write_vl_t5, set(), 16, None),
     (write_vl_t5_compressed, set(), 16, None),
-    (write_webdataset, set(), 16, None),
-    (write_webdataset_npy, set(), 16, None),
 ]
 
 
