@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,6 +72,8 @@ def _of_file(file: Path) -> str:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile), text_of(file) as unpacked:  # damage is told below
+        head = unpacked.read(_HEAD)
     if head[257:262] == b"ustar":
         return "webdataset"
     if re.search(rb"^feature:\s", head, re.MULTILINE):  # VinVL's yaml of a data set

@@ -42,7 +42,7 @@ FORMATS = {
     "tensors": Format("PyTorch's .pt, .pth, .th (Oscar, VisualBERT)", "tensors", "TensorReader"),
     "arrow": Format("Arrow, a row an image (Hugging Face's LXMERT)", "tables", "TableReader"),
     "parquet": Format("Parquet, a row an image, arrays as lists or as bytes", "tables", "TableReader"),
-    "webdataset": Format("tars of one .npz, or of .npy and .json, an image", "webdataset", "WebdatasetReader"),
+    "webdataset": Format("tars of .npz, or of .npy and .json, also gzipped", "webdataset", "WebdatasetReader"),
 }
 
 
