@@ -21,7 +21,8 @@ while [ $# -gt 0 ]; do
     --check) check=1 ;;
     --prefix | --wheel)
         [ $# -gt 1 ] || { echo "install.sh: $1 needs a value" >&2 && exit 2; }
-        if [ "$1" = --prefix ]; then prefix=$2; else wheels="$wheels $2"; fi
+        case $2 in /*) path=$2 ;; *) path=$PWD/$2 ;; esac
+        if [ "$1" = --prefix ]; then prefix=$path; else wheels="$wheels $path"; fi
         shift
         ;;
     *) echo "install.sh: unknown option $1; its first lines list them" >&2 && exit 2 ;;
@@ -42,9 +43,10 @@ if [ -z "$check" ]; then
     # torch first and by itself: DeepSpeed's set-up imports it.
     $pip torch numpy setuptools ninja
     # DeepSpeed's optimizers are compiled for A100 and H100. Its CPU Adam is not: it would be made for the processor of
-    # the machine that builds, so it is compiled on its first use.
+    # the machine that builds, so it is compiled on its first use. Without DS_ACCELERATOR it would take a machine that
+    # has no GPU, as a builder of images has none, for one that never will: no LAMB, and Adam for the CPU.
     if [ -n "$ops" ] && [ -z "$cpu" ]; then
-        DS_BUILD_OPS=0 DS_BUILD_FUSED_ADAM=1 DS_BUILD_FUSED_LAMB=1 TORCH_CUDA_ARCH_LIST="8.0 9.0" \
+        DS_ACCELERATOR=cuda DS_BUILD_OPS=0 DS_BUILD_FUSED_ADAM=1 DS_BUILD_FUSED_LAMB=1 TORCH_CUDA_ARCH_LIST="8.0 9.0" \
             $pip --no-build-isolation --no-binary deepspeed deepspeed
     else
         DS_BUILD_OPS=0 $pip --no-build-isolation deepspeed
@@ -60,4 +62,6 @@ cd / # not the sources: what was installed is what is checked
 "$prefix/bin/python" -c "import deepspeed, h5py, lz4.frame, tensorboard, torch; from mpi4py import MPI
 print('torch', torch.__version__, 'CUDA', torch.version.cuda, 'deepspeed', deepspeed.__version__)
 print(MPI.Get_library_version().split(',')[0])"
+[ -z "$ops" ] || [ -n "$cpu" ] || "$prefix/bin/python" -c "import torch
+import deepspeed.ops.adam.fused_adam_op, deepspeed.ops.lamb.fused_lamb_op; print('DeepSpeed has Adam and LAMB for CUDA')"
 [ -z "$dali" ] || "$prefix/bin/python" -c "import nvidia.dali; print('DALI', nvidia.dali.__version__)"
