@@ -36,7 +36,7 @@ COMMENTED = ["imagebert/recipes/*.yaml", "imagebert/ladders/*.yaml", "slurm/*.sh
 # The group is what stays when environment, launcher and folder are taken off.
 BEGINS = re.compile(
     r"(?:[A-Z_]+=\S* )*(?:(?:srun|mpirun|torchrun|deepspeed) (?:.*?\s)??)?(?:\S+/bin/)?"
-    r"((?:imagebert [a-z]|python -m [a-z]|make [a-z]|sh \w+/\w|(?:sbatch (?:-\S+ )*)?slurm/\w).*)"
+    r"((?:imagebert [a-z]|python -m [a-z]|make [a-z]|sh \w+/\w|(?:sbatch (?:-\S+ )*)?slurm/(?!env/)\w).*)"
 )
 STANDS_FOR_ANYTHING = re.compile(r"[A-Z][A-Z0-9_]*(/[A-Z]+)?")
 WITHOUT_ARGPARSE = {"performance": 0, "length_mixes": 3}  # how many words they take
