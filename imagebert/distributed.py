@@ -279,6 +279,14 @@ def total_on_device(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def exchange(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
+    """Sends to another rank what it receives, and the other way, at the same time, on this rank's device."""
+    with _naming_lost_ranks():
+        both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+
+
 @contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
     try:
