@@ -14,7 +14,7 @@ from imagebert import distributed
 _PATIENCE = 10.0  # seconds: file servers' clients keep names for a while
 
 
-def see_together(folder: Path, patience: float = _PATIENCE) -> str:
+def see_together(folder: Path) -> str:
     """What this rank sees of rank 0's file: seen, absent, or stale where the old name stays. Collective.
 
     Empty where there is nobody to tell, or where rank 0 cannot write, which it says elsewhere.
@@ -35,14 +35,14 @@ def see_together(folder: Path, patience: float = _PATIENCE) -> str:
         if not name:
             return ""
         old, new = folder / name, folder / f"{name}-renamed"
-        seen = _becomes(lambda: _holds(old, content), patience)
+        seen = _becomes(lambda: _holds(old, content))
         distributed.total([1])  # all have looked
         if distributed.rank() == 0:
             with suppress(OSError):
                 old.rename(new)
         distributed.total([1])
-        seen = seen and _becomes(lambda: _holds(new, content), patience)
-        gone = not seen or _becomes(lambda: not _holds(old, content), patience)
+        seen = seen and _becomes(lambda: _holds(new, content))
+        gone = not seen or _becomes(lambda: not _holds(old, content))
         distributed.total([1])
         return ("seen" if gone else "stale") if seen else "absent"
     finally:
@@ -61,8 +61,8 @@ def _holds(path: Path, content: str) -> bool:
         return False
 
 
-def _becomes(is_so: Callable[[], bool], patience: float) -> bool:
-    until = time.monotonic() + patience
+def _becomes(is_so: Callable[[], bool]) -> bool:
+    until = time.monotonic() + _PATIENCE
     while not (found := is_so()) and time.monotonic() < until:
         time.sleep(0.1)
     return found

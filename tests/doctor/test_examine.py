@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.doctor.compare import Fault, Findings
+from tests.test_distributed import free_port
 
 RECIPE = "tests/recipe.yaml"
 PYTHON = Path(sys.executable)
@@ -32,14 +34,14 @@ def test_a_fault_is_a_line_that_a_script_finds(
     recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Findings(
-        2, [{"host": f"node{n}", "figure": "x" * 60} for n in range(40)], {}, [], [], [Fault("node7", "a\nb")]
+        2, [{"host": f"node{n}", "figure": "x" * 120} for n in range(40)], {}, [], [], [Fault("node7", "a\nb")]
     )
     monkeypatch.setattr("imagebert.doctor.examine.examine", lambda *_: found)
     assert main(["doctor"]) == 1
     said = capsys.readouterr()
     assert said.err == "imagebert: fault on node7: a b\n"
     # The table is as wide and as long as it needs.
-    assert all(re.search(rf"node{n} +. x{{60}}", said.out) for n in range(40))
+    assert all(re.search(rf"node{n} +. x{{120}}", said.out) for n in range(40))
     monkeypatch.setattr("imagebert.doctor.examine.examine", lambda *_: found._replace(problems=["the call"]))
     assert main(["doctor"]) == 2
     said = capsys.readouterr()
@@ -72,3 +74,31 @@ def test_a_job_that_was_fit_leaves_what_it_had(
     assert "problem" not in said.out
     (tmp_path / "run/.fit.json").write_text("{")  # what cannot be read is nothing
     assert main(call) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ("data.sources.0.regions={}/lost", 1, "imagebert: fault on n2: {}/lost is not there"),
+        ("output={}/other/run", 2, "problem: {}/run is another folder on n2 than on n1: give --runs on a shared disk"),
+    ],
+)
+def test_hosts_that_do_not_see_the_same(recipe: list[str], tmp_path: Path, change: str, code: int, said: str) -> None:
+    """Two processes that take themselves for hosts; the second is called otherwise, as if it saw another disk."""
+    layout = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [PYTHON, "-m", "imagebert", "doctor", "--quick", RECIPE, *recipe, *([change.format(tmp_path)] * rank)],
+            env={**os.environ, **layout, "RANK": str(rank), "SLURMD_NODENAME": f"n{rank + 1}"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    texts = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [code, code], texts
+    assert [sum(line.startswith(said.format(tmp_path)) for line in text.splitlines()) for text in texts] == [1, 0], (
+        texts
+    )
+    assert [text.count("fault on") + text.count("problem: ") for text in texts] == [1, 0], texts

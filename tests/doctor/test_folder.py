@@ -16,9 +16,10 @@ SEES = """
 import sys
 from pathlib import Path
 from imagebert import distributed
-from imagebert.doctor.folder import see_together
+from imagebert.doctor import folder
+folder._PATIENCE = 0.5
 distributed.start(1)
-print(see_together(Path(sys.argv[1]), 0.5))
+print(folder.see_together(Path(sys.argv[1])))
 """
 
 
@@ -56,6 +57,7 @@ def test_alone_there_is_nobody_to_tell(tmp_path: Path) -> None:
 def test_an_old_name_that_stays_and_a_new_one_that_does_not_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hide: bool, expected: str
 ) -> None:
+    monkeypatch.setattr("imagebert.doctor.folder._PATIENCE", 0.2)
     monkeypatch.setattr("imagebert.distributed.world_size", lambda: 2)
     monkeypatch.setattr("imagebert.distributed.gather", lambda text: [text, text])
     rename = Path.rename
@@ -69,5 +71,5 @@ def test_an_old_name_that_stays_and_a_new_one_that_does_not_come(
         return moved
 
     monkeypatch.setattr(Path, "rename", keeps)
-    assert see_together(tmp_path, patience=0.2) == expected
+    assert see_together(tmp_path) == expected
     assert list(tmp_path.iterdir()) == []
