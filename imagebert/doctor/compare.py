@@ -54,6 +54,7 @@ def compare(ranks: Sequence[Facts], config: RunConfig | None = None) -> Findings
 
     faults, lost = _lost(hosts, folder)
     faults += _odd(firsts)
+    faults += [Fault(facts["host"], text) for facts in ranks if facts["host"] not in lost for text in facts["failures"]]
     problems, more = _problems(hosts, lost)
     faults += more
     shared, more, notes = _judge_folder({host: facts for host, facts in firsts.items() if host not in lost}, folder)
@@ -149,6 +150,8 @@ def _judge_folder(hosts: Mapping[str, Facts], folder: str) -> tuple[list[str], l
     if not apart:
         return [], [], notes
     first = next(iter(hosts))
+    if first in apart:  # which does not see what it did itself
+        return [f"a file in {folder} cannot be renamed, as checkpoints are: give --runs on a disk that can"], [], notes
     cure = "give --runs on a shared disk"
     if len(apart) >= len(hosts) - 1:
         named = ", ".join(apart[:_NAMED]) + f" and {len(apart) - _NAMED} more" * (len(apart) > _NAMED)

@@ -39,7 +39,8 @@ Answer = TypeVar("Answer")
 def look(config: RunConfig | None, local: Path | None = None) -> dict[str, Any]:
     """What one rank finds on its host, as plain data; its own problems as sentences.
 
-    `problems` has them by what they are: two hosts may say the same with other figures. `data` has a digest of each
+    `problems` has them by what they are: two hosts may say the same with other figures. `failures` are of disks, which
+    are no call's. `data` has a digest of each
     thing that the recipe names, empty where it cannot be read.
     """
     versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -57,6 +58,7 @@ def look(config: RunConfig | None, local: Path | None = None) -> dict[str, Any]:
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "shared_memory": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
         "problems": {},
+        "failures": [],
         "data": {},
         "record": None,
     }
@@ -126,7 +128,9 @@ def _problems(config: RunConfig, facts: dict[str, Any]) -> dict[str, str]:
             return check()
         except UsageError as error:
             problems[kind or str(error)] = str(error)
-            return None
+        except OSError as error:
+            facts["failures"].append(str(error))
+        return None
 
     def carry() -> None:
         if carrier := make_carrier(config):

@@ -114,6 +114,27 @@ def test_a_folder_that_is_another_one(recipe: list[str], absent: str, problem: s
         assert sentence == f"{config.output} is another folder on {host} than on a: give --runs on a shared disk"
 
 
+def test_a_folder_in_which_nothing_can_be_renamed(recipe: list[str]) -> None:
+    ranks = hosts_alike(recipe, "a", "b")
+    for facts in ranks:
+        facts["folder"] = "absent"
+    config = load_recipe(RECIPE, recipe)
+    found = compare(ranks, config)
+    assert found.problems == [
+        f"a file in {config.output} cannot be renamed, as checkpoints are: give --runs on a disk that can"
+    ]
+    assert found.faults == []
+
+
+def test_a_failing_disk_is_no_calls_though_all_hosts_have_it(recipe: list[str]) -> None:
+    ranks = hosts_alike(recipe, "a", "b")
+    for facts in ranks:
+        facts["failures"] = ["reading x failed: Stale file handle"]
+    found = compare(ranks)
+    assert found.problems == []
+    assert found.faults == [Fault(host, "reading x failed: Stale file handle") for host in "ab"]
+
+
 ATTEMPT = {"job": "12", "attempt": 1}
 
 

@@ -69,6 +69,16 @@ def test_the_install_brings_what_shipped_recipes_log_with(monkeypatch: pytest.Mo
     assert monitors - {"csv"} <= brought
 
 
+def test_a_disk_that_fails_is_found_and_ends_nothing(recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError("reading x failed: Stale file handle")
+
+    monkeypatch.setattr("imagebert.doctor.look.prepare", stale)
+    found = look(load_recipe(RECIPE, recipe))
+    assert found["failures"] == ["reading x failed: Stale file handle"]
+    assert found["problems"] == {}
+
+
 def test_what_names_the_data(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
     start = write_model(tmp_path)
     (tmp_path / "hard").write_bytes(b"1234567")
