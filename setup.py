@@ -62,6 +62,7 @@ setup(
         "faiss-cpu>=1.8",
         "starlette>=0.40",
         "uvicorn>=0.30",
+        "tensorboard>=2.15",  # the shipped recipes log with it
     ],
     # NVIDIA apex is deliberately absent: it is not on PyPI, and PyPI's `apex` is an unrelated web toolkit.
     extras_require={
@@ -69,7 +70,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "formats": ["h5py>=3.8", "lz4>=4.0"],
         "mpi": ["mpi4py>=4.0"],
-        "monitors": ["tensorboard>=2.15"],
+        "monitors": ["wandb>=0.16"],
         "dev": [
             "beartype>=0.18",
             "h5py>=3.8",
@@ -86,7 +87,6 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
-            "tensorboard>=2.15",
             "types-PyYAML",
         ],
     },

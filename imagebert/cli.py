@@ -283,7 +283,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("recipe", nargs="?", metavar="RECIPE", help="check this recipe's data, disk and batch too")
     doctor.add_argument("overrides", nargs="*", metavar="key=value")
-    doctor.add_argument("--quick", action="store_true", help="without measuring the all-reduce at length")
+    doctor.add_argument("--task", choices=["pretrain", "finetune"], help="what the recipe has to be for")
+    doctor.add_argument(
+        "--local", type=Path, metavar="DIR", help="a folder on each host's own disk: can it be written?"
+    )
+    doctor.add_argument("--quick", action="store_true", help="with shorter measurements")
     doctor.add_argument("--json", type=Path, help="also write the figures here")
     doctor.add_argument(
         "--on-paper",
@@ -841,20 +845,24 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
     from imagebert import distributed
     from imagebert.config import load_recipe
-    from imagebert.retrieval.validation import validation_corpus
-    from imagebert.training.doctor import examine
+    from imagebert.doctor.examine import examine
+    from imagebert.host import say_fault
 
     config = load_recipe(parsed.recipe, parsed.overrides) if parsed.recipe else None
-    found = examine(config, parsed.quick, validation_corpus)
+    if config and parsed.task and config.task != parsed.task:
+        raise UsageError(
+            f"{parsed.recipe} is a recipe to {config.task}, and this job is to {parsed.task}: give one of that task"
+        )
+    found = examine(config, parsed.quick, parsed.local)
     if distributed.rank() == 0:
         _table(f"{found.ranks} processes on {len(found.hosts)} hosts", found.hosts)
         for line in found.notes:
             print(f"note: {line}")
         for line in found.problems:
             print(f"problem: {line}")
-        for line in found.faults:
-            print(f"fault of a machine: {line}; --sbatch=--exclude=HOST leaves it out")
-        print("not fit to train" if found.problems or found.faults else "fit to train")
+        print("fit to train" if found.fit else "not fit to train", flush=True)
+        for fault in found.faults:
+            say_fault(*fault)
         _write_json(parsed.json, found._asdict())
     return 2 if found.problems else 1 if found.faults else 0
 
@@ -1135,7 +1143,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    _console().print(table)
+    _console(None if sys.stdout.isatty() else 10_000).print(table)  # a file has no width
 
 
 def _check_writable(path: Path | None) -> None:

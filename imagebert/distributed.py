@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +23,12 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from imagebert import workers
 from imagebert.config import UsageError
-from imagebert.launch import Launch, discover
+from imagebert.host import say_fault
+from imagebert.launch import Launch, discover, expand_hosts, host_name
 
+log = logging.getLogger(__name__)
+
+_PATIENCE = 15.0  # seconds until a wait for others is told
 _launch = Launch(0, 1, 0, "alone", None)
 _store: Store | None = None
 _queues = 0  # so many were begun, on every rank
@@ -27,48 +36,181 @@ _hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the
 
 
 def start(timeout_minutes: float = 10) -> Launch:
-    """Joins the process group (NCCL on GPUs, gloo elsewhere) and picks this rank's device. Idempotent."""
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and picks this rank's device. Idempotent.
+
+    Raises:
+        UsageError: the launcher's variables do not make sense, or more processes were started than there are GPUs.
+        OSError: the ranks do not meet in time, or a machine of theirs lacks a GPU, which is said as its fault.
+    """
     global _launch, _hosts, _store
     if dist.is_initialized():
         return _launch
     _launch = discover(os.environ)
-    local_device = _launch.local_rank
-    if torch.cuda.is_available():
-        visible = torch.cuda.device_count()
-        local_device = 0 if visible == 1 else local_device  # the scheduler shows each task its own GPU only
-        if local_device >= visible:
-            raise UsageError(f"local rank {local_device} has no GPU: {visible} are visible, start as many processes")
-        torch.cuda.set_device(local_device)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    store: Store
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # The scheduler may show each task its own GPU only.
+    local_device = 0 if visible == 1 else _launch.local_rank
     master = _launch.master
     if _launch.world_size > 1 and master is None:
         master = workers.rendezvous()
     if master is None:
-        store = HashStore()
+        _store = HashStore()
     else:
-        address, port = master
-        # torchrun already keeps a store at this address.
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        owner = _launch.rank == 0 and not agent
-        store = TCPStore(address, port, _launch.world_size, owner, timedelta(minutes=timeout_minutes))
-        if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
-            store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _store = store
+        _store = _join(*master, timeout_minutes * 60)
+        needed = _launch.local_rank + 1 if visible != 1 else 1
+        mine = {"host": host_name(os.environ), "gpus": visible, "needed": needed}
+        _meet(_store, mine, "{}:{}".format(*master), timeout_minutes * 60)
+    if visible:
+        torch.cuda.set_device(local_device)
+    backend = "nccl" if visible else "gloo"
     # DeepSpeed reads these names itself.
     os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(local_device))
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=_launch.rank,
-        world_size=_launch.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
-    )
-    if backend != "gloo":
-        _hosts = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+    limit = timedelta(minutes=timeout_minutes)
+    try:
+        dist.init_process_group(backend, store=_store, rank=_launch.rank, world_size=_launch.world_size, timeout=limit)
+        if backend != "gloo":
+            _hosts = dist.new_group(backend="gloo", timeout=limit)
+    except RuntimeError as error:
+        if _launch.world_size == 1:
+            raise
+        raise OSError(
+            f"rank {_launch.rank} on {host_name(os.environ)} met the others but does not connect to them "
+            f"({_first_line(error)}): export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the name of a network that "
+            "all hosts are on"
+        ) from None
     # Not sooner: DeepSpeed keeps groups for the life of the process.
     atexit.register(dist.destroy_process_group)
     return _launch
+
+
+def _join(address: str, port: int, seconds: float) -> Store:
+    """The store at which all ranks meet, which rank 0 keeps, or torchrun's agent."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    limit = timedelta(seconds=seconds)
+    size = _launch.world_size
+    if _launch.rank == 0 and not agent:
+        try:  # by its own network, whatever others call it
+            return TCPStore("127.0.0.1", port, size, True, limit, wait_for_workers=False)
+        except RuntimeError as error:
+            raise OSError(
+                f"rank 0 on {host_name(os.environ)} cannot listen at port {port} ({_first_line(error)}): export "
+                "another MASTER_PORT"
+            ) from None
+    _reach(address, port, seconds)
+    try:
+        store: Store = TCPStore(address, port, size, False, limit, wait_for_workers=False)
+    except RuntimeError as error:
+        raise OSError(f"rank {_launch.rank} lost rank 0 at {address}:{port} ({_first_line(error)})") from None
+    if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
+
+
+def _reach(address: str, port: int, seconds: float) -> None:
+    """Waits until something listens there. PyTorch's own client shows the frames of its C++ for each try."""
+    who = f"rank {_launch.rank} on {host_name(os.environ)}"
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError as error:
+            waited, reason = time.monotonic() - began, error.strerror or error
+        if waited > seconds:
+            raise OSError(
+                f"{who} has waited {waited:.0f} s for rank 0 at {address}:{port} ({reason}): MASTER_ADDR has to be the "
+                "host of rank 0, by a name that all hosts resolve and reach; if it is, rank 0 has not started, or has "
+                "ended, and its own message says why"
+            )
+        if waited > _PATIENCE and not told:
+            log.warning("%s waits for rank 0 at %s:%d (%s)", who, address, port, reason)
+            told = True
+        time.sleep(0.2)
+
+
+def _meet(store: Store, mine: Mapping[str, object], place: str, seconds: float) -> None:
+    """Waits until all ranks are here, on machines that have what they need. Rank 0 looks, and tells the others."""
+    store.set(f"here/{_launch.rank}", json.dumps(mine))
+    if _launch.rank == 0:
+        verdict = _roll_call(store, place, seconds)
+        store.set("verdict", verdict)
+        if not verdict.startswith("met"):
+            time.sleep(1)  # the store ends with this process
+    else:
+        try:  # rank 0 gives up first
+            store.wait(["verdict"], timedelta(seconds=seconds + 30))
+            verdict = store.get("verdict").decode()
+        except RuntimeError as error:
+            raise OSError(
+                f"rank {_launch.rank} lost rank 0 at {place} ({_first_line(error)}): its own message says why"
+            ) from None
+    kind, _, sentence = verdict.partition(" ")
+    if kind != "met":
+        raise UsageError(sentence) if kind == "wrong" else OSError(sentence)
+
+
+def _roll_call(store: Store, place: str, seconds: float) -> str:
+    """One word, met, wrong or failed, and a sentence behind it; machines that are at fault are said."""
+    began, told = time.monotonic(), False
+    absent = list(range(_launch.world_size))
+    here: dict[int, dict[str, Any]] = {}
+    while True:
+        for number in [number for number in absent if store.check([f"here/{number}"])]:
+            here[number] = json.loads(store.get(f"here/{number}"))
+            absent.remove(number)
+        if not absent:
+            break
+        waited = time.monotonic() - began
+        waits = f"rank 0 on {here[0]['host']} {{}} at {place} for {_some(absent, 'rank')}"
+        if waited > seconds:
+            for host in lost_hosts(expand_hosts(os.environ.get("SLURM_STEP_NODELIST", "")), here.values()):
+                say_fault(host, f"no rank of it came to {place} within {waited:.0f} s")
+            return (
+                f"failed {waits.format(f'has waited {waited:.0f} s')}: they have not started, have ended (their own "
+                "messages say why), or do not reach that address: export MASTER_ADDR, a name of rank 0's host on a "
+                "network that all hosts are on"
+            )
+        if waited > _PATIENCE and not told:
+            log.warning("%s", waits.format("waits"))
+            told = True
+        time.sleep(0.05)
+    wrong, faults = judge_gpus(list(here.values()), int(os.environ.get("SLURM_GPUS_ON_NODE") or 0))
+    for host, sentence in faults.items():
+        say_fault(host, sentence)
+    if wrong:
+        return f"wrong {wrong}"
+    return f"failed {' and '.join(faults)}: not all GPUs are there" if faults else "met"
+
+
+def lost_hosts(hosts: Sequence[str], here: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Of a step's hosts those without any rank here; none where they are not the fewer, for then it is the address."""
+    found = {facts["host"] for facts in here}
+    lost = [host for host in dict.fromkeys(hosts) if host not in found]
+    return lost if found <= set(hosts) and 2 * len(lost) < len(set(hosts)) else []
+
+
+def judge_gpus(ranks: Sequence[Mapping[str, Any]], given: int) -> tuple[str, dict[str, str]]:
+    """What is wrong with the call, or else with some hosts, where ranks have no GPU of their own.
+
+    Args:
+        ranks: host of each rank, the GPUs that it sees, and those that it and the ranks before it there need
+        given: GPUs a host by Slurm; 0: it does not say
+    """
+    most = max(int(facts["gpus"]) for facts in ranks)
+    short = [facts for facts in ranks if most and facts["gpus"] < facts["needed"]]
+    expected = max(most, given)
+    for facts in short:
+        if facts["gpus"] == expected:
+            return f"local rank {facts['needed'] - 1} has no GPU: {most} are visible, start as many processes", {}
+    return "", {facts["host"]: f"{facts['gpus']} GPUs are there, and not {expected}" for facts in short}
+
+
+def _some(numbers: Sequence[int], name: str) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    return f"{name}{'s' * (len(numbers) > 1)} {shown}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def rank() -> int:
@@ -135,6 +277,14 @@ def total_on_device(values: torch.Tensor) -> torch.Tensor:
         with _naming_lost_ranks():
             dist.all_reduce(values)
     return values
+
+
+def exchange(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
+    """Sends to another rank what it receives, and the other way, at the same time, on this rank's device."""
+    with _naming_lost_ranks():
+        both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
 
 
 @contextmanager

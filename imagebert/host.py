@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 
 STOPPED = 75  # EX_TEMPFAIL: what schedulers requeue
@@ -32,3 +33,8 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def say_fault(host: str, sentence: str) -> None:
+    """What is wrong with a machine, in the form by which slurm/ finds it and leaves that machine out."""
+    print(f"imagebert: fault on {host}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -6,11 +6,16 @@ and data jobs (workers.py) both ask here.
 
 from __future__ import annotations
 
+import logging
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from imagebert.config import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,59 @@ def find_job(env: Mapping[str, str]) -> tuple[str, int]:
     return job, int(attempt) if attempt.isdecimal() else 0
 
 
+def host_name(env: Mapping[str, str]) -> str:
+    """This machine, as Slurm calls it where it runs this process: what its `--exclude` understands."""
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def expand_hosts(text: str) -> list[str]:
+    """The hosts of one of Slurm's lists, such as "node[03-07,9]-ib,gpu1", in its order; numbers keep their zeros."""
+    hosts = []
+    for entry in re.findall(r"(?:[^\[\],]|\[[^\]]*\])+", text):
+        parts = re.split(r"\[([^\]]*)\]", entry)  # what is outside brackets, and inside, in turn
+        inside = [_numbers(part) if place % 2 else [part] for place, part in enumerate(parts)]
+        hosts += ["".join(chosen) for chosen in product(*inside)]
+    return hosts
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers = []
+    for entry in ranges.split(","):
+        first, dash, last = entry.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        else:
+            numbers.append(entry)
+    return numbers
+
+
 def _master(env: Mapping[str, str], launcher: str) -> tuple[str, int] | None:
     address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
-    if address is None and launcher == "slurm":
-        # The first name of a list such as "node[03-07,9],gpu1".
-        first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env.get("SLURM_STEP_NODELIST", ""))
-        address = first and first[1] + (first[2] or "")
+    hosts = expand_hosts(env.get("SLURM_STEP_NODELIST", "")) if launcher == "slurm" else []
+    nodes = len(hosts) or _count(env.get("SLURM_JOB_NUM_NODES"))
+    if address is not None and launcher != "torchrun" and nodes > 1 and _is_loopback(address):
+        # Left behind in the shell that submitted: each host would wait for itself.
+        if env.get(_LAYOUTS[launcher][0]) == "0":
+            log.warning("MASTER_ADDR=%s means another host on each of %d nodes: not taken", address, nodes)
+        address = port = None
+    if address is None and hosts:
+        address = hosts[0]
     if port is None and "SLURM_JOB_ID" in env:
         # A requeued job keeps its number: what is left of the attempt before must not be met again.
         attempt = 101 * int(env.get("SLURM_RESTART_COUNT", "0")) + 17 * int(env.get("SLURM_STEP_ID", "0"))
         port = str(20000 + (int(env["SLURM_JOB_ID"]) + attempt) % 20000)
     if address is not None and port is not None:
+        if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UsageError(f"MASTER_PORT is {port!r}: export a port, 1 to 65535, or none")
         return address, int(port)
     if launcher in ("openmpi", "mvapich", "mpich"):
         return None  # its ranks can ask each other
     raise UsageError(f"started by {launcher} without MASTER_ADDR and MASTER_PORT: export both before the launch")
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 1
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("localhost", "127.", "ip6-l")) or address in ("::1", "0.0.0.0", "::")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from imagebert.config import UsageError
-from imagebert.launch import Launch, discover, find_job
+from imagebert.launch import Launch, discover, expand_hosts, find_job, host_name
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
@@ -109,3 +111,58 @@ def test_half_set_variables_are_an_error(env: dict[str, str], message: str) -> N
 )
 def test_the_job_and_how_often_it_was_requeued(env: dict[str, str], expected: tuple[str, int]) -> None:
     assert find_job(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        # As `scontrol show hostnames` of Slurm 22.05 prints them.
+        ("node1", "node1"),
+        ("a,b", "a b"),
+        ("a,a", "a a"),
+        ("login.example.org", "login.example.org"),
+        ("[1-3]", "1 2 3"),
+        ("x[9-11]", "x9 x10 x11"),
+        ("n[098-101]", "n098 n099 n100 n101"),
+        ("n[08-09,10],m[1]", "n08 n09 n10 m1"),
+        ("q[3,1-2]", "q3 q1 q2"),
+        ("gpu[07-08,11],cpu1", "gpu07 gpu08 gpu11 cpu1"),
+        ("a[1,3-5]b[2-3]", "a1b2 a1b3 a3b2 a3b3 a4b2 a4b3 a5b2 a5b3"),
+        # It refuses a name that goes on behind its numbers; sites have such.
+        ("gpu[01-02]-ib", "gpu01-ib gpu02-ib"),
+        ("c[1-2].hpc,d", "c1.hpc c2.hpc d"),
+        ("", ""),
+    ],
+)
+def test_lists_of_hosts(text: str, hosts: str) -> None:
+    assert expand_hosts(text) == hosts.split()
+
+
+def step(nodes: str, rank: int = 1, **env: str) -> dict[str, str]:
+    layout = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "12"}
+    return {**layout, "SLURM_STEP_NODELIST": nodes, **env}
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "127.0.1.1", "::1", "localhost.localdomain"])
+def test_an_address_that_is_another_host_on_each_node_is_not_taken(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = {"MASTER_ADDR": address, "MASTER_PORT": "29500"}
+    assert discover(step("gpu[01-02]-ib", **left)).master == ("gpu01-ib", 20012)
+    assert not caplog.messages  # one rank says it
+    assert discover(step("gpu[01-02]-ib", rank=0, **left)).master == ("gpu01-ib", 20012)
+    assert caplog.messages == [f"MASTER_ADDR={address} means another host on each of 2 nodes: not taken"]
+    assert discover(step("gpu01", **left)).master == (address, 29500)
+    mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", **left}
+    assert discover({**mpi, "SLURM_JOB_NUM_NODES": "2"}).master is None
+    assert discover(mpi).master == (address, 29500)
+
+
+def test_a_port_that_is_none() -> None:
+    with pytest.raises(UsageError, match="MASTER_PORT is '99999': export a port"):
+        discover({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "99999"})
+
+
+def test_a_host_has_the_name_that_slurm_gives_it() -> None:
+    assert host_name({"SLURMD_NODENAME": "gpu07"}) == "gpu07"
+    assert host_name({}) == socket.gethostname()

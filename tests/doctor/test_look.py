@@ -1,11 +1,13 @@
+"""What a rank finds on its host; above all, that it refuses what training would refuse."""
+
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
 import os
 import re
-import socket
-import subprocess
+import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +17,15 @@ import numpy as np
 import pytest
 
 from imagebert.cli import main
-from imagebert.config import SourceConfig, load_recipe
+from imagebert.config import RECIPES, SourceConfig, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.region_writer import write_regions
 from imagebert.data.regions import RegionStore
+from imagebert.doctor.examine import examine
+from imagebert.doctor.look import look
 from imagebert.feed.plan import HardNegatives
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
-from imagebert.training.doctor import compare, examine, look
 from imagebert.training.hard_negatives import write_hard_negatives
 from tests.corpora import write_corpus, write_vocabulary
 
@@ -30,56 +33,64 @@ RECIPE = "tests/recipe.yaml"
 PYTHON = Path(sys.executable)
 
 
-def two_hosts(recipe: list[str]) -> list[dict[str, Any]]:
-    facts = look(load_recipe("tests/recipe.yaml", recipe)) | {"all_reduce_gbs": 10.0, "open_files": 1 << 20}
-    other = copy.deepcopy(facts) | {"host": "other"}
-    return [facts, other]
-
-
-def change(**values: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda facts: facts.update(values)
-
-
-def test_two_alike_hosts_are_fit(recipe: list[str]) -> None:
-    found = compare(two_hosts(recipe))
-    assert found.problems == found.faults == []
-    assert [row["host"] for row in found.hosts][1] == "other"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "problem"),
-    [
-        (lambda facts: facts["versions"].update(torch="1.0"), "other has torch 1.0, .* has .*: use one environment"),
-        (lambda facts: facts["data"].update(dict.fromkeys(facts["data"], "0")), "other sees another .*regions than"),
-        (change(gpu="8 x H100"), "other has GPUs 8 x H100, .* none: take nodes of one kind"),
-        (change(given_gpus="8"), "other: Slurm gave 8 GPUs and PyTorch finds none: is PyTorch built for CUDA"),
-    ],
-)
-def test_a_host_that_differs_is_named(recipe: list[str], spoil: Callable[[dict[str, Any]], None], problem: str) -> None:
-    ranks = two_hosts(recipe)
-    spoil(ranks[1])
-    assert any(re.match(problem, found) for found in compare(ranks).faults), compare(ranks).faults
-
-
-@pytest.mark.parametrize(
-    ("spoil", "note"),
-    [
-        (lambda facts: facts.update(clock=facts["clock"] + 90), "other's clock is +90.0 s off"),
-        (change(open_files=1024), "other allows 1024 open files"),
-        (change(cores=0), "other: 1 processes share 0 cores"),
-    ],
-)
-def test_what_only_hurts_is_a_note(recipe: list[str], spoil: Callable[[dict[str, Any]], None], note: str) -> None:
-    ranks = two_hosts(recipe)
-    spoil(ranks[1])
-    found = compare(ranks)
-    assert found.problems == found.faults == []
-    assert any(note in line for line in found.notes), found.notes
-
-
 def test_too_little_room_is_named(recipe: list[str]) -> None:
     found = examine(load_recipe("tests/recipe.yaml", [*recipe, "checkpoint.keep=1000000000"]), quick=True)
     assert any("GiB are needed for checkpoints" in line for line in found.problems), found.problems
+
+
+def test_a_recipe_of_another_task_is_refused(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--quick", "--task", "finetune", RECIPE, *recipe]) == 2
+    assert capsys.readouterr().err == (
+        f"imagebert: {RECIPE} is a recipe to pretrain, and this job is to finetune: give one of that task\n"
+    )
+    assert main(["doctor", "--quick", "--task", "pretrain", RECIPE, *recipe]) == 0
+
+
+def test_a_local_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["doctor", "--quick", "--local", str(tmp_path / "file/local")]) == 2
+    out = capsys.readouterr().out
+    assert f"problem: cannot write to --local {tmp_path}/file/local: Not a directory: give a folder of the" in out
+    assert main(["doctor", "--quick", "--local", str(tmp_path / "new/local"), "--json", str(tmp_path / "figures")]) == 0
+    assert not (tmp_path / "new").exists()
+    (row,) = json.loads((tmp_path / "figures").read_text())["hosts"]
+    assert row["free --local GiB"] == pytest.approx(shutil.disk_usage(tmp_path).free / 2**30, rel=0.05)
+
+
+def test_the_install_brings_what_shipped_recipes_log_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", asked.update)
+    runpy.run_path("setup.py")
+    brought = {re.match(r"[\w-]+", line)[0] for line in asked["install_requires"]}  # type: ignore[index]
+    monitors = {name for path in RECIPES.glob("*.yaml") for name in load_recipe(path.stem).logging.monitors}
+    assert monitors
+    assert monitors - {"csv"} <= brought
+
+
+def test_a_disk_that_fails_is_found_and_ends_nothing(recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError("reading x failed: Stale file handle")
+
+    monkeypatch.setattr("imagebert.doctor.look.prepare", stale)
+    found = look(load_recipe(RECIPE, recipe))
+    assert found["failures"] == ["reading x failed: Stale file handle"]
+    assert found["problems"] == {}
+
+
+def test_what_names_the_data(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
+    start = write_model(tmp_path)
+    (tmp_path / "hard").write_bytes(b"1234567")
+    found = look(load_recipe(RECIPE, [*recipe, *start, "task=finetune", f"retrieval.hard_negatives={tmp_path}/hard"]))
+    meta = (hashlib.sha256(Path(path, "meta.json").read_bytes()) for path in (source.regions, source.pairs))
+    config = hashlib.sha256((tmp_path / "model/config.json").read_bytes())
+    assert found["data"] == {
+        **dict(zip((source.regions, source.pairs), (digest.hexdigest() for digest in meta), strict=True)),
+        f"{tmp_path}/model": config.hexdigest(),
+        f"{tmp_path}/hard": "7 bytes",
+    }
+    assert look(load_recipe(RECIPE, [*recipe, "data.sources.0.regions=nowhere"]))["data"]["nowhere"] == ""
 
 
 Break = Callable[[SourceConfig, Path], list[str]]
@@ -202,7 +213,7 @@ def test_what_training_would_refuse(
     assert main([task, RECIPE, *settings]) == 2
     (refused,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("imagebert: ")]
     assert named in refused
-    assert problems == [refused.replace("imagebert: ", f"problem: {socket.gethostname()}: ", 1)]
+    assert problems == [refused.replace("imagebert: ", "problem: ", 1)]
 
 
 def test_regions_without_classes_are_trained_on_without_moc(
@@ -211,12 +222,3 @@ def test_regions_without_classes_are_trained_on_without_moc(
     settings = [*recipe, *regions_without_classes(source, tmp_path)]
     for more in (["pretraining.moc=0"], ["task=finetune"]):
         assert main(["doctor", "--quick", RECIPE, *settings, *more]) == 0
-
-
-def test_ranks_tell_each_other(source: SourceConfig, recipe: list[str]) -> None:
-    command = [PYTHON.parent / "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", PYTHON, "-m", "imagebert"]
-    call = [*command, "doctor", "tests/recipe.yaml", *recipe]
-    done = subprocess.run(list(map(str, call)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on 1 hosts" in done.stdout
-    assert "fit to train" in done.stdout
