@@ -29,11 +29,13 @@ from imagebert.data.corpus import Corpus
 from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
 from imagebert.data.vocabulary import has_vocabulary
+from imagebert.endings import Stop, asked_to_stop, keep_tracebacks
 from imagebert.engine.checkpoints import Checkpoints, find_newest, newest_manifest
 from imagebert.engine.engine import Engine, check_monitors, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
+from imagebert.errors import LostRank
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
@@ -43,7 +45,8 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Matches, Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.files import file_digest, write_bytes
-from imagebert.host import keep_memory
+from imagebert.host import STOPPED, keep_memory
+from imagebert.log import BY_RANK_0
 from imagebert.model import (
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
@@ -52,6 +55,7 @@ from imagebert.model import (
 )
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
 from imagebert.model_folder import Processing, is_whole, model_digest, open_model, processing_of, write_model
+from imagebert.training.attempts import Attempt, attempt, ended
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
@@ -98,9 +102,19 @@ def run(
         FloatingPointError: loss or gradient is not finite, again and again.
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
-    distributed.start(config.engine.timeout_minutes)
-    with _watchdog(config.engine.timeout_minutes) as alive, own(Path(config.output)) as ownership:
-        return _run(config, stop_at, profile, make_evaluator, alive, ownership)
+    folder, minutes = Path(config.output), config.engine.timeout_minutes
+    keep_tracebacks(folder / "tracebacks")
+    with asked_to_stop() as asked:
+        distributed.start(minutes)
+        with _watchdog(minutes) as alive, own(folder) as ownership, attempt(folder) as this:
+            try:
+                stopped = _run(config, stop_at, profile, make_evaluator, alive, ownership, asked, this)
+            except LostRank:
+                if asked.asked and not asked.begun:  # the others were asked a moment earlier
+                    raise SystemExit(STOPPED) from None
+                raise
+            this.end = ended(stopped.step, stopped.finished)
+            return stopped
 
 
 def _run(
@@ -110,6 +124,8 @@ def _run(
     make_evaluator: MakeEvaluator | None,
     alive: Callable[[], None],
     ownership: Ownership,
+    asked: Stop,
+    this: Attempt,
 ) -> Stopped:
     if given.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -140,6 +156,7 @@ def _run(
         engine.capture(first)
     _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
+    this.begin(start)
 
     ranks = distributed.world_size()
     with distributed.together():
@@ -173,6 +190,7 @@ def _run(
                 "evaluation takes %.1f s beside %.1f s of training, more than evaluation.max_share %.2g: raise "
                 "evaluation.every_steps, or lower evaluation.images",
                 *(took, spent, config.evaluation.max_share),
+                extra=BY_RANK_0,
             )
         alive()
 
@@ -216,6 +234,7 @@ def _run(
                 evaluate=evaluate,
                 state=state,
                 tick=tick,
+                asked=asked,
             )
     finally:
         checkpoints.close()

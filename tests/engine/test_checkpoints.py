@@ -82,13 +82,13 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
     source.save(checkpoints, 1)
     for _ in range(3):  # steps
         progress = checkpoints.progress()
-        assert progress == (0, 0)
+        assert progress == (0, 0, 0)
         checkpoints.settle(*progress)
     assert checkpoints.figures() == {}
     may_write.set()
-    while checkpoints.progress() != (1, 0):
+    while checkpoints.progress() != (1, 0, 0):
         pass
-    checkpoints.settle(1, 0)
+    checkpoints.settle(1, 0, 0)
     assert checkpoints.figures()["checkpoint/seconds"] > 0
     checkpoints.finish()
     assert names(tmp_path) == step_names(1)
