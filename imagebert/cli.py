@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from imagebert.endings import ending_of, tell
 from imagebert.files import text_lines
 from imagebert.header import announce, announce_recipe
 from imagebert.host import STOPPED, give_way
-from imagebert.log import place, set_up
+from imagebert.log import Progress, place, set_up, track
 
 # What is wrong with a name, not with a disk.
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
@@ -514,7 +515,16 @@ def _pairs(parsed: argparse.Namespace) -> int:
         clear_lock(parsed.out)  # where it was killed just behind its last rename
     else:
         dataset, refuse = (lambda: captions.dataset), captions.refuse
-        write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, dataset, origin, lists, refuse)
+        write_pairs(
+            parsed.out,
+            track(chosen(), f"Writing {parsed.out.name}", "captions"),
+            tokenizer,
+            parsed.overwrite,
+            dataset,
+            origin,
+            lists,
+            refuse,
+        )
     store = PairStore(parsed.out)
     counts = {"not_downloaded": 0, "without_regions": 0, "notes": [], **store.meta["origin"]}
     apart = sum(counts[name] for name in ("refused", "left_out", "not_downloaded", "without_regions"))
@@ -609,17 +619,14 @@ def _keys(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     import os
 
-    from rich.console import Console
-    from rich.text import Text
-
     from imagebert.verify import accept, verify
 
     _check_writable(parsed.json)
     if parsed.accept:
         print("\n".join(accept(parsed.path)) or "there is nothing to accept")
-    console = Console(stderr=True, markup=False)
-    with console.status("Verifying") as status:
-        found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda what: status.update(Text(what)))
+    with Progress("Verifying", None, "looks") as progress:
+        looks = itertools.count(1)
+        found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda w: progress.update(next(looks), w))
     _table(
         str(parsed.path),
         [
@@ -702,8 +709,6 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
 
 
 def _stage(parsed: argparse.Namespace) -> int:
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
     from imagebert.data.regions import RegionStore
     from imagebert.data.staging import room_for_stage, shards_to_stage, stage
 
@@ -713,11 +718,10 @@ def _stage(parsed: argparse.Namespace) -> int:
         room = room_for_stage(parsed.folder)
     part, parts = parsed.part
     shards = shards_to_stage(store, part, parts, room)
-    columns = (TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:])
-    with Progress(*columns, DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(f"Staging {parsed.path.name}", total=sum(shard["file_bytes"] for shard in shards))
+    total = sum(shard["file_bytes"] for shard in shards)
+    with Progress(f"Staging {parsed.path.name}", total, "GB", scale=1e9) as progress:
         for done in stage(store, parsed.folder, shards):
-            bar.update(task, completed=done)
+            progress.update(done)
     there = sum((parsed.folder / shard["name"]).exists() for shard in store.shards)
     print(f"{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}")
     return 0

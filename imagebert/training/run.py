@@ -46,7 +46,7 @@ from imagebert.feed.plan import Matches, Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.files import file_digest, write_bytes
 from imagebert.host import STOPPED, keep_memory
-from imagebert.log import BY_RANK_0
+from imagebert.log import BY_RANK_0, track
 from imagebert.model import (
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
@@ -551,7 +551,7 @@ def export_run(run_folder: Path, out: Path) -> int:
     kind = ImageBertForPreTraining if state["config"]["task"] == "pretrain" else ImageBertForImageTextRetrieval
     model = kind(ImageBertConfig(**state["model"]))
     weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, weight in weights.items():
+    for name, weight in track(weights.items(), "Reading the checkpoint", "tensors"):
         shards.read(name, "weight", 0, weight.view(-1))
     steps = int(manifest["step"])
     write_model(model, weights, Processing(**state["processing"]), training_of(state, steps), out, wait=True)
