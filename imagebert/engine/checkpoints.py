@@ -155,7 +155,7 @@ class Checkpoints:
         (spoilt,) = distributed.total([self.spoilt])
         if spoilt:
             raise FloatingPointError(
-                f"weights or moments are not finite, so that the first checkpoint was not saved in {self.folder}: "
+                f"weights or moments are not finite: they were not saved in {self.folder}, which holds no checkpoint; "
                 "lower the learning rate"
             )
         raise OSError(

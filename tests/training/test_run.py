@@ -33,6 +33,7 @@ from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertFo
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
+from imagebert.training.attempts import read_attempts
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
 from imagebert.training.run import (
     Limits,
@@ -162,6 +163,21 @@ def test_ctrl_c_leaves_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
     assert "the same command goes on from here" in out
     (checkpoint,) = (tmp_path / "run/checkpoints").glob("step-*")
     assert int(checkpoint.name[5:]) == len(losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_before_the_first_step_is_no_failure(recipe: list[str], tmp_path: Path, number: signal.Signals) -> None:
+    """The signal comes while the model is made; the same call then goes on."""
+    code = (
+        "import os, sys, imagebert.training.run as run; from imagebert.cli import main\n"
+        f"run.make_model = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "pretrain", RECIPE, *recipe]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "stopped before the first step" in done.stdout) == (75, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "command: imagebert pretrain tests/recipe.yaml" in done.stderr
 
 
 def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
@@ -404,16 +420,17 @@ def test_clocks_that_disagree_change_nothing(source: SourceConfig, sweep: dict[s
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small disks")
 def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> None:
-    """Checkpoints go to a disk of their own: too small, then read-only. Training goes on; its end names it."""
+    """Checkpoints go to a disk of their own: too small, then read-only. The first that fails ends the run."""
     disk = tmp_path / "run/checkpoints"
     disk.mkdir(parents=True)
     settings = [*recipe, "checkpoint.every_steps=5", "model.preset=small"]
     for options in ("size=100k", "size=1g,ro"):
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", disk], check=True)
         try:
-            with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
+            with pytest.raises(OSError, match=r"the first checkpoint could not be written in .*: free some space"):
                 run(load_recipe(RECIPE, settings))
-            assert len(losses(tmp_path / "run")) == 20
+            assert 5 <= len(losses(tmp_path / "run")) <= 10
+            assert read_attempts(tmp_path / "run")[-1]["exit"] == 1
             assert list(disk.iterdir()) == []
         finally:
             subprocess.run(["umount", disk], check=True)
@@ -425,10 +442,10 @@ def test_a_run_whose_whole_folder_fills(recipe: list[str], tmp_path: Path, caplo
     """It trains to its end, saying once of each file that it cannot be written; with room it goes on."""
     disk = tmp_path / "run"
     disk.mkdir()
-    settings = [*recipe, "checkpoint.every_steps=5", "logging.monitors=[csv, tensorboard]"]
+    settings = [*recipe, "checkpoint.every_steps=20", "logging.monitors=[csv, tensorboard]"]
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "disk", disk], check=True)
     try:
-        with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
+        with pytest.raises(OSError, match=r"the first checkpoint could not be written in .*: free some space"):
             run(load_recipe(RECIPE, settings))
         assert 1 <= len(losses(disk)) < 20
         told = [line for line in caplog.messages if "No space left on device" in line]
