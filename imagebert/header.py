@@ -92,7 +92,7 @@ def short_list(hosts: Iterable[str]) -> str:
     for host in sorted(set(hosts)):
         if found := re.fullmatch(r"(.*?)([0-9]+)(\D*)", host):
             before, digits, after = found.groups()
-            width = len(digits) if digits.startswith("0") else 0
+            width = len(digits) if digits.startswith("0") and len(digits) > 1 else 0
             numbers.setdefault((before, after, width), []).append(int(digits))
         else:
             numbers[host, "", -1] = []

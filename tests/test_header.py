@@ -11,6 +11,7 @@ def test_hosts_as_slurm_writes_them() -> None:
     assert short_list(["node2", "node1", "node3", "node7", "node1"]) == "node[1-3,7]"
     assert short_list(["gpu09-ib", "gpu10-ib", "login"]) in ("gpu09-ib, gpu10-ib, login", "gpu[09-10]-ib, login")
     assert short_list(["gpu01", "gpu02"]) == "gpu[01-02]"
+    assert short_list(["node0", "node1"]) == "node[0-1]"
     assert short_list(["node1"]) == "node1"
     assert short_list(["a.b", "c"]) == "a.b, c"
 

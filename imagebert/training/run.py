@@ -35,7 +35,7 @@ from imagebert.engine.engine import Engine, check_monitors, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
-from imagebert.errors import LostRank
+from imagebert.errors import LostRank, MachineFault
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
@@ -46,6 +46,7 @@ from imagebert.feed.plan import Matches, Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.files import file_digest, write_bytes
 from imagebert.host import STOPPED, keep_memory
+from imagebert.launch import find_job
 from imagebert.log import BY_RANK_0, track
 from imagebert.model import (
     ImageBertConfig,
@@ -55,7 +56,7 @@ from imagebert.model import (
 )
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
 from imagebert.model_folder import Processing, is_whole, model_digest, open_model, processing_of, write_model
-from imagebert.training.attempts import Attempt, attempt, ended
+from imagebert.training.attempts import Attempt, attempt, ended, read_attempts
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
@@ -132,6 +133,7 @@ def _run(
         torch.use_deterministic_algorithms(True)
     keep_memory()
     main = distributed.rank() == 0
+    _check_mounted(given)
     config, corpus, packer, plan, sizes = prepare(given)
     folder = Path(config.output)
     epochs, total = config.schedule.epochs, config.schedule.steps
@@ -255,6 +257,24 @@ def _run(
         clear_lock(folder / "model")  # of a call that was killed when it had written it
     engine.close()
     return stopped
+
+
+def _check_mounted(config: RunConfig) -> None:
+    """Whether data that is missing is missing for a fault of this machine: others see it, or this job did before.
+
+    Raises:
+        MachineFault: it is.
+    """
+    paths = [Path(path) for source in config.data.sources for path in (source.regions, source.pairs)]
+    missing = next((path for path in paths if not path.exists()), None)
+    job, _ = find_job(os.environ)
+    before = job and any(line.get("job") == job for line in read_attempts(Path(config.output)))
+    lacking, seen = distributed.total([missing is not None, bool(before)])
+    if lacking and (seen or lacking < distributed.world_size()):
+        with distributed.together():
+            if missing is not None:
+                who = "an earlier attempt of this job had it" if seen else "other ranks see it"
+                raise MachineFault(f"{missing} is not there, and {who}: is its disk mounted on this machine?")
 
 
 class Prepared(NamedTuple):

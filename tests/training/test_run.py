@@ -180,6 +180,61 @@ def test_a_stop_before_the_first_step_is_no_failure(recipe: list[str], tmp_path:
     assert "command: imagebert pretrain tests/recipe.yaml" in done.stderr
 
 
+def test_data_that_an_earlier_attempt_had_is_missed_for_a_fault_of_the_machine(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    lost = [*recipe[:1], f"data.sources.0.regions={tmp_path / 'lost'}", *recipe[2:]]
+    assert main(["pretrain", RECIPE, *lost]) == 2  # nobody ever had it
+    assert main(["pretrain", RECIPE, *recipe, "--stop-at", "1"]) == 75
+    capsys.readouterr()
+    assert main(["pretrain", RECIPE, *lost]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"imagebert: fault on node7: {tmp_path / 'lost'} is not")
+
+
+def test_a_rank_that_loses_another_says_so_last(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
+    """Rank 1 ends in the middle of a step; rank 0's traceback lies in a file, its last line is a sentence."""
+    code = (
+        "import os, sys, imagebert.training.loop as loop; from imagebert.cli import main\n"
+        "before = loop.Engine.set_learning_rate\n"
+        "def die(self, rate):\n"
+        "    before(self, rate)\n"
+        "    die.calls = getattr(die, 'calls', 0) + 1\n"
+        "    if die.calls == 3 and os.environ['RANK'] == '1':\n"
+        "        os._exit(9)\n"
+        "loop.Engine.set_learning_rate = die\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "pretrain", RECIPE, *recipe],
+            cwd=ROOT,
+            env=ENVIRONMENT
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"LOCAL_RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 9]
+    last = said[0].splitlines()[-1]
+    assert last.startswith("imagebert: cause: rank 0 on node0: lost another rank ("), said[0]
+    (file,) = (tmp_path / "run/tracebacks").iterdir()
+    assert last.endswith(str(file))
+    assert "in backward" in file.read_text() or "in total" in file.read_text()
+    assert "Traceback" not in said[0]
+    assert said[0].count("optimizer: ") == 1
+    assert said[1] == ""  # what all ranks find rank 0 says
+    assert read_attempts(tmp_path / "run")[-1]["why"].startswith("lost another rank")
+    assert read_attempts(tmp_path / "run")[0]["hosts"] == "node[0-1]"
+
+
 def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
     run(load_recipe(RECIPE, recipe), stop_at=2)
     with pytest.raises(UsageError, match=r"made by another recipe.*optimizer.learning_rate: 0.001 -> 0.002"):
