@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import itertools
 import json
-import logging
 import math
 import os
 import select
@@ -21,8 +21,11 @@ from typing import Any
 
 from imagebert import __version__
 from imagebert.config import SourceConfig, UsageError
+from imagebert.endings import ending_of, tell
 from imagebert.files import text_lines
+from imagebert.header import announce, announce_recipe
 from imagebert.host import STOPPED, give_way
+from imagebert.log import Progress, place, set_up, track
 
 # What is wrong with a name, not with a disk.
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
@@ -83,19 +86,21 @@ def _answer(arguments: Sequence[str] | None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("imagebert").setLevel(logging.INFO)
+    set_up()
     command: Callable[[argparse.Namespace], int] = parsed.command
     give_way()
+    if command in _LONG:
+        announce(sys.argv[1:] if arguments is None else arguments)
     try:
         return command(parsed)
-    except UsageError as error:
-        print(f"imagebert: {error}", file=sys.stderr)
-        return 2
+    except SystemExit as error:
+        if error.code == STOPPED and place().rank == 0:
+            print("stopped before the first step, as asked; the same command goes on from here", flush=True)
+        raise
     except UnicodeEncodeError as error:
         print(f"imagebert: {error.object[:200]!r} is no text ({error.reason}): give it in UTF-8", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return _READER_GONE
         if isinstance(error, OSError) and error.errno in _NAMES and error.filename:
@@ -103,11 +108,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
             shown = name if len(name) <= 200 else f"{name[:200]}..."
             print(f"imagebert: {error.strerror}: {shown}: correct the name", file=sys.stderr)
             return 2
-        print(f"imagebert: the work failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("imagebert: interrupted", file=sys.stderr)
-        return 1
+        if ending_of(error).unexpected and not place().shared:
+            raise  # alone, Python says it
+        return tell(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -532,7 +535,16 @@ def _pairs(parsed: argparse.Namespace) -> int:
         clear_lock(parsed.out)  # where it was killed just behind its last rename
     else:
         dataset, refuse = (lambda: captions.dataset), captions.refuse
-        write_pairs(parsed.out, chosen(), tokenizer, parsed.overwrite, dataset, origin, lists, refuse)
+        write_pairs(
+            parsed.out,
+            track(chosen(), f"Writing {parsed.out.name}", "captions"),
+            tokenizer,
+            parsed.overwrite,
+            dataset,
+            origin,
+            lists,
+            refuse,
+        )
     store = PairStore(parsed.out)
     counts = {"not_downloaded": 0, "without_regions": 0, "notes": [], **store.meta["origin"]}
     apart = sum(counts[name] for name in ("refused", "left_out", "not_downloaded", "without_regions"))
@@ -627,17 +639,14 @@ def _keys(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     import os
 
-    from rich.console import Console
-    from rich.text import Text
-
     from imagebert.verify import accept, verify
 
     _check_writable(parsed.json)
     if parsed.accept:
         print("\n".join(accept(parsed.path)) or "there is nothing to accept")
-    console = Console(stderr=True, markup=False)
-    with console.status("Verifying") as status:
-        found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda what: status.update(Text(what)))
+    with Progress("Verifying", None, "looks") as progress:
+        looks = itertools.count(1)
+        found = verify(parsed.path, parsed.threads or os.cpu_count() or 1, lambda w: progress.update(next(looks), w))
     _table(
         str(parsed.path),
         [
@@ -720,8 +729,6 @@ def _write_store(parsed: argparse.Namespace, sources: list[Path], out: Path, key
 
 
 def _stage(parsed: argparse.Namespace) -> int:
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
     from imagebert.data.regions import RegionStore
     from imagebert.data.staging import room_for_stage, shards_to_stage, stage
 
@@ -731,11 +738,10 @@ def _stage(parsed: argparse.Namespace) -> int:
         room = room_for_stage(parsed.folder)
     part, parts = parsed.part
     shards = shards_to_stage(store, part, parts, room)
-    columns = (TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:])
-    with Progress(*columns, DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(f"Staging {parsed.path.name}", total=sum(shard["file_bytes"] for shard in shards))
+    total = sum(shard["file_bytes"] for shard in shards)
+    with Progress(f"Staging {parsed.path.name}", total, "GB", scale=1e9) as progress:
         for done in stage(store, parsed.folder, shards):
-            bar.update(task, completed=done)
+            progress.update(done)
     there = sum((parsed.folder / shard["name"]).exists() for shard in store.shards)
     print(f"{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}")
     return 0
@@ -756,16 +762,18 @@ def _lines(path: Path, what: str) -> list[str]:
 
 def _train(parsed: argparse.Namespace) -> int:
     from imagebert.config import load_recipe
+    from imagebert.endings import asked_to_stop
 
     config = load_recipe(parsed.recipe, parsed.overrides)
     if config.task != parsed.task:
         raise UsageError(f"{parsed.recipe} is a recipe to {config.task}: call `imagebert {config.task}`")
+    announce_recipe(parsed.recipe, config)
+    with asked_to_stop():  # also while all this is imported
+        from imagebert import distributed
+        from imagebert.retrieval.validation import Validation
+        from imagebert.training.run import run
 
-    from imagebert import distributed
-    from imagebert.retrieval.validation import Validation
-    from imagebert.training.run import run
-
-    stopped = run(config, parsed.stop_at, parsed.profile or 0, Validation)
+        stopped = run(config, parsed.stop_at, parsed.profile or 0, Validation)
     if distributed.rank() == 0:
         profile = Path(config.output) / "profile/profile.json"
         if parsed.profile and profile.is_file():
@@ -1093,6 +1101,10 @@ def _recipes(parsed: argparse.Namespace) -> int:
         raise UsageError(f"no recipe {parsed.name!r}: there are {', '.join(names)}")
     print((RECIPES / f"{parsed.name}.yaml").read_text(encoding="utf-8"), end="")
     return 0
+
+
+# What a header is worth.
+_LONG = (_train, _evaluate, _extract, _import, _pairs, _mine, _ladder, _merge, _split, _quantize, _stage, _export)
 
 
 def _console(width: int | None = None) -> Any:

@@ -23,8 +23,11 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from imagebert import workers
 from imagebert.config import UsageError
+from imagebert.errors import LostRank
+from imagebert.header import announce_machines
 from imagebert.host import say_fault
 from imagebert.launch import Launch, discover, expand_hosts, host_name
+from imagebert.log import place
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ _PATIENCE = 15.0  # seconds until a wait for others is told
 _launch = Launch(0, 1, 0, "alone", None)
 _store: Store | None = None
 _queues = 0  # so many were begun, on every rank
+_names: list[str] = []  # of the hosts, by rank
 _hosts: dist.ProcessGroup | None = None  # a gloo group beside NCCL's; None: the default one is gloo's
 
 
@@ -42,7 +46,7 @@ def start(timeout_minutes: float = 10) -> Launch:
         UsageError: the launcher's variables do not make sense, or more processes were started than there are GPUs.
         OSError: the ranks do not meet in time, or a machine of theirs lacks a GPU, which is said as its fault.
     """
-    global _launch, _hosts, _store
+    global _launch, _hosts, _store, _names
     if dist.is_initialized():
         return _launch
     _launch = discover(os.environ)
@@ -79,6 +83,9 @@ def start(timeout_minutes: float = 10) -> Launch:
         ) from None
     # Not sooner: DeepSpeed keeps groups for the life of the process.
     atexit.register(dist.destroy_process_group)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    _names, gpus = map(list, zip(*(text.split("\t") for text in gather(f"{place().host}\t{gpu}")), strict=True))
+    announce_machines(_names, gpus)
     return _launch
 
 
@@ -221,6 +228,11 @@ def world_size() -> int:
     return _launch.world_size
 
 
+def hosts() -> list[str]:
+    """The hosts' names, by rank."""
+    return _names or [place().host]
+
+
 def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -231,7 +243,7 @@ def total(values: Sequence[float]) -> list[float]:
     Hosts talk to hosts: a GPU is neither used nor waited for.
 
     Raises:
-        OSError: another rank is gone or does not answer in time.
+        LostRank: another rank is gone or does not answer in time.
     """
     if _launch.world_size == 1:
         return [float(v) for v in values]
@@ -293,10 +305,10 @@ def _naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
-        raise OSError(
-            f"rank {rank()} lost another one ({reason}): its own message says why, if it could leave one. The same "
-            "command goes on from the last checkpoint"
-        ) from None
+        raise LostRank(
+            f"lost another rank ({reason}): its own last line says why, if it left one; the same command goes on "
+            "from the last checkpoint"
+        ) from error
 
 
 @contextmanager
@@ -311,4 +323,4 @@ def together() -> Iterator[None]:
     if error is not None:
         raise error
     if failed:
-        raise OSError("another rank failed: its own message says why")
+        raise LostRank("lost another rank (it failed): its own last line says why")

@@ -1,4 +1,4 @@
-"""The one error that is told to a person, not debugged."""
+"""Errors that are told to a person, not debugged."""
 
 
 class UsageError(Exception):
@@ -6,3 +6,11 @@ class UsageError(Exception):
 
     The command prints it without a traceback and exits with code 2.
     """
+
+
+class LostRank(OSError):
+    """Another rank is gone or silent: this one ends too, and is not the cause."""
+
+
+class MachineFault(OSError):
+    """This machine lacks what others have: exit code 1, another machine may do it."""

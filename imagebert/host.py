@@ -35,6 +35,10 @@ def keep_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def say_fault(host: str, sentence: str) -> None:
+def fault_line(host: str, sentence: str) -> str:
     """What is wrong with a machine, in the form by which slurm/ finds it and leaves that machine out."""
-    print(f"imagebert: fault on {host}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    return f"imagebert: fault on {host}: {' '.join(sentence.split())}"
+
+
+def say_fault(host: str, sentence: str) -> None:
+    print(fault_line(host, sentence), file=sys.stderr, flush=True)

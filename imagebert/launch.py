@@ -10,6 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
@@ -39,12 +40,26 @@ _LAYOUTS = {
 }
 
 
+def rank_and_size(env: Mapping[str, str]) -> tuple[int, int]:
+    """Rank and number of ranks, for what is said about this process; 0 of 1 where a launcher did not tell."""
+    with suppress(UsageError):
+        rank, size, _, _ = _find(env)
+        return rank, size
+    return 0, 1
+
+
 def discover(env: Mapping[str, str]) -> Launch:
     """Reads rank, size and rendezvous from the environment.
 
     Raises:
         UsageError: a launcher left its variables half set.
     """
+    rank, size, local, launcher = _find(env)
+    return Launch(rank, size, local, launcher, _master(env, launcher) if size > 1 else None)
+
+
+def _find(env: Mapping[str, str]) -> tuple[int, int, int, str]:
+    """Rank, size, local rank, and whose they are."""
     for launcher, names in _LAYOUTS.items():
         if names[0] not in env or names[1] not in env:
             continue
@@ -59,8 +74,8 @@ def discover(env: Mapping[str, str]) -> Launch:
             raise UsageError(f"{launcher} says rank {rank} of {size}: start the job again with matching counts")
         if size == 1:  # what another launcher says counts more: these are left behind by any training in a process
             continue
-        return Launch(rank, size, local, launcher, _master(env, launcher))
-    return Launch(0, 1, 0, "alone", None)
+        return rank, size, local, launcher
+    return 0, 1, 0, "alone"
 
 
 def find_job(env: Mapping[str, str]) -> tuple[str, int]:

@@ -42,6 +42,7 @@ from imagebert.files import (
     write_digests,
     write_json,
 )
+from imagebert.log import BY_RANK_0
 from imagebert.model.initialization import find_model
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class ModelFolder(NamedTuple):
                 names = store.extractor.get("name"), trained["extractor"].get("name")
                 told.append(f"regions of another extractor ({names[0]!r} instead of {names[1]!r})")
         if told:
-            log.warning("%s is fed otherwise than it was trained: %s", self.path, "; ".join(told))
+            log.warning("%s is fed otherwise than it was trained: %s", self.path, "; ".join(told), extra=BY_RANK_0)
 
 
 def is_whole(folder: Path) -> bool:
@@ -200,7 +201,7 @@ def open_model(path: Path) -> ModelFolder:
         limits = Limits(**{name: preprocessor[name] for name in ("max_regions", "max_words", "whole_image")})
     training = read_json(folder / "training.json") if "training.json" in found["files"] else {}
     if missing:
-        log.warning("%s lacks %s: %s", folder, ", ".join(missing), _told(limits))
+        log.warning("%s lacks %s: %s", folder, ", ".join(missing), _told(limits), extra=BY_RANK_0)
     return ModelFolder(folder, model_digest(folder), limits, preprocessor, training)
 
 
@@ -225,6 +226,7 @@ def _of_before(folder: Path) -> ModelFolder:
         "%s was made by an older version, it lacks %s: %s; `imagebert verify --accept %s` adds what can be added",
         *(folder, ", ".join([*(name for name in _FILES if not (folder / name).is_file()), DIGESTS]), _told(limits)),
         folder,
+        extra=BY_RANK_0,
     )
     return ModelFolder(folder, model_digest(folder), limits, {}, {})
 

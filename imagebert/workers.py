@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from imagebert.config import UsageError
+from imagebert.endings import tell
 from imagebert.launch import discover
 
 Plain = TypeVar("Plain")
@@ -67,10 +66,7 @@ def workers() -> Iterator[Workers]:
     try:
         yield Workers(world.Get_rank(), world.Get_size(), world)
     except BaseException as error:
-        known = isinstance(error, UsageError | OSError | KeyboardInterrupt)
-        print(f"imagebert: rank {world.Get_rank()}: {error}" if known else traceback.format_exc(), file=sys.stderr)
-        sys.stderr.flush()
-        world.Abort(2 if isinstance(error, UsageError) else 1)
+        world.Abort(tell(error))
 
 
 def rendezvous() -> tuple[str, int]:

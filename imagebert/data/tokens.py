@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from imagebert.data.vocabulary import SPECIALS, Settings, read_vocabulary
 from imagebert.files import digest_of
+from imagebert.log import BY_RANK_0
 
 __all__ = ["SPECIALS", "Settings", "Tokenizer", "settings_of_before"]
 
@@ -99,7 +100,7 @@ class Tokenizer:
             log.info("%s: texts %s, as %s; a tokenizer_config.json beside it decides", self.path, how, seen)
         elif self.told and lower_case == _is_cased(self.pieces):
             what = "no text reaches these" if lower_case else "words with capitals may be [UNK]"
-            log.warning("%s: texts %s as its folder says, though %s: %s", self.path, how, seen, what)
+            log.warning("%s: texts %s as its folder says, though %s: %s", self.path, how, seen, what, extra=BY_RANK_0)
 
 
 def settings_of_before(pieces: list[str]) -> Settings:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagebert.data.readers import Item, Loaded, Reader, share_of
 from imagebert.data.records import FeatureType
@@ -26,6 +25,7 @@ from imagebert.data.region_writer import SHARD_BYTES, Encoded, RegionWriter, fin
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.files import open_regular
+from imagebert.log import Progress
 from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
@@ -186,20 +186,11 @@ def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _shown(reader: Reader, path: Path, workers: Workers) -> Iterator[Item]:
     """This worker's items. The first worker shows how far it is, which is about how far all are."""
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[images]} images"),
-        disable=workers.rank > 0,
-    )
-    with bar:
-        task = bar.add_task(f"Writing {path.name}", total=reader.size(workers.rank, workers.size), images=0)
-        for number, item in enumerate(reader.items(workers.rank, workers.size)):
+    total = reader.size(workers.rank, workers.size)
+    with Progress(f"Writing {path.name}", total, enabled=workers.rank == 0) as progress:
+        for number, item in enumerate(reader.items(workers.rank, workers.size), 1):
             yield item
-            bar.update(task, completed=item.done, images=number + 1)
+            progress.update(item.done, f"{number:,} images")
 
 
 class StoreReader:

@@ -70,6 +70,8 @@ class Checkpoints:
         self.folder, self._alive, self._holds = folder, alive, holds or {}
         self.keep, self.keep_every = keep, keep_every
         self.failed = self.spoilt = 0
+        self._saved = False  # all ranks have written one
+        self._has_one = False  # a good one is there, as all ranks know
         self.paused = self.took = 0.0
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None], float] | None = None  # step, this rank's part, when it began
@@ -84,14 +86,23 @@ class Checkpoints:
         self.paused, self.took = time.perf_counter() - began, 0.0
         self._writing = step, self._pool.submit(self._write, step, snapshot, manifest), began
 
-    def progress(self) -> tuple[int, int]:
-        """Whether this rank has finished its part of the save under way, and whether it failed: to be summed."""
+    def progress(self) -> tuple[int, int, int]:
+        """Whether this rank has finished its part of the save under way, and whether it failed; and whether what all
+        wrote could not be published: to be summed."""
+        unpublished = self._publishing is not None and self._publishing.done() and self._publishing.exception()
         if self._writing is None or not self._writing[1].done():
-            return 0, 0
-        return 1, int(self._writing[1].exception() is not None)
+            return 0, 0, int(bool(unpublished))
+        return 1, int(self._writing[1].exception() is not None), int(bool(unpublished))
 
-    def settle(self, finished: float, failed: float) -> None:
-        """Ends the save under way when all ranks have `finished`; takes the sums of `progress` over all ranks."""
+    def settle(self, finished: float, failed: float, unpublished: float) -> None:
+        """Ends the save under way when all ranks have `finished`; takes the sums of `progress` over all ranks.
+
+        Raises:
+            OSError: it was the run's first and failed: what keeps nothing need not be trained.
+            FloatingPointError: likewise, for weights or moments are not finite.
+        """
+        if unpublished:
+            self._published()
         if self._writing is None or finished < distributed.world_size():
             return
         step, part, began = self._writing
@@ -104,9 +115,12 @@ class Checkpoints:
                 log.warning("checkpoint %s could not be written (%s)", self._final(step), error)
             if distributed.rank() == 0:
                 shutil.rmtree(incomplete(self._final(step)), ignore_errors=True)
-                log.warning("training goes on without it, the earlier ones are kept; mend that before the next")
+                if self._has_one:
+                    log.warning("training goes on without it, the earlier ones are kept; mend that before the next")
+            self._stop_without_any()
             return
         self.failed = self.spoilt = 0
+        self._saved = True
         if distributed.rank() == 0:
             self._publishing = self._pool.submit(self._publish, step)
 
@@ -116,6 +130,11 @@ class Checkpoints:
             self.settle(*distributed.total(self.progress()))
             self._alive()
             time.sleep(0.01)
+        self._published()
+
+    def _published(self) -> None:
+        """Until rank 0 has published what was written, if anything; all ranks learn how that went."""
+        error = None
         if self._publishing is not None:
             error, self._publishing = self._publishing.exception(), None
             if error is not None:
@@ -123,6 +142,26 @@ class Checkpoints:
                 log.warning("a checkpoint in %s could not be published: %s", self.folder, error)
                 for left in self.folder.glob(".step-*.incomplete"):
                     shutil.rmtree(left, ignore_errors=True)
+        (failed,) = distributed.total([error is not None])
+        if failed:
+            self._stop_without_any()
+        elif self._saved:
+            self._has_one = True
+
+    def _stop_without_any(self) -> None:
+        """Collective."""
+        if self._has_one:
+            return
+        (spoilt,) = distributed.total([self.spoilt])
+        if spoilt:
+            raise FloatingPointError(
+                f"weights or moments are not finite: they were not saved in {self.folder}, which holds no checkpoint; "
+                "lower the learning rate"
+            )
+        raise OSError(
+            f"the first checkpoint could not be written in {self.folder}: free some space, or give an output folder "
+            "that all nodes see and may write; nothing is trained that cannot be kept"
+        )
 
     def figures(self) -> dict[str, float]:
         """Of the last save that ended, for the log: seconds that training stood still for it, and that it took."""
@@ -223,6 +262,7 @@ class Checkpoints:
                 assert manifest is not None
                 if main:
                     self._drop_old()
+                self._has_one = True
                 return folder, manifest
             with distributed.together():
                 if main:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
+import secrets
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from imagebert.engine.states import (
     set_updates,
     updates,
 )
-from imagebert.files import read_json
+from imagebert.files import read_json, write_bytes
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -47,6 +49,10 @@ import deepspeed.runtime.zero.stage_1_and_2 as zero_stage_1_and_2
 from deepspeed.utils import safe_get_full_fp32_param
 
 log = logging.getLogger(__name__)
+
+# What DeepSpeed says is said as all else is.
+logging.getLogger("DeepSpeed").handlers.clear()
+logging.getLogger("DeepSpeed").propagate = True
 
 # What DeepSpeed calls in torch.distributed has newer names; that is DeepSpeed's to follow.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -190,6 +196,25 @@ def resolve_precision(config: RunConfig) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def _go_on_at_wandb(config: RunConfig) -> None:
+    """All attempts of a run are one run at Weights & Biases: its id is kept in the run's folder."""
+    if "wandb" not in config.logging.monitors or distributed.rank() != 0 or "WANDB_RUN_ID" in os.environ:
+        return
+    file = Path(config.output) / "wandb_id"
+    name = ""
+    with suppress(OSError, UnicodeDecodeError):
+        name = file.read_text(encoding="ascii").strip()
+    if not re.fullmatch("[0-9a-z]{16}", name):
+        name = secrets.token_hex(8)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, f"{name}\n".encode())
+        except OSError as error:
+            log.warning("cannot write %s (%s): the next attempt is another run at wandb", file, error.strerror)
+    # Read when wandb starts, which a process does once: a second run in it brings its own.
+    os.environ.update(WANDB_RUN_ID=name, WANDB_RESUME="allow")
+
+
 def _forgiving(write: Callable[[Any], None], where: str) -> Callable[[Any], None]:
     """The same, but a disk that does not take it is told of once and ends nothing. DeepSpeed too writes, every step."""
     told = False
@@ -219,6 +244,7 @@ class Engine:
         self._sum_from_mean = distributed.world_size() * config.schedule.accumulation
         optimizer = make_optimizer(model, config.optimizer)
         self._engine: Any
+        _go_on_at_wandb(config)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=merged, dist_init_required=False

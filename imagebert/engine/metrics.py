@@ -27,6 +27,7 @@ from rich.text import Text
 
 from imagebert.errors import UsageError
 from imagebert.files import open_regular, parse_json, write_bytes
+from imagebert.log import is_told_by_lines, say
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Meter:
         if enabled:
             self._log = _Log(folder / "log.jsonl", start_step)
             self.last = self._log.last
-            if self._console.is_terminal:
+            if self._console.is_terminal and not is_told_by_lines():
                 self._live = Live(console=self._console, refresh_per_second=4)
                 self._live.start()
 
@@ -134,7 +135,7 @@ class Meter:
         if self._live is not None:
             self._live.update(Text(text))
         elif self.seconds - self._printed > _QUIET_SECONDS or step == self.total_steps or "recall/rsum" in line:
-            self._console.print(text, soft_wrap=True, highlight=False)
+            say(text)
             self._printed = self.seconds
 
     def close(self) -> None:

@@ -9,13 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rich.markup import escape
-from rich.progress import track
-
 from imagebert.config import UsageError
 from imagebert.data.records import FeatureType
 from imagebert.data.region_writer import finished, write_regions
 from imagebert.data.transfer import describe_sources
+from imagebert.log import track
 from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import decode, jpeg_decoder
 from imagebert.regions.extractor import Extractor
@@ -81,7 +79,7 @@ def extract(
         with write_regions(out, extractor.classes, description, feature_type, overwrite=overwrite, job=job) as writer:
             keys = {file: file.relative_to(images).as_posix() for file in files}
             left = [file for file in files if not writer.has(keys[file])]
-            for file, image in track(decode(left, jpegs), f"Extracting {escape(images.name)}", total=len(left)):
+            for file, image in track(decode(left, jpegs), f"Extracting {images.name}", "pictures", len(left)):
                 if isinstance(image, UnreadableImage):
                     log.warning("%s is skipped: %s", file, image)
                     writer.refused += 1

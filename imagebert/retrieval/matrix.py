@@ -25,19 +25,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from imagebert import distributed
 from imagebert.config import UsageError
 from imagebert.feed.plan import Lengths
+from imagebert.log import Progress
 
 Numbers = NDArray[np.int64]
 
 _IMAGES, _CAPTIONS = 32, 64  # of a tile
 _HEADER, _CHECKSUM = struct.Struct("<IId"), struct.Struct("<I")
-_QUIET_SECONDS = 30  # between lines where there is no terminal to rewrite
 
 
 class Tile(NamedTuple):
@@ -273,46 +271,22 @@ def score_to_disk(scorer: Scorer, images: Numbers, captions: Numbers, out: Path,
     return seconds
 
 
-class _Bar:
-    """Rank 0's account of all ranks: pairs scored, pairs/s, time left."""
+class _Bar(Progress):
+    """Rank 0's account of all ranks: pairs scored, pairs a second, time left."""
 
     def __init__(self, ledger: Ledger, which: Sequence[Tile], left: Sequence[Tile], enabled: bool) -> None:
-        self._ledger, self._enabled = ledger, enabled
-        self._total = sum(tile.pairs for tile in which)
-        self._first = self._total - sum(tile.pairs for tile in left)
-        self._console = Console(stderr=True)
-        self._begun = self._printed = self._looked = time.perf_counter()
-
-    def __enter__(self) -> _Bar:
-        self._at_start = self._ledger.pairs() if self._enabled else 0
-        self._progress = Progress(
-            TextColumn("Scoring"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} pairs, {task.fields[rate]:,.0f} a second"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (self._enabled and self._console.is_terminal),
-        )
-        self._progress.start()
-        self._task = self._progress.add_task("", total=self._total, completed=self._first, rate=0.0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        total = sum(tile.pairs for tile in which)
+        super().__init__("Scoring", total, "pairs", enabled=enabled)
+        self._ledger, self._all, self._counts = ledger, total, enabled
+        self.done = self._before = float(total - sum(tile.pairs for tile in left))
+        self._at_start = ledger.pairs() if enabled else 0
+        self._looked = 0.0
 
     def tell(self) -> None:
         now = time.perf_counter()
-        if not self._enabled or now - self._looked < 0.5:
-            return
-        self._looked = now
-        done = self._ledger.pairs() - self._at_start
-        rate = done / (now - self._begun)
-        self._progress.update(self._task, completed=min(self._total, self._first + done), rate=rate)
-        if not self._console.is_terminal and now - self._printed > _QUIET_SECONDS:
-            self._printed = now
-            left = int(max(0, self._total - self._first - done) / max(rate, 1e-9))
-            text = f"{self._first + done:,} of {self._total:,} pairs, {rate:,.0f} a second, {left // 60} min left"
-            self._console.print(text, soft_wrap=True, highlight=False)
+        if self._counts and now - self._looked >= 0.5:
+            self._looked = now
+            self.update(min(self._all, self._before + self._ledger.pairs() - self._at_start))
 
 
 # ---------------------------------------------------------------------------------------------------------- kept

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.draws import Purpose, below, stage_key
 from imagebert.feed.plan import HardNegatives, Matches
+from imagebert.log import track
 from imagebert.retrieval.scoring import ScoreFunction
 
 Numbers = NDArray[np.int64]
@@ -42,11 +42,11 @@ def mine(score: ScoreFunction, corpus: Corpus, pool: int, keep: int, seed: int) 
         return found[np.argsort(-score(images, captions), kind="stable")[:keep]]
 
     hard_captions = np.empty((corpus.images, keep), np.int64)
-    for image in track(range(corpus.images), "Mining captions"):
+    for image in track(range(corpus.images), "Mining captions", "images"):
         found = draw_pool(len(corpus), image, 0)
         hard_captions[image] = best(np.full(len(found), image), found, found)
     hard_images = np.empty((len(corpus), keep), np.int64)
-    for caption in track(range(len(corpus)), "Mining images"):
+    for caption in track(range(len(corpus)), "Mining images", "captions"):
         found = draw_pool(corpus.images, caption, 1)
         hard_images[caption] = best(found, np.full(len(found), caption), found)
     return HardNegatives(hard_captions, hard_images)

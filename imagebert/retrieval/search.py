@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.progress import track
 
 from imagebert.data.corpus import LooseItems, StoreImages
 from imagebert.data.pairs import PairStore
@@ -28,6 +26,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
 from imagebert.files import digest_of, read_sealed, write_sealed
+from imagebert.log import track
 from imagebert.model.attention_maps import word_region_attention
 from imagebert.model_folder import ModelFolder
 from imagebert.retrieval.candidates import nearest
@@ -162,8 +161,9 @@ class Finder:
                 if len(vectors := read_array(kept, read_sealed(described))) == len(numbers):
                     return vectors
         parts = np.array_split(numbers, max(1, len(numbers) // 1000))
-        console = Console(stderr=True)
-        vectors = np.concatenate([self._by_text.image_vectors(p) for p in track(parts, "Indexing", console=console)])
+        vectors = np.concatenate(
+            [self._by_text.image_vectors(p) for p in track(parts, "Indexing", "parts of 1,000 images")]
+        )
         try:
             folder.mkdir(exist_ok=True)
             part = folder / f".{kept.name}.{os.getpid()}.part.npy"

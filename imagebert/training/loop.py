@@ -7,17 +7,15 @@ functions of the step.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import record_function
 
 from imagebert import distributed
+from imagebert.endings import Stop
 from imagebert.engine.checkpoints import Checkpoints
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import Meter
@@ -26,6 +24,7 @@ from imagebert.feed.feeder import Feeder
 from imagebert.training.health import Health
 from imagebert.training.objectives import Objective
 from imagebert.training.ownership import Ownership
+from imagebert.training.stragglers import OwnTime
 
 
 class Stopped(NamedTuple):
@@ -61,6 +60,7 @@ def train(
     evaluate: Callable[[int], Iterable[tuple[str, float]]],
     state: Callable[[], dict[str, Any]],
     tick: Callable[[], None],
+    asked: Stop,
 ) -> Stopped:
     """Runs steps.start to steps.stop - 1.
 
@@ -69,6 +69,7 @@ def train(
         evaluate: names and values of figures of the model after so many steps; all ranks call it
         state: what a checkpoint keeps beside weights and moments
         tick: called at every step boundary
+        asked: whether to stop: from now on at the next step boundary
 
     Raises:
         TakenOver: another process has the run's folder now; nothing more is saved.
@@ -76,85 +77,69 @@ def train(
         OSError: the last checkpoint could not be written, or another rank is gone.
     """
     save_due = False
-    with _wish_to_stop() as wish:
-        batches = iter(feeder)
-        for step in range(steps.start, steps.stop):
-            tick()
-            waited = time.perf_counter()
-            with record_function("data"):
-                microbatches = next(batches)
-            waited = time.perf_counter() - waited
+    distributed.total([0])  # who is asked before all are here ends at once
+    asked.at_once = False
+    own = OwnTime()
+    batches = iter(feeder)
+    for step in range(steps.start, steps.stop):
+        tick()
+        waited = time.perf_counter()
+        with record_function("data"):
+            microbatches = next(batches)
+        waited = time.perf_counter() - waited
+        own.step(waited)
 
-            # Losses are means over the global batch: every rank must know its counts before the first backward. They
-            # stay on the device; hosts tell each other what hosts know, and no GPU is waited for.
-            counts = distributed.total_on_device(torch.stack([objective.counts(b) for b in microbatches]).sum(0))
-            pairs, tokens = sum(b.real_pairs for b in microbatches), sum(b.real_tokens for b in microbatches)
-            known = [pairs, tokens, feeder.damaged_records, wish(), ownership.lost, *checkpoints.progress()]
-            pairs_fed, tokens_fed, damaged, stop, lost, *saved = distributed.total(known)
-            ownership.settle(lost)
-            checkpoints.settle(*saved)
+        # Losses are means over the global batch: every rank must know its counts before the first backward. They
+        # stay on the device; hosts tell each other what hosts know, and no GPU is waited for.
+        counts = distributed.total_on_device(torch.stack([objective.counts(b) for b in microbatches]).sum(0))
+        pairs, tokens = sum(b.real_pairs for b in microbatches), sum(b.real_tokens for b in microbatches)
+        known = [pairs, tokens, feeder.damaged_records, asked.asked, ownership.lost, *checkpoints.progress()]
+        pairs_fed, tokens_fed, damaged, stop, lost, *saved = distributed.total(known)
+        ownership.settle(lost)
+        checkpoints.settle(*saved)
 
-            engine.set_learning_rate(learning_rate(step))
-            sums = torch.zeros_like(counts)
-            for number, batch in enumerate(microbatches):
-                torch.manual_seed(int(draw(key, Purpose.DROPOUT, step, distributed.rank(), number) >> 1))
-                with record_function("forward"):
-                    losses = objective.losses(engine(batch), batch)
-                engine.backward(objective.mean(losses, counts))
-                sums += torch.stack([loss.detach() for loss in losses])
+        engine.set_learning_rate(learning_rate(step))
+        sums = torch.zeros_like(counts)
+        for number, batch in enumerate(microbatches):
+            torch.manual_seed(int(draw(key, Purpose.DROPOUT, step, distributed.rank(), number) >> 1))
+            with record_function("forward"), own.running():
+                losses = objective.losses(engine(batch), batch)
+            engine.backward(objective.mean(losses, counts))
+            sums += torch.stack([loss.detach() for loss in losses])
 
-            done = step + 1
-            health.note(step, engine.skipped(), engine.gradient_norm(), sums)
-            meter.count(pairs_fed, tokens_fed, waited)
-            last, stopping = done == steps.stop, stop > 0 or done == steps.stop
-            # Who wishes to stop has no time for it; the run that goes on evaluates at its next turn.
-            evaluating = evaluate_every > 0 and (done == steps.total or (done % evaluate_every == 0 and stop == 0))
-            logging = done % log_every == 0 or done == steps.total or evaluating
-            save_due |= done % save_every == 0 or stopping
-            if logging or save_due:
-                skipped = health.look()
-                if logging:
-                    values = objective.values(distributed.total_on_device(sums), counts, skipped)
-                    values |= {"learning_rate": learning_rate(step), "skipped_updates": engine.skipped_updates()}
-                    values |= {"damaged_records": damaged, **checkpoints.figures()}
-                    if not skipped:
-                        values["gradient_norm"] = float(engine.gradient_norm())
-                    if evaluating:
-                        with meter.paused():
-                            values |= dict(evaluate(done))
-                    engine.write_monitors(meter.write(done, values), done)
-                if done == steps.total and health.in_a_row >= min(2, done):  # one may be a bad batch
-                    raise FloatingPointError(
-                        f"loss or gradient was not finite in the last {health.in_a_row} steps, up to {done}: they "
-                        f"moved nothing, and neither a checkpoint nor a model is written; see {health.folder}, then "
-                        "lower the learning rate or mend the data; `imagebert export` gives the checkpoint before"
-                    )
-                # Weights that give no finite loss are not worth keeping; the next good step is saved.
-                if save_due and (last or not skipped):
-                    save_due = False
+        done, asked.begun = step + 1, True
+        health.note(step, engine.skipped(), engine.gradient_norm(), sums)
+        meter.count(pairs_fed, tokens_fed, waited)
+        last, stopping = done == steps.stop, stop > 0 or done == steps.stop
+        # Who wishes to stop has no time for it; the run that goes on evaluates at its next turn.
+        evaluating = evaluate_every > 0 and (done == steps.total or (done % evaluate_every == 0 and stop == 0))
+        logging = done % log_every == 0 or done == steps.total or evaluating
+        save_due |= done % save_every == 0 or stopping
+        if logging or save_due:
+            skipped = health.look()
+            if logging:
+                values = objective.values(distributed.total_on_device(sums), counts, skipped)
+                values |= {"learning_rate": learning_rate(step), "skipped_updates": engine.skipped_updates()}
+                values |= {"damaged_records": damaged, **checkpoints.figures(), **own.gather()}
+                if not skipped:
+                    values["gradient_norm"] = float(engine.gradient_norm())
+                if evaluating:
                     with meter.paused():
-                        ownership.check()
-                        checkpoints.save(engine, done, state())
-                    if stopping:
-                        checkpoints.finish()
-                        return Stopped(done, finished=done == steps.total)
+                        values |= dict(evaluate(done))
+                engine.write_monitors(meter.write(done, values), done)
+            if done == steps.total and health.in_a_row >= min(2, done):  # one may be a bad batch
+                raise FloatingPointError(
+                    f"loss or gradient was not finite in the last {health.in_a_row} steps, up to {done}: they "
+                    f"moved nothing, and neither a checkpoint nor a model is written; see {health.folder}, then "
+                    "lower the learning rate or mend the data; `imagebert export` gives the checkpoint before"
+                )
+            # Weights that give no finite loss are not worth keeping; the next good step is saved.
+            if save_due and (last or not skipped):
+                save_due = False
+                with meter.paused():
+                    ownership.check()
+                    checkpoints.save(engine, done, state())
+                if stopping:
+                    checkpoints.finish()
+                    return Stopped(done, finished=done == steps.total)
     return Stopped(steps.start, finished=steps.start == steps.total)
-
-
-@contextmanager
-def _wish_to_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for a stop at the next step boundary; a second Ctrl-C stops at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

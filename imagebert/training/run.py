@@ -28,11 +28,13 @@ from imagebert.data.corpus import Corpus
 from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
 from imagebert.data.vocabulary import has_vocabulary
+from imagebert.endings import Stop, asked_to_stop, keep_tracebacks
 from imagebert.engine.checkpoints import Checkpoints, find_newest, newest_manifest
 from imagebert.engine.engine import Engine, check_monitors, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
+from imagebert.errors import LostRank, MachineFault
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
@@ -42,7 +44,9 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Matches, Negatives, Plan, fit_microbatches
 from imagebert.feed.sizes import Sizes, choose_sizes, first_held
 from imagebert.files import file_digest, write_bytes
-from imagebert.host import keep_memory
+from imagebert.host import STOPPED, keep_memory
+from imagebert.launch import find_job
+from imagebert.log import BY_RANK_0, track
 from imagebert.model import (
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
@@ -51,6 +55,7 @@ from imagebert.model import (
 )
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
 from imagebert.model_folder import Processing, is_whole, model_digest, open_model, processing_of, write_model
+from imagebert.training.attempts import Attempt, attempt, ended, read_attempts
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
 from imagebert.training.health import Health
@@ -97,9 +102,19 @@ def run(
         FloatingPointError: loss or gradient is not finite, again and again.
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
-    distributed.start(config.engine.timeout_minutes)
-    with _watchdog(config.engine.timeout_minutes) as alive, own(Path(config.output)) as ownership:
-        return _run(config, stop_at, profile, make_evaluator, alive, ownership)
+    folder, minutes = Path(config.output), config.engine.timeout_minutes
+    keep_tracebacks(folder / "tracebacks")
+    with asked_to_stop() as asked:
+        distributed.start(minutes)
+        with _watchdog(minutes) as alive, own(folder) as ownership, attempt(folder) as this:
+            try:
+                stopped = _run(config, stop_at, profile, make_evaluator, alive, ownership, asked, this)
+            except LostRank:
+                if asked.asked and not asked.begun:  # the others were asked a moment earlier
+                    raise SystemExit(STOPPED) from None
+                raise
+            this.end = ended(stopped.step, stopped.finished)
+            return stopped
 
 
 def _run(
@@ -109,12 +124,15 @@ def _run(
     make_evaluator: MakeEvaluator | None,
     alive: Callable[[], None],
     ownership: Ownership,
+    asked: Stop,
+    this: Attempt,
 ) -> Stopped:
     if given.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     keep_memory()
     main = distributed.rank() == 0
+    _check_mounted(given)
     config, corpus, packer, plan, sizes = prepare(given)
     folder = Path(config.output)
     epochs, total = config.schedule.epochs, config.schedule.steps
@@ -139,6 +157,7 @@ def _run(
         engine.capture(first)
     _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
+    this.begin(start)
 
     ranks = distributed.world_size()
     with distributed.together():
@@ -172,6 +191,7 @@ def _run(
                 "evaluation takes %.1f s beside %.1f s of training, more than evaluation.max_share %.2g: raise "
                 "evaluation.every_steps, or lower evaluation.images",
                 *(took, spent, config.evaluation.max_share),
+                extra=BY_RANK_0,
             )
         alive()
 
@@ -215,6 +235,7 @@ def _run(
                 evaluate=evaluate,
                 state=state,
                 tick=tick,
+                asked=asked,
             )
     finally:
         checkpoints.close()
@@ -235,6 +256,24 @@ def _run(
         clear_lock(folder / "model")  # of a call that was killed when it had written it
     engine.close()
     return stopped
+
+
+def _check_mounted(config: RunConfig) -> None:
+    """Whether data that is missing is missing for a fault of this machine: others see it, or this job did before.
+
+    Raises:
+        MachineFault: it is.
+    """
+    paths = [Path(path) for source in config.data.sources for path in (source.regions, source.pairs)]
+    missing = next((path for path in paths if not path.exists()), None)
+    job, _ = find_job(os.environ)
+    before = job and any(line.get("job") == job for line in read_attempts(Path(config.output)))
+    lacking, seen = distributed.total([missing is not None, bool(before)])
+    if lacking and (seen or lacking < distributed.world_size()):
+        with distributed.together():
+            if missing is not None:
+                who = "an earlier attempt of this job had it" if seen else "other ranks see it"
+                raise MachineFault(f"{missing} is not there, and {who}: is its disk mounted on this machine?")
 
 
 class Prepared(NamedTuple):
@@ -518,7 +557,7 @@ def export_run(run_folder: Path, out: Path) -> int:
     kind = ImageBertForPreTraining if state["config"]["task"] == "pretrain" else ImageBertForImageTextRetrieval
     model = kind(ImageBertConfig(**state["model"]))
     weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, weight in weights.items():
+    for name, weight in track(weights.items(), "Reading the checkpoint", "tensors"):
         shards.read(name, "weight", 0, weight.view(-1))
     steps = int(manifest["step"])
     write_model(model, weights, Processing(**state["processing"]), training_of(state, steps), out, wait=True)

@@ -82,13 +82,13 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
     source.save(checkpoints, 1)
     for _ in range(3):  # steps
         progress = checkpoints.progress()
-        assert progress == (0, 0)
+        assert progress == (0, 0, 0)
         checkpoints.settle(*progress)
     assert checkpoints.figures() == {}
     may_write.set()
-    while checkpoints.progress() != (1, 0):
+    while checkpoints.progress() != (1, 0, 0):
         pass
-    checkpoints.settle(1, 0)
+    checkpoints.settle(1, 0, 0)
     assert checkpoints.figures()["checkpoint/seconds"] > 0
     checkpoints.finish()
     assert names(tmp_path) == step_names(1)
@@ -118,6 +118,31 @@ def test_a_disk_that_takes_nothing_keeps_the_earlier_ones_and_is_tried_again(
     source.save(checkpoints, 4)
     checkpoints.finish()
     assert names(tmp_path) == step_names(1, 4)
+
+
+@pytest.mark.parametrize("part", ["write_shard", "replace_folder"])
+def test_a_first_save_that_fails_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Be it that a shard cannot be written, or that rank 0 does not see those of the others."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "cannot")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints_module, part, fail)
+        checkpoints, source = Checkpoints(tmp_path, keep=2), Source()
+        source.save(checkpoints, 1)
+        with pytest.raises(OSError, match="the first checkpoint could not be written in"):
+            checkpoints.wait()
+        assert names(tmp_path) == []
+    Source().save(checkpoints := Checkpoints(tmp_path, keep=2), 1)
+    checkpoints.finish()
+    with monkeypatch.context() as broken:  # a later attempt has one
+        broken.setattr(checkpoints_module, part, fail)
+        checkpoints = Checkpoints(tmp_path, keep=2)
+        assert checkpoints.newest() is not None
+        Source().save(checkpoints, 2)
+        checkpoints.wait()
+        assert checkpoints.failed == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])

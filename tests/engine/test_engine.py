@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,20 @@ def test_a_monitor_on_a_full_disk_is_told_of_once(caplog: pytest.LogCaptureFixtu
     assert written == [1, 4]
     (message,) = caplog.messages
     assert "cannot write run/monitor" in message
+
+
+def test_wandb_goes_on_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_recipe("tests/recipe.yaml", [f"output={tmp_path / 'run'}", "logging.monitors=[wandb]"])
+    ids = []
+    for kept in (True, True, False):
+        monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+        monkeypatch.setenv("WANDB_RESUME", "never")
+        if not kept:
+            (tmp_path / "run/wandb_id").write_bytes(b"\xff")
+        engine._go_on_at_wandb(config)
+        ids.append(os.environ["WANDB_RUN_ID"])
+        assert os.environ["WANDB_RESUME"] == "allow"
+    assert ids[0] == ids[1] != ids[2]
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    engine._go_on_at_wandb(config)
+    assert os.environ["WANDB_RUN_ID"] == "mine"

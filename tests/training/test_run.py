@@ -34,6 +34,7 @@ from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertFo
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
+from imagebert.training.attempts import read_attempts
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
 from imagebert.training.run import (
     Limits,
@@ -162,6 +163,76 @@ def test_ctrl_c_leaves_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
     assert "the same command goes on from here" in out
     (checkpoint,) = (tmp_path / "run/checkpoints").glob("step-*")
     assert int(checkpoint.name[5:]) == len(losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_before_the_first_step_is_no_failure(recipe: list[str], tmp_path: Path, number: signal.Signals) -> None:
+    """The signal comes while the model is made; the same call then goes on."""
+    code = (
+        "import os, sys, imagebert.training.run as run; from imagebert.cli import main\n"
+        f"run.make_model = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "pretrain", RECIPE, *recipe]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "stopped before the first step" in done.stdout) == (75, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "command: imagebert pretrain tests/recipe.yaml" in done.stderr
+
+
+def test_data_that_an_earlier_attempt_had_is_missed_for_a_fault_of_the_machine(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    lost = [*recipe[:1], f"data.sources.0.regions={tmp_path / 'lost'}", *recipe[2:]]
+    assert main(["pretrain", RECIPE, *lost]) == 2  # nobody ever had it
+    assert main(["pretrain", RECIPE, *recipe, "--stop-at", "1"]) == 75
+    capsys.readouterr()
+    assert main(["pretrain", RECIPE, *lost]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"imagebert: fault on node7: {tmp_path / 'lost'} is not")
+
+
+def test_a_rank_that_loses_another_says_so_last(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
+    """Rank 1 ends in the middle of a step; rank 0's traceback lies in a file, its last line is a sentence."""
+    code = (
+        "import os, sys, imagebert.training.loop as loop; from imagebert.cli import main\n"
+        "before = loop.Engine.set_learning_rate\n"
+        "def die(self, rate):\n"
+        "    before(self, rate)\n"
+        "    die.calls = getattr(die, 'calls', 0) + 1\n"
+        "    if die.calls == 3 and os.environ['RANK'] == '1':\n"
+        "        os._exit(9)\n"
+        "loop.Engine.set_learning_rate = die\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "pretrain", RECIPE, *recipe],
+            cwd=ROOT,
+            env=ENVIRONMENT
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"LOCAL_RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 9]
+    last = said[0].splitlines()[-1]
+    assert last.startswith("imagebert: cause: rank 0 on node0: lost another rank ("), said[0]
+    (file,) = (tmp_path / "run/tracebacks").iterdir()
+    assert last.endswith(str(file))
+    assert "in backward" in file.read_text() or "in total" in file.read_text()
+    assert "Traceback" not in said[0]
+    assert said[0].count("optimizer: ") == 1
+    assert said[1] == ""  # what all ranks find rank 0 says
+    assert read_attempts(tmp_path / "run")[-1]["why"].startswith("lost another rank")
+    assert read_attempts(tmp_path / "run")[0]["hosts"] == "node[0-1]"
 
 
 def test_another_recipe_does_not_resume(recipe: list[str]) -> None:
@@ -404,16 +475,17 @@ def test_clocks_that_disagree_change_nothing(source: SourceConfig, sweep: dict[s
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small disks")
 def test_a_disk_that_is_full_or_read_only(recipe: list[str], tmp_path: Path) -> None:
-    """Checkpoints go to a disk of their own: too small, then read-only. Training goes on; its end names it."""
+    """Checkpoints go to a disk of their own: too small, then read-only. The first that fails ends the run."""
     disk = tmp_path / "run/checkpoints"
     disk.mkdir(parents=True)
     settings = [*recipe, "checkpoint.every_steps=5", "model.preset=small"]
     for options in ("size=100k", "size=1g,ro"):
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", disk], check=True)
         try:
-            with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
+            with pytest.raises(OSError, match=r"the first checkpoint could not be written in .*: free some space"):
                 run(load_recipe(RECIPE, settings))
-            assert len(losses(tmp_path / "run")) == 20
+            assert 5 <= len(losses(tmp_path / "run")) <= 10
+            assert read_attempts(tmp_path / "run")[-1]["exit"] == 1
             assert list(disk.iterdir()) == []
         finally:
             subprocess.run(["umount", disk], check=True)
@@ -425,10 +497,10 @@ def test_a_run_whose_whole_folder_fills(recipe: list[str], tmp_path: Path, caplo
     """It trains to its end, saying once of each file that it cannot be written; with room it goes on."""
     disk = tmp_path / "run"
     disk.mkdir()
-    settings = [*recipe, "checkpoint.every_steps=5", "logging.monitors=[csv, tensorboard]"]
+    settings = [*recipe, "checkpoint.every_steps=20", "logging.monitors=[csv, tensorboard]"]
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "disk", disk], check=True)
     try:
-        with pytest.raises(OSError, match=r"the last checkpoint in .* could not be written: free some space"):
+        with pytest.raises(OSError, match=r"the first checkpoint could not be written in .*: free some space"):
             run(load_recipe(RECIPE, settings))
         assert 1 <= len(losses(disk)) < 20
         told = [line for line in caplog.messages if "No space left on device" in line]
