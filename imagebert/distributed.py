@@ -14,9 +14,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store
 
-from imagebert import workers
+from imagebert import meeting, workers
 from imagebert.config import UsageError
 from imagebert.launch import Launch, discover
 
@@ -40,20 +40,10 @@ def start(timeout_minutes: float = 10) -> Launch:
             raise UsageError(f"local rank {local_device} has no GPU: {visible} are visible, start as many processes")
         torch.cuda.set_device(local_device)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    store: Store
     master = _launch.master
     if _launch.world_size > 1 and master is None:
         master = workers.rendezvous()
-    if master is None:
-        store = HashStore()
-    else:
-        address, port = master
-        # torchrun already keeps a store at this address.
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        owner = _launch.rank == 0 and not agent
-        store = TCPStore(address, port, _launch.world_size, owner, timedelta(minutes=timeout_minutes))
-        if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
-            store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store: Store = HashStore() if master is None else meeting.connect(_launch, master, timeout_minutes)
     _store = store
     # DeepSpeed reads these names itself.
     os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(local_device))

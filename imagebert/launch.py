@@ -23,6 +23,11 @@ class Launch:
     launcher: str
     master: tuple[str, int] | None  # address and port of rank 0; None when alone, or where MPI has to tell
 
+    @property
+    def by_mpi(self) -> bool:
+        """Whether an MPI's own launcher started it, whose ranks can ask each other."""
+        return self.launcher in ("openmpi", "mvapich", "mpich")
+
 
 # Rank, size and local rank, by launcher. Open MPI's own come before Slurm's, which its daemons inherit from their srun.
 _LAYOUTS = {
