@@ -23,6 +23,7 @@ from imagebert import __version__
 from imagebert.config import SourceConfig, UsageError
 from imagebert.files import text_lines
 from imagebert.host import STOPPED, give_way
+from imagebert.launch import placed, see_own_gpu
 
 # What is wrong with a name, not with a disk.
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
@@ -85,10 +86,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
         parsed.overrides += rest
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("imagebert").setLevel(logging.INFO)
-    command: Callable[[argparse.Namespace], int] = parsed.command
     give_way()
     try:
-        return command(parsed)
+        return _on_ranks(parsed.command, parsed)
     except UsageError as error:
         print(f"imagebert: {error}", file=sys.stderr)
         return 2
@@ -110,6 +110,27 @@ def _answer(arguments: Sequence[str] | None) -> int:
         return 1
 
 
+def _on_ranks(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
+    """The command, on those of the ranks that a launcher started that are to do it."""
+    shared = (_train, _evaluate, _mine, _ladder, _doctor, _import, _merge, _split, _quantize, _extract)
+    if command in (*shared, _stage):  # each node stages for itself
+        return command(parsed)
+    rank, size, launcher = placed(os.environ)
+    if size == 1:
+        return command(parsed)
+    if command is _demo:  # its own processes would take themselves for these
+        raise UsageError(f"{launcher} started {size} processes of the demo, which is one's work: call it without that")
+    if rank == 0:
+        print(f"imagebert: this is one process' work: rank 0 of {size} does it", file=sys.stderr)
+    if launcher != "slurm" or command not in (_pairs, _verify, _export, _search, _serve):
+        return command(parsed) if rank == 0 else 0
+
+    from imagebert.workers import workers
+
+    with workers():  # srun may end what is left some seconds after the first process is done: all end together
+        return command(parsed) if rank == 0 else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("imagebert", description="Pre-train, fine-tune and evaluate ImageBERT.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -128,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=_seed, default=0)
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
 
-    extract = add("extract", _extract, "Photographs to a region store")
+    extract = add("extract", _extract, "Photographs to a region store; ranks share the work")
     extract.add_argument("images", type=Path, metavar="IMAGES", help="folder of pictures")
     extract.add_argument("out", type=Path, metavar="OUT", help="region store to write")
     extract.add_argument("--extractor", type=Path, required=True, help="YAML description of detector and backbone")
@@ -179,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--strict", action="store_true", help="a caption that cannot be used is an error")
     pairs.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
-    imported = add("import", _import, "Published region features to a region store; under mpirun, shared out")
+    imported = add("import", _import, "Published region features to a region store; ranks share the work")
     imported.add_argument("format", metavar="FORMAT", help="auto, or one that `imagebert import formats` lists")
     imported.add_argument(
         "paths", nargs="*", type=Path, metavar="SRC ... OUT", help="what to read, and the store to write"
@@ -329,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--pictures", type=Path, metavar="DIR", help="the photographs (images/ beside STORE)")
         sub.add_argument("--extractor", type=Path, metavar="YAML", help="for pictures that are not in STORE")
 
-    mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches")
+    mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches; ranks share it")
     mine.add_argument("model", type=Path, metavar="MODEL")
     mine.add_argument("out", type=Path, metavar="OUT", help="safetensors file to write")
     _add_data(mine, "train")
@@ -455,12 +476,16 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _extract(parsed: argparse.Namespace) -> int:
     from imagebert.regions.extract import extract, other_files
     from imagebert.regions.extractor import DetectorExtractor
+    from imagebert.workers import workers
 
-    extractor = DetectorExtractor(parsed.extractor)
-    settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder
-    done = extract(parsed.images, parsed.out, extractor, *settings)
-    others = f"; {other_files(done.others)}" if done.others else ""
-    print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
+    see_own_gpu()
+    with workers() as team:
+        extractor = DetectorExtractor(parsed.extractor)
+        settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder, team
+        done = extract(parsed.images, parsed.out, extractor, *settings)
+        others = f"; {other_files(done.others)}" if done.others else ""
+        if team.rank == 0:
+            print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
     return 0
 
 
@@ -676,6 +701,8 @@ def _quantize(parsed: argparse.Namespace) -> int:
     from imagebert.data.regions import RegionStore
 
     _write_store(parsed, [parsed.path], parsed.out, None)
+    if placed(os.environ)[0] > 0:
+        return 0
     error = RegionStore(parsed.out).statistics["relative_storage_error"]
     print(f"root-mean-square error {error:.3%} of the features' own root-mean-square")
     return 0
@@ -840,6 +867,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     if parsed.scores is not None:
         if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.out)):
             raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --out")
+        if placed(os.environ)[0] > 0:
+            return 0
         from imagebert.retrieval.evaluation import kept_scores
 
         matrix, _ = kept_scores(parsed.scores)
@@ -1014,12 +1043,19 @@ def _mine(parsed: argparse.Namespace) -> int:
     from imagebert.retrieval.mining import mine
     from imagebert.training.hard_negatives import write_hard_negatives
 
-    _check_writable(parsed.out)
-    model = open_model(parsed.model)
-    corpus, limits = _data(parsed, model)
-    scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
-    write_hard_negatives(parsed.out, mine(scorer, corpus, parsed.pool, parsed.keep, parsed.seed), corpus)
-    print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
+    distributed.start(timeout_minutes=60)
+    main = distributed.rank() == 0
+    with distributed.together():
+        if main:
+            _check_writable(parsed.out)
+        model = open_model(parsed.model)
+        corpus, limits = _data(parsed, model)
+        scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
+    mined = mine(scorer.score_anew, corpus, parsed.pool, parsed.keep, parsed.seed)
+    with distributed.together():  # srun ends what is left some seconds after the first process is done
+        if main:
+            write_hard_negatives(parsed.out, mined, corpus)
+            print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
     return 0
 
 
