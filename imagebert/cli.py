@@ -281,20 +281,46 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write (RUN/model)")
 
-    plan = add("plan", _plan, "What a pre-training run takes on a cluster: hours, memory, storage, network, failures")
-    plan.add_argument("--pairs", type=_amount, default=10_000_000, metavar="N", help="of an epoch (%(default)s)")
-    plan.add_argument("--regions", type=_positive, default=100, help="of a pair (%(default)s)")
-    plan.add_argument("--words", type=_positive, default=41, help="of a pair (%(default)s)")
-    plan.add_argument("--model", choices=["tiny", "small", "base", "large", "xl"], default="base")
+    plan = add(
+        "plan", _plan, "What a recipe, or an exact evaluation, takes on a cluster: hours, memory, storage, network"
+    )
+    plan.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="as training takes it, or `evaluate`; without: pre-training as told"
+    )
+    plan.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the recipe, such as schedule.batch_size=2048"
+    )
+    plan.add_argument(
+        "--pairs",
+        type=_amount,
+        metavar="N",
+        help="of an epoch (counted where the stores are there; without RECIPE 10M)",
+    )
+    plan.add_argument(
+        "--regions", type=_positive, metavar="N", help="of a pair (counted, or the recipe's most, or 100)"
+    )
+    plan.add_argument("--words", type=_positive, metavar="N", help="of a pair (counted, or the recipe's most, or 41)")
+    plan.add_argument(
+        "--model",
+        choices=["tiny", "small", "base", "large", "xl"],
+        help="where what the recipe starts from is not there (base)",
+    )
+    plan.add_argument(
+        "--features", choices=["int8", "float16", "float32"], help="where the stores are not there (int8)"
+    )
     plan.add_argument("--nodes", type=_positive, default=1)
     plan.add_argument("--gpus-per-node", type=_positive, default=8)
     plan.add_argument("--gpu", choices=["a100", "h100", "h200", "b200", "cpu"], default="h200")
-    plan.add_argument("--epochs", type=_finite, default=17, help="(%(default)s, the paper's)")
-    plan.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
-    plan.add_argument("--accumulation", type=_positive, default=1)
-    plan.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=1)
-    plan.add_argument("--features", choices=["int8", "float16", "float32"], default="int8")
-    plan.add_argument("--recompute", action="store_true", help="with model.gradient_checkpointing")
+    own = plan.add_argument_group("without RECIPE, which says them otherwise")
+    own.add_argument("--epochs", type=_finite, help="(17, the paper's)")
+    own.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
+    own.add_argument("--accumulation", type=_positive, help="(1)")
+    own.add_argument("--zero", type=int, choices=[0, 1, 2, 3], help="(1)")
+    own.add_argument("--recompute", action="store_true", help="with model.gradient_checkpointing")
+    exact = plan.add_argument_group("with `evaluate`")
+    exact.add_argument("--images", type=_amount, metavar="N")
+    exact.add_argument("--captions", type=_amount, metavar="N")
+    exact.add_argument("--candidates", type=_positive, metavar="K", help="also searched with, in the first process")
     plan.add_argument("--calibrate", type=Path, metavar="JSON", help="measured constants, from benchmarks.calibrate")
     plan.add_argument("--simulate", type=_positive, metavar="STEPS", help="also play so many steps event by event")
     plan.add_argument("--json", type=Path, help="also write the figures here")
@@ -795,48 +821,151 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    import numpy as np
-    from rich.table import Table
-
-    from imagebert.model import ImageBertConfig
-    from imagebert.training.capacity import GPUS, Job, calibrated, plan, step_time
+    from imagebert.training.capacity import GPUS, calibrated, plan, step_time
+    from imagebert.training.planning import Planned, Told, knee, sizes_of_training
     from imagebert.training.simulation import simulate
 
     constants = GPUS[parsed.gpu]
     if parsed.calibrate:
         constants = calibrated(constants, parsed.calibrate)
-    gpus = parsed.nodes * parsed.gpus_per_node
-    job = Job(
-        pairs=parsed.pairs,
-        nodes=parsed.nodes,
-        gpus_per_node=parsed.gpus_per_node,
-        shape=ImageBertConfig.preset(parsed.model),
-        constants=constants,
-        regions=parsed.regions,
-        words=parsed.words,
-        epochs=parsed.epochs,
-        batch_size=parsed.batch_size or 256 * gpus * parsed.accumulation,
-        accumulation=parsed.accumulation,
-        stage=parsed.zero,
-        feature_bytes=np.dtype(parsed.features).itemsize,
-        recompute=parsed.recompute,
-    )
-    figures = plan(job)
+    if parsed.recipe == "evaluate":
+        return _plan_evaluation(parsed, constants)
+    for name in ("images", "captions", "candidates"):
+        if getattr(parsed, name) is not None:
+            raise UsageError(f"--{name} is of an evaluation: imagebert plan evaluate --images N --captions N")
+    notes, sizes = [], []
+    if parsed.recipe is None:
+        job = _told_job(parsed, constants)
+    else:
+        from imagebert.config import load_recipe
+
+        for name, key in _OF_RECIPE.items():
+            if getattr(parsed, name):
+                raise UsageError(f"--{name.replace('_', '-')} is the recipe's: give it as {key}=...")
+        config = load_recipe(parsed.recipe, parsed.overrides)
+        told = Told(**{name: getattr(parsed, name) for name in ("pairs", "regions", "words", "features", "model")})
+        planned = Planned(config, constants, told)
+        job, notes = planned.job(parsed.nodes, parsed.gpus_per_node), planned.notes
+        sizes = sizes_of_training(planned, parsed.gpus_per_node)
+        most = planned.most_gpus(sizes[-1].gpus)
+        notes = [*notes, f"the batch can be cut for {most:,} GPUs at most"] if most else notes
+    figures: dict[str, Any] = plan(job)
+    if parsed.recipe is not None and job.task == "finetune":
+        figures["negatives"] = planned.hard_negatives(job)
     if parsed.simulate:
         whole, calm = (simulate(job, parsed.simulate, with_failures=f) / parsed.simulate for f in (True, False))
         figures["simulated, ms a step"] = {"without failures": 1e3 * calm, "with": 1e3 * whole}
         figures["simulated, ms a step"]["by formula, without"] = 1e3 * step_time(job).total
-    title = f"{parsed.model}, batch {job.batch_size}, ZeRO {job.stage}, {gpus} x {parsed.gpu}"
+    what = f"batch {job.batch_size:,.0f}, {job.accumulation} microbatches a GPU, ZeRO {job.stage}"
+    title = f"{parsed.recipe or parsed.model or 'base'}, {what}, {job.ranks} x {parsed.gpu}"
+    if sizes:
+        figures["more do not pay from, GPUs"] = knee(sizes)
+    _plan_tables(title, figures, sizes, parsed, notes)
+    return 0
+
+
+# Options of `plan` that a recipe has keys for.
+_OF_RECIPE = {
+    "epochs": "schedule.epochs",
+    "batch_size": "schedule.batch_size",
+    "accumulation": "schedule.accumulation",
+    "zero": "engine.deepspeed",
+    "recompute": "model.gradient_checkpointing",
+}
+
+
+def _told_job(parsed: argparse.Namespace, constants: Any) -> Any:
+    """Pre-training without a recipe, by the options."""
+    import numpy as np
+
+    from imagebert.model import ImageBertConfig
+    from imagebert.training.capacity import Job
+
+    accumulation, gpus = parsed.accumulation or 1, parsed.nodes * parsed.gpus_per_node
+    return Job(
+        pairs=parsed.pairs or 10_000_000,
+        nodes=parsed.nodes,
+        gpus_per_node=parsed.gpus_per_node,
+        shape=ImageBertConfig.preset(parsed.model or "base"),
+        constants=constants,
+        regions=parsed.regions or 100,
+        words=parsed.words or 41,
+        epochs=parsed.epochs or 17,
+        batch_size=parsed.batch_size or 256 * gpus * accumulation,
+        accumulation=accumulation,
+        stage=1 if parsed.zero is None else parsed.zero,
+        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
+        recompute=parsed.recompute,
+    )
+
+
+def _plan_evaluation(parsed: argparse.Namespace, constants: Any) -> int:
+    import numpy as np
+
+    from imagebert.model import ImageBertConfig
+    from imagebert.training.planning import Exact, knee, sizes_of_evaluation
+
+    if parsed.images is None or parsed.captions is None:
+        raise UsageError("say how many: imagebert plan evaluate --images 5k --captions 25k")
+    exact = Exact(
+        images=parsed.images,
+        captions=parsed.captions,
+        shape=ImageBertConfig.preset(parsed.model or "base"),
+        constants=constants,
+        regions=parsed.regions or 100,
+        words=parsed.words or 41,
+        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
+        candidates=parsed.candidates,
+    )
+    figures: dict[str, Any] = exact.plan(parsed.nodes, parsed.gpus_per_node)
+    sizes = sizes_of_evaluation(exact, parsed.gpus_per_node)
+    gpus = parsed.nodes * parsed.gpus_per_node
+    title = f"{parsed.images:,} x {parsed.captions:,}, {parsed.model or 'base'}, {gpus} x {parsed.gpu}"
+    figures["more do not pay from, GPUs"] = knee(sizes)
+    _plan_tables(title, figures, sizes, parsed, [])
+    return 0
+
+
+def _plan_tables(
+    title: str, figures: dict[str, Any], sizes: list[Any], parsed: argparse.Namespace, notes: list[str]
+) -> None:
+    """Prints a plan, what more GPUs bring, and what was taken on trust."""
+    from rich.table import Table
+
+    console = _console(None if sys.stdout.isatty() else 130)  # a file has no width
     table = Table("", "", "", title=title)
     for group, rows in figures.items():
-        for number, (name, value) in enumerate(rows.items()):
+        for number, (name, value) in enumerate(rows.items() if isinstance(rows, dict) else ()):
             table.add_row(group * (number == 0), name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
         table.add_section()
-    _console().print(table)
+    console.print(table)
+    if sizes:
+        console.print(_table_of_sizes(sizes))
+        figures["sizes"] = [size._asdict() for size in sizes]
+        knee, most = figures["more do not pay from, GPUs"], sizes[-1].gpus
+        if knee is None:
+            print(f"up to {most:,} GPUs twice as many are at least 1.2 times as fast")
+        else:
+            print(f"from {knee:,} GPUs on more do not pay: twice as many gain less than 20 %")
+    for note in notes:
+        print(f"note: {note}")
     if not parsed.calibrate:
         print("from data sheets and the project's aim of half the matmul rate; --calibrate brings measured constants")
     _write_json(parsed.json, figures)
-    return 0
+
+
+def _table_of_sizes(sizes: list[Any]) -> Any:
+    from rich.table import Table
+
+    training = sizes[0].milliseconds > 0
+    table = Table("GPUs", "hours", "efficiency", title="the same on more GPUs")
+    for name in ("a step, ms", "microbatches a GPU", "memory") if training else ():
+        table.add_column(name)
+    for size in sizes:
+        efficiency = sizes[0].hours * sizes[0].gpus / (size.hours * size.gpus)
+        step = f"{size.milliseconds:,.4g}", f"{size.microbatches}", "fits" if size.fits else "is too small"
+        table.add_row(f"{size.gpus:,}", f"{size.hours:,.4g}", f"{efficiency:.0%}", *(step if training else ()))
+    return table
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
