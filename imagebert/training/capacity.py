@@ -371,11 +371,11 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
         "data": {
             "record, bytes": record,
             "store, TB": store / 1e12,
-            "read by a node, GB/s": reads / job.nodes * record / 1e9,
         },
         "shared file system": {
             "read, GB/s in all": reads * record / 1e9,
-            "read, records a second": reads,
+            "read by a node, GB/s": reads / job.nodes * record / 1e9,
+            "read, records a second in all": reads,
             "with --local: read before by each node, TB": store / 1e12,
             "with --local: read before in all, TB": store * job.nodes / 1e12,
             "a checkpoint's burst, GB": size / 1e9,
