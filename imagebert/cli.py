@@ -25,6 +25,7 @@ from imagebert.endings import ending_of, tell
 from imagebert.files import text_lines
 from imagebert.header import announce, announce_recipe
 from imagebert.host import STOPPED, give_way
+from imagebert.launch import placed, see_own_gpu
 from imagebert.log import Progress, place, set_up, track
 
 # What is wrong with a name, not with a disk.
@@ -92,7 +93,7 @@ def _answer(arguments: Sequence[str] | None) -> int:
     if command in _LONG:
         announce(sys.argv[1:] if arguments is None else arguments)
     try:
-        return command(parsed)
+        return _on_ranks(command, parsed)
     except SystemExit as error:
         if error.code == STOPPED and place().rank == 0:
             print("stopped before the first step, as asked; the same command goes on from here", flush=True)
@@ -113,6 +114,27 @@ def _answer(arguments: Sequence[str] | None) -> int:
         return tell(error)
 
 
+def _on_ranks(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
+    """The command, on those of the ranks that a launcher started that are to do it."""
+    shared = (_train, _evaluate, _mine, _ladder, _doctor, _import, _merge, _split, _quantize, _extract)
+    if command in (*shared, _stage):  # each node stages for itself
+        return command(parsed)
+    rank, size, launcher = placed(os.environ)
+    if size == 1:
+        return command(parsed)
+    if command is _demo:  # its own processes would take themselves for these
+        raise UsageError(f"{launcher} started {size} processes of the demo, which is one's work: call it without that")
+    if rank == 0:
+        print(f"imagebert: this is one process' work: rank 0 of {size} does it", file=sys.stderr)
+    if launcher != "slurm" or command not in (_pairs, _verify, _export, _search, _serve):
+        return command(parsed) if rank == 0 else 0
+
+    from imagebert.workers import workers
+
+    with workers():  # srun may end what is left some seconds after the first process is done: all end together
+        return command(parsed) if rank == 0 else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("imagebert", description="Pre-train, fine-tune and evaluate ImageBERT.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -131,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=_seed, default=0)
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
 
-    extract = add("extract", _extract, "Photographs to a region store")
+    extract = add("extract", _extract, "Photographs to a region store; ranks share the work")
     extract.add_argument("images", type=Path, metavar="IMAGES", help="folder of pictures")
     extract.add_argument("out", type=Path, metavar="OUT", help="region store to write")
     extract.add_argument("--extractor", type=Path, required=True, help="YAML description of detector and backbone")
@@ -182,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--strict", action="store_true", help="a caption that cannot be used is an error")
     pairs.add_argument("--overwrite", action="store_true", help="replace OUT when the new store is whole")
 
-    imported = add("import", _import, "Published region features to a region store; under mpirun, shared out")
+    imported = add("import", _import, "Published region features to a region store; ranks share the work")
     imported.add_argument("format", metavar="FORMAT", help="auto, or one that `imagebert import formats` lists")
     imported.add_argument(
         "paths", nargs="*", type=Path, metavar="SRC ... OUT", help="what to read, and the store to write"
@@ -263,20 +285,46 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write (RUN/model)")
 
-    plan = add("plan", _plan, "What a pre-training run takes on a cluster: hours, memory, storage, network, failures")
-    plan.add_argument("--pairs", type=_amount, default=10_000_000, metavar="N", help="of an epoch (%(default)s)")
-    plan.add_argument("--regions", type=_positive, default=100, help="of a pair (%(default)s)")
-    plan.add_argument("--words", type=_positive, default=41, help="of a pair (%(default)s)")
-    plan.add_argument("--model", choices=["tiny", "small", "base", "large", "xl"], default="base")
+    plan = add(
+        "plan", _plan, "What a recipe, or an exact evaluation, takes on a cluster: hours, memory, storage, network"
+    )
+    plan.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="as training takes it, or `evaluate`; without: pre-training as told"
+    )
+    plan.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the recipe, such as schedule.batch_size=2048"
+    )
+    plan.add_argument(
+        "--pairs",
+        type=_amount,
+        metavar="N",
+        help="of an epoch (counted where the stores are there; without RECIPE 10M)",
+    )
+    plan.add_argument(
+        "--regions", type=_positive, metavar="N", help="of a pair (counted, or the recipe's most, or 100)"
+    )
+    plan.add_argument("--words", type=_positive, metavar="N", help="of a pair (counted, or the recipe's most, or 41)")
+    plan.add_argument(
+        "--model",
+        choices=["tiny", "small", "base", "large", "xl"],
+        help="where what the recipe starts from is not there (base)",
+    )
+    plan.add_argument(
+        "--features", choices=["int8", "float16", "float32"], help="where the stores are not there (int8)"
+    )
     plan.add_argument("--nodes", type=_positive, default=1)
     plan.add_argument("--gpus-per-node", type=_positive, default=8)
     plan.add_argument("--gpu", choices=["a100", "h100", "h200", "b200", "cpu"], default="h200")
-    plan.add_argument("--epochs", type=_finite, default=17, help="(%(default)s, the paper's)")
-    plan.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
-    plan.add_argument("--accumulation", type=_positive, default=1)
-    plan.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=1)
-    plan.add_argument("--features", choices=["int8", "float16", "float32"], default="int8")
-    plan.add_argument("--recompute", action="store_true", help="with model.gradient_checkpointing")
+    own = plan.add_argument_group("without RECIPE, which says them otherwise")
+    own.add_argument("--epochs", type=_finite, help="(17, the paper's)")
+    own.add_argument("--batch-size", type=_positive, metavar="PAIRS", help="over all GPUs (256 a GPU)")
+    own.add_argument("--accumulation", type=_positive, help="(1)")
+    own.add_argument("--zero", type=int, choices=[0, 1, 2, 3], help="(1)")
+    own.add_argument("--recompute", action="store_true", help="with model.gradient_checkpointing")
+    exact = plan.add_argument_group("with `evaluate`")
+    exact.add_argument("--images", type=_amount, metavar="N")
+    exact.add_argument("--captions", type=_amount, metavar="N")
+    exact.add_argument("--candidates", type=_positive, metavar="K", help="also searched with, in the first process")
     plan.add_argument("--calibrate", type=Path, metavar="JSON", help="measured constants, from benchmarks.calibrate")
     plan.add_argument("--simulate", type=_positive, metavar="STEPS", help="also play so many steps event by event")
     plan.add_argument("--json", type=Path, help="also write the figures here")
@@ -344,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--pictures", type=Path, metavar="DIR", help="the photographs (images/ beside STORE)")
         sub.add_argument("--extractor", type=Path, metavar="YAML", help="for pictures that are not in STORE")
 
-    mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches")
+    mine = add("mine", _mine, "Hard negatives for fine-tuning: what a model takes for matches; ranks share it")
     mine.add_argument("model", type=Path, metavar="MODEL")
     mine.add_argument("out", type=Path, metavar="OUT", help="safetensors file to write")
     _add_data(mine, "train")
@@ -478,12 +526,16 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _extract(parsed: argparse.Namespace) -> int:
     from imagebert.regions.extract import extract, other_files
     from imagebert.regions.extractor import DetectorExtractor
+    from imagebert.workers import workers
 
-    extractor = DetectorExtractor(parsed.extractor)
-    settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder
-    done = extract(parsed.images, parsed.out, extractor, *settings)
-    others = f"; {other_files(done.others)}" if done.others else ""
-    print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
+    see_own_gpu()
+    with workers() as team:
+        extractor = DetectorExtractor(parsed.extractor)
+        settings = parsed.features, parsed.overwrite, *parsed.part, parsed.decoder, team
+        done = extract(parsed.images, parsed.out, extractor, *settings)
+        others = f"; {other_files(done.others)}" if done.others else ""
+        if team.rank == 0:
+            print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
     return 0
 
 
@@ -705,6 +757,8 @@ def _quantize(parsed: argparse.Namespace) -> int:
     from imagebert.data.regions import RegionStore
 
     _write_store(parsed, [parsed.path], parsed.out, None)
+    if placed(os.environ)[0] > 0:
+        return 0
     error = RegionStore(parsed.out).statistics["relative_storage_error"]
     print(f"root-mean-square error {error:.3%} of the features' own root-mean-square")
     return 0
@@ -796,48 +850,151 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    import numpy as np
-    from rich.table import Table
-
-    from imagebert.model import ImageBertConfig
-    from imagebert.training.capacity import GPUS, Job, calibrated, plan, step_time
+    from imagebert.training.capacity import GPUS, calibrated, plan, step_time
+    from imagebert.training.planning import Planned, Told, knee, sizes_of_training
     from imagebert.training.simulation import simulate
 
     constants = GPUS[parsed.gpu]
     if parsed.calibrate:
         constants = calibrated(constants, parsed.calibrate)
-    gpus = parsed.nodes * parsed.gpus_per_node
-    job = Job(
-        pairs=parsed.pairs,
-        nodes=parsed.nodes,
-        gpus_per_node=parsed.gpus_per_node,
-        shape=ImageBertConfig.preset(parsed.model),
-        constants=constants,
-        regions=parsed.regions,
-        words=parsed.words,
-        epochs=parsed.epochs,
-        batch_size=parsed.batch_size or 256 * gpus * parsed.accumulation,
-        accumulation=parsed.accumulation,
-        stage=parsed.zero,
-        feature_bytes=np.dtype(parsed.features).itemsize,
-        recompute=parsed.recompute,
-    )
-    figures = plan(job)
+    if parsed.recipe == "evaluate":
+        return _plan_evaluation(parsed, constants)
+    for name in ("images", "captions", "candidates"):
+        if getattr(parsed, name) is not None:
+            raise UsageError(f"--{name} is of an evaluation: imagebert plan evaluate --images N --captions N")
+    notes, sizes = [], []
+    if parsed.recipe is None:
+        job = _told_job(parsed, constants)
+    else:
+        from imagebert.config import load_recipe
+
+        for name, key in _OF_RECIPE.items():
+            if getattr(parsed, name):
+                raise UsageError(f"--{name.replace('_', '-')} is the recipe's: give it as {key}=...")
+        config = load_recipe(parsed.recipe, parsed.overrides)
+        told = Told(**{name: getattr(parsed, name) for name in ("pairs", "regions", "words", "features", "model")})
+        planned = Planned(config, constants, told)
+        job, notes = planned.job(parsed.nodes, parsed.gpus_per_node), planned.notes
+        sizes = sizes_of_training(planned, parsed.gpus_per_node)
+        most = planned.most_gpus(sizes[-1].gpus)
+        notes = [*notes, f"the batch can be cut for {most:,} GPUs at most"] if most else notes
+    figures: dict[str, Any] = plan(job)
+    if parsed.recipe is not None and job.task == "finetune":
+        figures["negatives"] = planned.hard_negatives(job)
     if parsed.simulate:
         whole, calm = (simulate(job, parsed.simulate, with_failures=f) / parsed.simulate for f in (True, False))
         figures["simulated, ms a step"] = {"without failures": 1e3 * calm, "with": 1e3 * whole}
         figures["simulated, ms a step"]["by formula, without"] = 1e3 * step_time(job).total
-    title = f"{parsed.model}, batch {job.batch_size}, ZeRO {job.stage}, {gpus} x {parsed.gpu}"
+    what = f"batch {job.batch_size:,.0f}, {job.accumulation} microbatches a GPU, ZeRO {job.stage}"
+    title = f"{parsed.recipe or parsed.model or 'base'}, {what}, {job.ranks} x {parsed.gpu}"
+    if sizes:
+        figures["more do not pay from, GPUs"] = knee(sizes)
+    _plan_tables(title, figures, sizes, parsed, notes)
+    return 0
+
+
+# Options of `plan` that a recipe has keys for.
+_OF_RECIPE = {
+    "epochs": "schedule.epochs",
+    "batch_size": "schedule.batch_size",
+    "accumulation": "schedule.accumulation",
+    "zero": "engine.deepspeed",
+    "recompute": "model.gradient_checkpointing",
+}
+
+
+def _told_job(parsed: argparse.Namespace, constants: Any) -> Any:
+    """Pre-training without a recipe, by the options."""
+    import numpy as np
+
+    from imagebert.model import ImageBertConfig
+    from imagebert.training.capacity import Job
+
+    accumulation, gpus = parsed.accumulation or 1, parsed.nodes * parsed.gpus_per_node
+    return Job(
+        pairs=parsed.pairs or 10_000_000,
+        nodes=parsed.nodes,
+        gpus_per_node=parsed.gpus_per_node,
+        shape=ImageBertConfig.preset(parsed.model or "base"),
+        constants=constants,
+        regions=parsed.regions or 100,
+        words=parsed.words or 41,
+        epochs=parsed.epochs or 17,
+        batch_size=parsed.batch_size or 256 * gpus * accumulation,
+        accumulation=accumulation,
+        stage=1 if parsed.zero is None else parsed.zero,
+        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
+        recompute=parsed.recompute,
+    )
+
+
+def _plan_evaluation(parsed: argparse.Namespace, constants: Any) -> int:
+    import numpy as np
+
+    from imagebert.model import ImageBertConfig
+    from imagebert.training.planning import Exact, knee, sizes_of_evaluation
+
+    if parsed.images is None or parsed.captions is None:
+        raise UsageError("say how many: imagebert plan evaluate --images 5k --captions 25k")
+    exact = Exact(
+        images=parsed.images,
+        captions=parsed.captions,
+        shape=ImageBertConfig.preset(parsed.model or "base"),
+        constants=constants,
+        regions=parsed.regions or 100,
+        words=parsed.words or 41,
+        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
+        candidates=parsed.candidates,
+    )
+    figures: dict[str, Any] = exact.plan(parsed.nodes, parsed.gpus_per_node)
+    sizes = sizes_of_evaluation(exact, parsed.gpus_per_node)
+    gpus = parsed.nodes * parsed.gpus_per_node
+    title = f"{parsed.images:,} x {parsed.captions:,}, {parsed.model or 'base'}, {gpus} x {parsed.gpu}"
+    figures["more do not pay from, GPUs"] = knee(sizes)
+    _plan_tables(title, figures, sizes, parsed, [])
+    return 0
+
+
+def _plan_tables(
+    title: str, figures: dict[str, Any], sizes: list[Any], parsed: argparse.Namespace, notes: list[str]
+) -> None:
+    """Prints a plan, what more GPUs bring, and what was taken on trust."""
+    from rich.table import Table
+
+    console = _console(None if sys.stdout.isatty() else 130)  # a file has no width
     table = Table("", "", "", title=title)
     for group, rows in figures.items():
-        for number, (name, value) in enumerate(rows.items()):
+        for number, (name, value) in enumerate(rows.items() if isinstance(rows, dict) else ()):
             table.add_row(group * (number == 0), name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
         table.add_section()
-    _console().print(table)
+    console.print(table)
+    if sizes:
+        console.print(_table_of_sizes(sizes))
+        figures["sizes"] = [size._asdict() for size in sizes]
+        knee, most = figures["more do not pay from, GPUs"], sizes[-1].gpus
+        if knee is None:
+            print(f"up to {most:,} GPUs twice as many are at least 1.2 times as fast")
+        else:
+            print(f"from {knee:,} GPUs on more do not pay: twice as many gain less than 20 %")
+    for note in notes:
+        print(f"note: {note}")
     if not parsed.calibrate:
         print("from data sheets and the project's aim of half the matmul rate; --calibrate brings measured constants")
     _write_json(parsed.json, figures)
-    return 0
+
+
+def _table_of_sizes(sizes: list[Any]) -> Any:
+    from rich.table import Table
+
+    training = sizes[0].milliseconds > 0
+    table = Table("GPUs", "hours", "efficiency", title="the same on more GPUs")
+    for name in ("a step, ms", "microbatches a GPU", "memory") if training else ():
+        table.add_column(name)
+    for size in sizes:
+        efficiency = sizes[0].hours * sizes[0].gpus / (size.hours * size.gpus)
+        step = f"{size.milliseconds:,.4g}", f"{size.microbatches}", "fits" if size.fits else "is too small"
+        table.add_row(f"{size.gpus:,}", f"{size.hours:,.4g}", f"{efficiency:.0%}", *(step if training else ()))
+    return table
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
@@ -882,6 +1039,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     if parsed.scores is not None:
         if any(x is not None for x in (parsed.model, parsed.regions, parsed.pairs, parsed.images, parsed.out)):
             raise UsageError("--scores counts a kept matrix: give neither a model, nor data, nor --images or --out")
+        if placed(os.environ)[0] > 0:
+            return 0
         from imagebert.retrieval.evaluation import kept_scores
 
         matrix, _ = kept_scores(parsed.scores)
@@ -1056,12 +1215,19 @@ def _mine(parsed: argparse.Namespace) -> int:
     from imagebert.retrieval.mining import mine
     from imagebert.training.hard_negatives import write_hard_negatives
 
-    _check_writable(parsed.out)
-    model = open_model(parsed.model)
-    corpus, limits = _data(parsed, model)
-    scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
-    write_hard_negatives(parsed.out, mine(scorer, corpus, parsed.pool, parsed.keep, parsed.seed), corpus)
-    print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
+    distributed.start(timeout_minutes=60)
+    main = distributed.rank() == 0
+    with distributed.together():
+        if main:
+            _check_writable(parsed.out)
+        model = open_model(parsed.model)
+        corpus, limits = _data(parsed, model)
+        scorer = make_scorer(model, corpus, corpus, limits, distributed.device())
+    mined = mine(scorer.score_anew, corpus, parsed.pool, parsed.keep, parsed.seed)
+    with distributed.together():  # srun ends what is left some seconds after the first process is done
+        if main:
+            write_hard_negatives(parsed.out, mined, corpus)
+            print(f"hard negatives of {corpus.images} images and {len(corpus)} captions in {parsed.out}")
     return 0
 
 

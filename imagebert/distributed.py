@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store
 
-from imagebert import workers
+from imagebert import meeting, workers
 from imagebert.config import UsageError
 from imagebert.errors import LostRank
 from imagebert.header import announce_machines
@@ -31,7 +30,6 @@ from imagebert.log import place
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 15.0  # seconds until a wait for others is told
 _launch = Launch(0, 1, 0, "alone", None)
 _store: Store | None = None
 _queues = 0  # so many were begun, on every rank
@@ -59,7 +57,7 @@ def start(timeout_minutes: float = 10) -> Launch:
     if master is None:
         _store = HashStore()
     else:
-        _store = _join(*master, timeout_minutes * 60)
+        _store = meeting.join(_launch, *master, timeout_minutes * 60)
         needed = _launch.local_rank + 1 if visible != 1 else 1
         mine = {"host": host_name(os.environ), "gpus": visible, "needed": needed}
         _meet(_store, mine, "{}:{}".format(*master), timeout_minutes * 60)
@@ -78,7 +76,7 @@ def start(timeout_minutes: float = 10) -> Launch:
             raise
         raise OSError(
             f"rank {_launch.rank} on {host_name(os.environ)} met the others but does not connect to them "
-            f"({_first_line(error)}): export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the name of a network that "
+            f"({meeting.first_line(error)}): export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the name of a network that "
             "all hosts are on"
         ) from None
     # Not sooner: DeepSpeed keeps groups for the life of the process.
@@ -87,51 +85,6 @@ def start(timeout_minutes: float = 10) -> Launch:
     _names, gpus = map(list, zip(*(text.split("\t") for text in gather(f"{place().host}\t{gpu}")), strict=True))
     announce_machines(_names, gpus)
     return _launch
-
-
-def _join(address: str, port: int, seconds: float) -> Store:
-    """The store at which all ranks meet, which rank 0 keeps, or torchrun's agent."""
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    limit = timedelta(seconds=seconds)
-    size = _launch.world_size
-    if _launch.rank == 0 and not agent:
-        try:  # by its own network, whatever others call it
-            return TCPStore("127.0.0.1", port, size, True, limit, wait_for_workers=False)
-        except RuntimeError as error:
-            raise OSError(
-                f"rank 0 on {host_name(os.environ)} cannot listen at port {port} ({_first_line(error)}): export "
-                "another MASTER_PORT"
-            ) from None
-    _reach(address, port, seconds)
-    try:
-        store: Store = TCPStore(address, port, size, False, limit, wait_for_workers=False)
-    except RuntimeError as error:
-        raise OSError(f"rank {_launch.rank} lost rank 0 at {address}:{port} ({_first_line(error)})") from None
-    if agent:  # it outlives a failed attempt: the next one must not read the dead one's addresses
-        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    return store
-
-
-def _reach(address: str, port: int, seconds: float) -> None:
-    """Waits until something listens there. PyTorch's own client shows the frames of its C++ for each try."""
-    who = f"rank {_launch.rank} on {host_name(os.environ)}"
-    began, told = time.monotonic(), False
-    while True:
-        try:
-            socket.create_connection((address, port), timeout=5).close()
-            return
-        except OSError as error:
-            waited, reason = time.monotonic() - began, error.strerror or error
-        if waited > seconds:
-            raise OSError(
-                f"{who} has waited {waited:.0f} s for rank 0 at {address}:{port} ({reason}): MASTER_ADDR has to be the "
-                "host of rank 0, by a name that all hosts resolve and reach; if it is, rank 0 has not started, or has "
-                "ended, and its own message says why"
-            )
-        if waited > _PATIENCE and not told:
-            log.warning("%s waits for rank 0 at %s:%d (%s)", who, address, port, reason)
-            told = True
-        time.sleep(0.2)
 
 
 def _meet(store: Store, mine: Mapping[str, object], place: str, seconds: float) -> None:
@@ -148,7 +101,7 @@ def _meet(store: Store, mine: Mapping[str, object], place: str, seconds: float) 
             verdict = store.get("verdict").decode()
         except RuntimeError as error:
             raise OSError(
-                f"rank {_launch.rank} lost rank 0 at {place} ({_first_line(error)}): its own message says why"
+                f"rank {_launch.rank} lost rank 0 at {place} ({meeting.first_line(error)}): its own message says why"
             ) from None
     kind, _, sentence = verdict.partition(" ")
     if kind != "met":
@@ -176,7 +129,7 @@ def _roll_call(store: Store, place: str, seconds: float) -> str:
                 "messages say why), or do not reach that address: export MASTER_ADDR, a name of rank 0's host on a "
                 "network that all hosts are on"
             )
-        if waited > _PATIENCE and not told:
+        if waited > meeting.PATIENCE and not told:
             log.warning("%s", waits.format("waits"))
             told = True
         time.sleep(0.05)
@@ -214,10 +167,6 @@ def judge_gpus(ranks: Sequence[Mapping[str, Any]], given: int) -> tuple[str, dic
 def _some(numbers: Sequence[int], name: str) -> str:
     shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
     return f"{name}{'s' * (len(numbers) > 1)} {shown}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def rank() -> int:

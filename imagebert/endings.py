@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from imagebert.errors import LostRank, MachineFault, UsageError
-from imagebert.host import STOPPED
+from imagebert.host import STOPPED, fault_line
 from imagebert.launch import find_job
 from imagebert.log import Place, place, say
 

@@ -7,6 +7,7 @@ and data jobs (workers.py) both ask here.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -29,6 +30,11 @@ class Launch:
     launcher: str
     master: tuple[str, int] | None  # address and port of rank 0; None when alone, or where MPI has to tell
 
+    @property
+    def by_mpi(self) -> bool:
+        """Whether an MPI's own launcher started it, whose ranks can ask each other."""
+        return self.launcher in ("openmpi", "mvapich", "mpich")
+
 
 # Rank, size and local rank, by launcher. Open MPI's own come before Slurm's, which its daemons inherit from their srun.
 _LAYOUTS = {
@@ -43,7 +49,7 @@ _LAYOUTS = {
 def rank_and_size(env: Mapping[str, str]) -> tuple[int, int]:
     """Rank and number of ranks, for what is said about this process; 0 of 1 where a launcher did not tell."""
     with suppress(UsageError):
-        rank, size, _, _ = _find(env)
+        rank, size, _ = placed(env)
         return rank, size
     return 0, 1
 
@@ -54,28 +60,48 @@ def discover(env: Mapping[str, str]) -> Launch:
     Raises:
         UsageError: a launcher left its variables half set.
     """
-    rank, size, local, launcher = _find(env)
-    return Launch(rank, size, local, launcher, _master(env, launcher) if size > 1 else None)
+    rank, size, launcher = placed(env)
+    if size == 1:
+        return Launch(0, 1, 0, "alone", None)
+    local = env.get(_LAYOUTS[launcher][2], "0")
+    if not local.isdecimal():
+        raise _half_set(env, launcher)
+    return Launch(rank, size, int(local), launcher, _master(env, launcher))
 
 
-def _find(env: Mapping[str, str]) -> tuple[int, int, int, str]:
-    """Rank, size, local rank, and whose they are."""
+def placed(env: Mapping[str, str]) -> tuple[int, int, str]:
+    """Rank, size and launcher, whether or not there is a rendezvous.
+
+    Raises:
+        UsageError: a launcher left its variables half set.
+    """
     for launcher, names in _LAYOUTS.items():
         if names[0] not in env or names[1] not in env:
             continue
         if launcher == "mpich" and env.get("SLURM_STEP_NUM_TASKS") == env["PMI_SIZE"]:
             continue  # srun --mpi=pmi2 sets these beside its own, and its own tell the nodes
         try:
-            rank, size, local = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], "0"))
+            rank, size = int(env[names[0]]), int(env[names[1]])
         except ValueError:
-            given = {name: env.get(name) for name in names}
-            raise UsageError(f"{launcher} set {given}: expected whole numbers") from None
+            raise _half_set(env, launcher) from None
         if not 0 <= rank < size:
             raise UsageError(f"{launcher} says rank {rank} of {size}: start the job again with matching counts")
         if size == 1:  # what another launcher says counts more: these are left behind by any training in a process
             continue
-        return rank, size, local, launcher
-    return 0, 1, 0, "alone"
+        return rank, size, launcher
+    return 0, 1, "alone"
+
+
+def _half_set(env: Mapping[str, str], launcher: str) -> UsageError:
+    given = {name: env.get(name) for name in _LAYOUTS[launcher]}
+    return UsageError(f"{launcher} set {given}: expected whole numbers")
+
+
+def see_own_gpu() -> None:
+    """Where all tasks of a node are shown all its GPUs, this one sees its own from now on; before CUDA begins."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(shown) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = shown[discover(os.environ).local_rank % len(shown)]
 
 
 def find_job(env: Mapping[str, str]) -> tuple[str, int]:

@@ -1,6 +1,8 @@
-"""Workers of a data job: MPI's ranks when started by mpirun or srun, otherwise this process alone. The gate of mpi4py.
+"""Workers of a data job: the ranks that a launcher started, otherwise this process alone. The gate of mpi4py.
 
-Data jobs share work out by rank and meet at its end; training has its own ranks (distributed.py).
+Data jobs share work out by rank and meet at its end; training has its own ranks (distributed.py). MPI's own launchers
+connect ranks by MPI. Under srun or torchrun they meet where training would (meeting.py): there may be no MPI, or one
+that takes each process for a world of its own.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from imagebert.config import UsageError
 from imagebert.endings import tell
-from imagebert.launch import discover
+from imagebert.launch import Launch, discover
+from imagebert.meeting import Meeting, is_known
 
 Plain = TypeVar("Plain")
 
@@ -27,7 +31,7 @@ class Workers:
 
     rank: int = 0
     size: int = 1
-    world: Any = None  # MPI's communicator
+    world: Any = None  # MPI's communicator, or a Meeting
 
     def barrier(self) -> None:
         if self.world is not None:
@@ -42,9 +46,11 @@ class Workers:
         return summed.tolist()
 
     def agreed(self, make: Callable[[], Plain]) -> Plain:
-        """What the first worker makes, which others are told: plain data."""
+        """What the first worker makes, which others are told, or all make alike: plain data."""
         if self.world is None:
             return make()
+        if isinstance(self.world, Meeting):
+            return self.world.agreed(make)
         found: Plain = self.world.bcast(make() if self.rank == 0 else None)
         return found
 
@@ -54,19 +60,36 @@ ALONE = Workers()
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """The workers of this job. When one fails, MPI ends the others, which would wait for it for ever.
+    """The workers of this job, who leave the block together. When one fails, the others end too.
 
     Raises:
         UsageError: several processes were started, and MPI does not connect them.
+        OSError: another one failed, or is gone.
     """
-    if discover(os.environ).world_size == 1:
+    launch = discover(os.environ)
+    if launch.world_size == 1:
         yield ALONE
         return
-    world = _world()
+    if not launch.by_mpi:
+        world = _meeting(launch)
+        try:
+            yield Workers(world.rank, world.size, world)
+            world.leave()
+        except BaseException as error:
+            world.fail(str(error) if is_known(error) else repr(error))
+            raise
+        return
+    mpi = _world()
     try:
-        yield Workers(world.Get_rank(), world.Get_size(), world)
-    except BaseException as error:
-        world.Abort(tell(error))
+        yield Workers(mpi.Get_rank(), mpi.Get_size(), mpi)
+    except BaseException as error:  # the others would wait for it for ever
+        mpi.Abort(tell(error))
+
+
+@cache
+def _meeting(launch: Launch) -> Meeting:
+    """One a process: a second block of the same job goes on in it."""
+    return Meeting(launch)
 
 
 def rendezvous() -> tuple[str, int]:

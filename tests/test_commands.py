@@ -151,7 +151,7 @@ def _convert(to: Any, choices: Any, text: Any) -> Any:
 def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
     """In place of an imagebert command: what it would look up by name exists, and a recipe takes the overrides."""
     given = {k: v for k, v in vars(parsed).items() if isinstance(v, str) and not STANDS_FOR_ANYTHING.fullmatch(v)}
-    if "recipe" in given:
+    if "recipe" in given and not (command is cli._plan and given["recipe"] == "evaluate"):
         task = load_recipe(given["recipe"], parsed.overrides).task
         if task != given.get("task", task):
             raise UsageError(f"{given['recipe']} is a recipe to {task}")

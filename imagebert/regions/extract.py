@@ -1,7 +1,11 @@
-"""`imagebert extract`: a folder of photographs to a RegionStore. An unreadable picture is named, counted, skipped."""
+"""`imagebert extract`: a folder of photographs to a RegionStore. An unreadable picture is named, counted, skipped.
+
+All workers of a job share the pictures out, each with a detector of its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +22,7 @@ from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import decode, jpeg_decoder
 from imagebert.regions.extractor import Extractor
 from imagebert.regions.images import find_images
+from imagebert.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ def extract(
     part: int = 0,
     parts: int = 1,
     decoder: str = "auto",
+    workers: Workers = ALONE,
 ) -> Extracted:
     """Extracts every picture below `images`; an image's key is its path below that folder.
 
@@ -50,6 +56,7 @@ def extract(
     Args:
         part, parts: of all pictures only every `parts`th, from the `part`th on
         decoder: see `jpeg_decoder`
+        workers: share the pictures; each is told of all
 
     Raises:
         UsageError: no folder, no picture in it, none that can be read, or DALI is asked for and cannot be had.
@@ -73,13 +80,23 @@ def extract(
         # nvJPEG's pixels differ by rounding: a store says so, and is not begun with them and gone on with without.
         differs = {"decoder": "nvjpeg"} if jpegs is not None and jpegs.device is not None else {}
         description = {**extractor.description, **differs}
-        job = {"extract": describe_sources([images]), "extractor": description, "part": [part, parts]}
-        if not overwrite and (before := finished(out, job, feature_type)) is not None:
-            return Extracted(len(files), len(files) - before, before, others)
-        with write_regions(out, extractor.classes, description, feature_type, overwrite=overwrite, job=job) as writer:
-            keys = {file: file.relative_to(images).as_posix() for file in files}
+        first = workers.rank == 0
+        sources = describe_sources([images]) if first else []  # the first alone asks whether the job is the same
+        job = {"extract": sources, "extractor": description, "part": [part, parts]}
+        before = finished(out, job, feature_type) if first and not overwrite else None
+        there, refused = workers.total([before is not None, before or 0])
+        if there:
+            return Extracted(len(files), len(files) - refused, refused, others)
+        keys = {file: file.relative_to(images).as_posix() for file in files}
+        names = "\0".join(keys.values()).encode("utf-8", "surrogateescape")
+        workers.agreed(lambda: hashlib.sha256(names).hexdigest())
+        files = files[workers.rank :: workers.size]
+        with write_regions(
+            *(out, extractor.classes, description, feature_type), overwrite=overwrite, job=job, workers=workers
+        ) as writer:
             left = [file for file in files if not writer.has(keys[file])]
-            for file, image in track(decode(left, jpegs), f"Extracting {images.name}", "pictures", len(left)):
+            what = f"Extracting {images.name}"
+            for file, image in track(decode(left, jpegs), what, "pictures", len(left)):
                 if isinstance(image, UnreadableImage):
                     log.warning("%s is skipped: %s", file, image)
                     writer.refused += 1
@@ -90,9 +107,10 @@ def extract(
                 except UsageError as error:
                     log.warning("%s is refused: %s", file, error)
                     writer.refused += 1
-            if writer.refused == len(files):
-                raise UsageError(f"none of the {len(files)} pictures in {images} can be read")
-    return Extracted(len(files), len(files) - writer.refused, writer.refused, others)
+            (refused,) = workers.total([writer.refused])
+            if refused == len(keys):
+                raise UsageError(f"none of the {len(keys)} pictures in {images} can be read")
+    return Extracted(len(keys), len(keys) - refused, refused, others)
 
 
 def other_files(others: Mapping[str, int]) -> str:

@@ -101,6 +101,15 @@ class PairScorer:
         scores[order] = np.concatenate([self.launch(images[part], captions[part]).cpu().numpy() for part in parts])
         return scores[inverse]
 
+    def score_anew(self, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
+        """The same with nothing kept of what was asked before: bits that depend on this call alone.
+
+        A side's last bits depend on what it was encoded beside.
+        """
+        self._images.forget()
+        self._texts.forget()
+        return self(images, captions)
+
     @torch.inference_mode()
     def launch(self, images: Numbers, captions: Numbers) -> Tensor:
         """The same on the device [B]: a GPU is not waited for."""
@@ -207,6 +216,10 @@ class _Side:
             _, oldest = self._encoded.popitem(last=False)
             self._room += _bytes(oldest)
         return found
+
+    def forget(self) -> None:
+        self._room += sum(map(_bytes, self._encoded.values()))
+        self._encoded.clear()
 
     def _encode(self, numbers: Numbers) -> None:
         for some, batch in self.batches(numbers):

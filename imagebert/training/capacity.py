@@ -73,30 +73,49 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, and on what."""
+    """What is to be trained, and on what.
+
+    Args:
+        pairs: sampled in an epoch
+        regions, words: of a pair, on average
+        batch_size: pairs sampled in a step
+        candidates: pairs that each of those becomes: itself and its negatives when fine-tuning
+        save_every: steps between checkpoints; None: what costs least
+        images, record: of the stores, and the bytes of an image's record; None: an image a pair, of `regions`
+    """
 
     pairs: int
     nodes: int
     gpus_per_node: int
     shape: ImageBertConfig
     constants: Constants
-    regions: int = 100
-    words: int = 41
+    regions: float = 100
+    words: float = 41
     epochs: float = 17.0
-    batch_size: int = 1024
+    batch_size: float = 1024
     accumulation: int = 1
     stage: int = 1
     feature_bytes: int = 1
     recompute: bool = False
+    task: str = "pretrain"
+    candidates: int = 1
+    steps: int | None = None  # instead of epochs
+    save_every: int | None = None
+    images: int | None = None
+    record: float | None = None
 
     @property
     def ranks(self) -> int:
         return self.nodes * self.gpus_per_node
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """Of a pair."""
         return self.regions + self.words + _SPECIALS
+
+    @property
+    def parameters(self) -> int:
+        return parameter_count(self.shape, self.task)
 
 
 def calibrated(constants: Constants, path: Path) -> Constants:
@@ -127,8 +146,9 @@ def checkpoint_bytes(parameters: int) -> int:
 
 
 def job_flops(job: Job) -> float:
-    """Of one pair of a job."""
-    return pair_flops(job.shape, job.regions, job.words) * (4 / 3 if job.recompute else 1)
+    """Of one sampled pair of a job, with its negatives."""
+    each = pair_flops(job.shape, job.regions, job.words, masked=job.task == "pretrain")
+    return job.candidates * each * (4 / 3 if job.recompute else 1)
 
 
 def matmul_rate(device: torch.device) -> float:
@@ -158,6 +178,21 @@ def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: boo
     return layers + attention + heads + 4 * regions * s.feature_size * h
 
 
+def score_flops(shape: ImageBertConfig, regions: float, words: float) -> tuple[float, float, float]:
+    """Of scoring a pair whose sides are encoded, and of encoding an image and a text (retrieval/scoring.py).
+
+    Encoding has the region projection and the first layer's queries, keys and values; scoring has the rest of the
+    layers, the last one for [CLS] only.
+    """
+    h, i, t = shape.hidden_size, shape.intermediate_size, regions + words + _SPECIALS
+    full = shape.num_hidden_layers - 1
+    layers = 2 * (full * t * (4 * h * h + 2 * h * i) + 2 * t * h * h + 2 * h * h + 2 * h * i)
+    attention = 4 * h * t * t * (full + 1 / t)
+    token = 6 * h * h  # queries, keys and values
+    image = (regions + 1) * token + 2 * regions * shape.feature_size * h
+    return layers + attention - t * token, image, (words + 2) * token
+
+
 def state_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, bucket: float = 1e8) -> float:
     """Between steps, on one rank: weights as they are computed with, float32 masters, two moments.
 
@@ -183,14 +218,35 @@ def gradient_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, buc
 
 def activation_bytes(job: Job) -> float:
     """Kept for backward by a microbatch."""
-    tokens = job.tokens * job.batch_size / (job.ranks * job.accumulation)
+    tokens = job.tokens * job.candidates * job.batch_size / (job.ranks * job.accumulation)
     s, c = job.shape, job.constants
     layers = 2.3 if job.recompute else s.num_hidden_layers  # its input of each, and one at work
     return tokens * layers * s.hidden_size * c.kept_bytes * c.word_bytes / 2
 
 
-def record_bytes(job: Job) -> int:
-    return int(Sections.of(job.regions, job.shape.feature_size * job.feature_bytes).end)
+def step_memory(job: Job, stage: int) -> float:
+    """Bytes of a GPU inside a step, at most."""
+    sizes = job.parameters, stage, job.ranks, job.constants.word_bytes
+    return state_bytes(*sizes) + gradient_bytes(*sizes) + activation_bytes(job)
+
+
+def record_bytes(job: Job) -> float:
+    if job.record is not None:
+        return job.record
+    return float(Sections.of(math.ceil(job.regions), job.shape.feature_size * job.feature_bytes).end)
+
+
+def records_read(job: Job) -> float:
+    """For a sampled pair: its image, and another one for every second negative of a group."""
+    return 1 + (job.candidates - 1) / 2
+
+
+def steps_of(job: Job) -> int:
+    return job.steps or max(1, round(job.epochs * job.pairs / job.batch_size))
+
+
+def run_seconds(job: Job) -> float:
+    return steps_of(job) * step_time(job).total * (1 + failures(job).share)
 
 
 @dataclass(frozen=True)
@@ -232,7 +288,7 @@ def buckets_of(job: Job, parameters: int, bucket: float = 1e8) -> list[float]:
 
 def step_time(job: Job) -> StepTime:
     c, n = job.constants, job.ranks
-    parameters = parameter_count(job.shape)
+    parameters = job.parameters
     compute = job_flops(job) * job.batch_size / n / (c.matmul * c.share)
     # The slowest of n normal draws, a microbatch at a time: sigma sqrt(2 ln n) for large n.
     straggling = compute * c.jitter / math.sqrt(job.accumulation) * _largest_of(n)
@@ -265,7 +321,7 @@ class Failures:
     """Seconds; a cluster fails as often as its nodes do together."""
 
     mtbf: float
-    interval: float  # between checkpoints: sqrt(2 x pause x mtbf) (Young 1974)
+    interval: float  # between checkpoints: the job's, or sqrt(2 x pause x mtbf) (Young 1974)
     pause: float  # of training, for one
     writing: float  # of it, beside training
     cost: float  # of one failure: noticed, restarted, half an interval done again
@@ -274,11 +330,12 @@ class Failures:
 
 def failures(job: Job) -> Failures:
     c = job.constants
-    size = checkpoint_bytes(parameter_count(job.shape))
+    size = checkpoint_bytes(job.parameters)
     pause = size / job.ranks / c.host_copy
     writing = size / job.nodes / c.disk
     mtbf = c.node_mtbf_hours * 3600 / job.nodes
-    interval = max(math.sqrt(2 * pause * mtbf), writing, 60.0)  # one is written before the next begins
+    asked = job.save_every * step_time(job).total if job.save_every else max(math.sqrt(2 * pause * mtbf), 60.0)
+    interval = max(asked, writing)  # one is written before the next begins
     cost = c.detect + c.restart + interval / 2 + writing
     return Failures(mtbf, interval, pause, writing, cost, cost / mtbf + pause / interval)
 
@@ -292,22 +349,17 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
     c = job.constants
     parts = job.ranks * job.accumulation
     if job.batch_size < parts:
-        raise UsageError(f"--batch-size {job.batch_size} cannot be cut into {parts} microbatches: raise it")
-    parameters = parameter_count(job.shape)
+        raise UsageError(f"--batch-size {job.batch_size:g} cannot be cut into {parts} microbatches: raise it")
+    parameters = job.parameters
     step, trouble = step_time(job), failures(job)
-    steps = max(1, round(job.epochs * job.pairs / job.batch_size))
-    seconds = steps * step.total * (1 + trouble.share)
+    seconds = run_seconds(job)
     record, rate = record_bytes(job), job.batch_size / step.total
-    memory = {
-        f"ZeRO {stage}": state_bytes(parameters, stage, job.ranks, c.word_bytes)
-        + gradient_bytes(parameters, stage, job.ranks, c.word_bytes)
-        + activation_bytes(job)
-        for stage in range(4)
-    }
+    reads, size = rate * records_read(job), checkpoint_bytes(parameters)
+    store = record * (job.images or job.pairs)
     return {
         "run": {
             "parameters": parameters,
-            "steps": steps,
+            "steps": steps_of(job),
             "hours": seconds / 3600,
             "GPU hours": seconds / 3600 * job.ranks,
             "pairs a second": rate,
@@ -318,16 +370,26 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
         "scaling": {"pace of a GPU, of what it has on one node": rate / job.ranks * _one_node(job)},
         "data": {
             "record, bytes": record,
-            "store, TB": record * job.pairs / 1e12,
-            "read by a node, GB/s": rate / job.nodes * record / 1e9,
+            "store, TB": store / 1e12,
+        },
+        "shared file system": {
+            "read, GB/s in all": reads * record / 1e9,
+            "read by a node, GB/s": reads / job.nodes * record / 1e9,
+            "read, records a second in all": reads,
+            "with --local: read before by each node, TB": store / 1e12,
+            "with --local: read before in all, TB": store * job.nodes / 1e12,
+            "a checkpoint's burst, GB": size / 1e9,
+            "of it by a node, GB": size / job.nodes / 1e9,
+            "one every, minutes": trouble.interval / 60,
+            "written before the next at, GB/s": size / trouble.interval / 1e9,
         },
         "memory of a GPU, GB": {
-            **{name: size / 1e9 for name, size in memory.items()},
+            **{f"ZeRO {stage}": step_memory(job, stage) / 1e9 for stage in range(4)},
             "of them kept for backward": activation_bytes(job) / 1e9,
             "there are": c.memory / 1e9,
         },
         "checkpoints": {
-            "size, GB": checkpoint_bytes(parameters) / 1e9,
+            "size, GB": size / 1e9,
             "every, steps": max(1, round(trouble.interval / step.total)),
             "pause, ms": 1e3 * trouble.pause,
         },
@@ -341,5 +403,5 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
 
 def _one_node(job: Job) -> float:
     """GPU seconds a pair on one node, with the same microbatches."""
-    alone = dataclasses.replace(job, nodes=1, batch_size=max(1, job.batch_size // job.nodes))
+    alone = dataclasses.replace(job, nodes=1, batch_size=job.batch_size / job.nodes)
     return step_time(alone).total / alone.batch_size * alone.ranks

@@ -11,7 +11,6 @@ from imagebert.training.capacity import (
     buckets_of,
     failures,
     gather_seconds,
-    parameter_count,
     reduce_seconds,
     step_time,
 )
@@ -25,7 +24,7 @@ def simulate(job: Job, steps: int, seed: int = 0, with_failures: bool = True) ->
     """
     rng = np.random.default_rng(seed)
     c, trouble, analytic = job.constants, failures(job), step_time(job)
-    parameters = parameter_count(job.shape)
+    parameters = job.parameters
     buckets = [reduce_seconds(job, size) for size in buckets_of(job, parameters)]
     gather = gather_seconds(job, parameters)
     # Next failure of each node.
