@@ -63,5 +63,5 @@ cd / # not the sources: what was installed is what is checked
 print('torch', torch.__version__, 'CUDA', torch.version.cuda, 'deepspeed', deepspeed.__version__)
 print(MPI.Get_library_version().split(',')[0])"
 [ -z "$ops" ] || [ -n "$cpu" ] || "$prefix/bin/python" -c "import torch
-import deepspeed.ops.adam.fused_adam_op, deepspeed.ops.lamb.fused_lamb_op; print('DeepSpeed has Adam and LAMB for CUDA')"
+import deepspeed.ops.adam.fused_adam_op, deepspeed.ops.lamb.fused_lamb_op; print('DeepSpeed: Adam, LAMB for CUDA')"
 [ -z "$dali" ] || "$prefix/bin/python" -c "import nvidia.dali; print('DALI', nvidia.dali.__version__)"
