@@ -19,7 +19,7 @@ test: check  ## all checks and tests
 test-browser: $(VENV)/.dev  ## the search page in a real browser: Debian's chromium, which root installs
 	$(BIN)/python -m pytest tests/browser
 
-test-slurm: $(VENV)/.dev  ## slurm/ on a real cluster of two nodes on this machine: root, Debian's Slurm is installed
+test-slurm: $(VENV)/.dev  ## slurm/ on a real cluster of three nodes on this machine: root, Debian's Slurm is installed
 	$(BIN)/python -m pytest tests/slurm
 
 check: $(VENV)/.dev  ## lint, types, floors
@@ -27,6 +27,7 @@ check: $(VENV)/.dev  ## lint, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck -x -e SC2153,SC2034 slurm/*.sh slurm/*/*.sh
 
 format: $(VENV)/.dev  ## rewrite the sources in the house's format
 	$(BIN)/ruff format .

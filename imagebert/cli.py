@@ -347,7 +347,6 @@ def _parser() -> argparse.ArgumentParser:
         help="only what can be said of RECIPE without the machines, for so many processes: 16, or 16,32",
     )
     doctor.add_argument("--later", action="store_true", help="with --on-paper: what it starts from is not made yet")
-    doctor.add_argument("--task", choices=["pretrain", "finetune"], default="pretrain", help="what RECIPE is for")
 
     evaluate = add("evaluate", _evaluate, "Exact R@K: every image against every caption; ranks share the work")
     evaluate.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
@@ -999,7 +998,7 @@ def _table_of_sizes(sizes: list[Any]) -> Any:
 
 def _doctor(parsed: argparse.Namespace) -> int:
     if parsed.on_paper:
-        from imagebert.training.on_paper import problems
+        from imagebert.doctor.on_paper import problems
 
         if parsed.recipe is None:
             raise UsageError("--on-paper needs a RECIPE")
@@ -1011,13 +1010,12 @@ def _doctor(parsed: argparse.Namespace) -> int:
     from imagebert import distributed
     from imagebert.config import load_recipe
     from imagebert.doctor.examine import examine
+    from imagebert.doctor.on_paper import check_task
     from imagebert.host import say_fault
 
     config = load_recipe(parsed.recipe, parsed.overrides) if parsed.recipe else None
-    if config and parsed.task and config.task != parsed.task:
-        raise UsageError(
-            f"{parsed.recipe} is a recipe to {config.task}, and this job is to {parsed.task}: give one of that task"
-        )
+    if config:
+        check_task(config, parsed.recipe, parsed.task)
     found = examine(config, parsed.quick, parsed.local)
     if distributed.rank() == 0:
         _table(f"{found.ranks} processes on {len(found.hosts)} hosts", found.hosts)

@@ -76,8 +76,8 @@ def start(timeout_minutes: float = 10) -> Launch:
             raise
         raise OSError(
             f"rank {_launch.rank} on {host_name(os.environ)} met the others but does not connect to them "
-            f"({meeting.first_line(error)}): export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the name of a network that "
-            "all hosts are on"
+            f"({meeting.first_line(error)}): export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the name of a "
+            "network that all hosts are on"
         ) from None
     # Not sooner: DeepSpeed keeps groups for the life of the process.
     atexit.register(dist.destroy_process_group)

@@ -8,7 +8,7 @@
 #SBATCH --time=12:00:00 --signal=USR1@300 --requeue --open-mode=append --output=slurm-%x-%j.out
 SCRIPT=$0 TITLE=imagebert-import RECIPE='' CPU_ONLY=1 TAKES_COMMAND=1
 for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-}" "$(dirname "$(readlink -f "$0")")/.." "${SLURM_SUBMIT_DIR:-.}" \
-    "${SLURM_JOB_ID:+$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's|.* Command=\([^ ]*\)/slurm/.*|\1|p')}"; do
+    "${SLURM_JOB_ID:+$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's|.* Command=\(/.*\)/slurm/[a-z0-9]*\.sh .*|\1|p')}"; do
     [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
 done
 IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)

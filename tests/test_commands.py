@@ -202,7 +202,12 @@ def check_make(words: list[str], _: bool) -> None:
     _are_in(words[1:], set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)))
 
 
-def check_slurm(words: list[str], _: bool) -> None:
+def check_slurm(words: list[str], whole: bool) -> None:
+    if "--" in words:  # what the script hands on, between what it puts there itself
+        cut = words.index("--")
+        script = next(Path(word).stem for word in words if word.startswith("slurm/"))
+        check_imagebert(["imagebert", script, *["MODEL"] * (script == "mine"), *words[cut + 1 :], "OUT"], whole)
+        words = words[:cut]
     at = next(number for number, word in enumerate(words) if word.startswith("slurm/"))
     _are_in([words[at]], {f"slurm/{path.name}" for path in ROOT.glob("slurm/*.sh")})
     before, behind = ([w.partition("=")[0] for w in part if w[:2] == "--"] for part in (words[:at], words[at:]))

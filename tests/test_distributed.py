@@ -14,9 +14,9 @@ from imagebert.distributed import judge_gpus, lost_hosts
 
 MEETS = """
 import logging, sys
-from imagebert import distributed
+from imagebert import distributed, meeting
 logging.basicConfig(format="%(message)s")
-distributed._PATIENCE = 0.5
+meeting.PATIENCE = 0.5
 try:
     distributed.start(float(sys.argv[1]) / 60)
 except OSError as error:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 
 from imagebert.config import UsageError
-from imagebert.launch import Launch, discover, expand_hosts, find_job, host_name
+from imagebert.launch import Launch, discover, expand_hosts, find_job, host_name, see_own_gpu
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
@@ -166,3 +167,13 @@ def test_a_port_that_is_none() -> None:
 def test_a_host_has_the_name_that_slurm_gives_it() -> None:
     assert host_name({"SLURMD_NODENAME": "gpu07"}) == "gpu07"
     assert host_name({}) == socket.gethostname()
+
+
+def test_a_task_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
+    for name, value in {**env, "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    for shown, seen in {"2,5,7": "5", "3": "3", "": ""}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        see_own_gpu()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen

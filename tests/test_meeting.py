@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.readers.test_formats import make, write_bottom_up
 
 from imagebert.cli import main
 from imagebert.config import SourceConfig
@@ -21,6 +20,8 @@ from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore
 from imagebert.training.hard_negatives import read_hard_negatives
 from tests.corpora import write_vocabulary
+from tests.data.readers.checks import make
+from tests.data.readers.test_tsv import write_bottom_up
 from tests.data.test_transfer import bottom_up
 from tests.retrieval.test_scoring import make_model
 

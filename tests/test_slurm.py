@@ -267,7 +267,7 @@ def test_a_call_that_can_work(home: Path) -> None:
         (
             "finetune.sh",
             ["--from", "bert", "--recipe", "stage1_lait"],
-            "is a recipe to pretrain, and this is to finetune",
+            "is a recipe to pretrain, and this job is to finetune",
         ),
     ],
 )

@@ -276,8 +276,8 @@ exclude() {
 # One line a job's end, for whoever looks later.
 record() { # code, sentence
     local text=${2//[\"\\$'\n'$'\t']/ }
-    printf '{"time": "%s", "job": "%s", "attempt": %s, "hosts": "%s", "exit_code": %s, "end": "%s"}\n' \
-        "$(date +%FT%T%z)" "$ID" "$ATTEMPT" "$SLURM_JOB_NODELIST" "$1" "$text" 2>/dev/null >>"$RUN/jobs.jsonl"
+    printf '{"event": "end", "time": "%s", "job": "%s", "attempt": %s, "exit": %s, "why": "%s"}\n' \
+        "$(date +%FT%T%z)" "$ID" "$ATTEMPT" "$1" "$text" 2>/dev/null >>"$RUN/jobs.jsonl"
 }
 
 # Ends a job that did not: requeued where that can help.

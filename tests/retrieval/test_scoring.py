@@ -126,3 +126,15 @@ def test_equal_inputs_have_equal_scores_whatever_lies_beside_them(tmp_path: Path
     called = scorer(rows, columns)
     assert len(np.unique(called[images[rows] & captions[columns]])) == 1
     np.testing.assert_allclose(called, scores[rows, columns], atol=1e-5)
+
+
+def test_scores_anew_do_not_depend_on_what_was_asked_before(source: SourceConfig) -> None:
+    """Bit for bit; of what is kept, encoded beside others, the last bits may differ."""
+    corpus = Corpus([source])
+    sizes = {"vocab_size": len(corpus.tokenizer), "feature_size": corpus.feature_size, "num_region_classes": 5}
+    model = ImageBertForImageTextRetrieval(ImageBertConfig.preset("small", **sizes))
+    images, captions = (numbers.ravel() for numbers in np.meshgrid(np.arange(24), np.arange(72)))
+    fresh, asked = (PairScorer(model, corpus, corpus, LIMITS, torch.device("cpu")) for _ in range(2))
+    for number in range(24):
+        asked(np.array([number]), np.array([number]))
+    np.testing.assert_array_equal(asked.score_anew(images, captions), fresh(images, captions))

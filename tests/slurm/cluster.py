@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -209,6 +210,18 @@ class Cluster:
     def cut(self, number: int) -> None:
         """Pulls the node's cable."""
         self._call("ip", "link", "set", f"ib{number}", "down")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without an answer of Slurm's controller."""
+        controllers = self._children(self._daemons["slurmctld"].pid) or [self._daemons["slurmctld"].pid]
+        for pid in controllers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in controllers:
+                os.kill(pid, signal.SIGCONT)
 
     def heal(self, number: int) -> None:
         self._call("ip", "link", "set", f"ib{number}", "up")

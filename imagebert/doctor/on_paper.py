@@ -1,6 +1,6 @@
 """What can be said of a run without the machines that it is for: where it is submitted, in a second, without PyTorch.
 
-The doctor (doctor.py) asks the machines themselves, by training's own code. Here is what a login node can know.
+The doctor asks the machines themselves, by training's own code. Here is what a login node can know.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from imagebert.errors import UsageError
 from imagebert.feed.plan import fit_microbatches
 
 
-def problems(recipe: str, overrides: Sequence[str], task: str, ranks: Sequence[int], later: bool) -> list[str]:
+def problems(recipe: str, overrides: Sequence[str], task: str | None, ranks: Sequence[int], later: bool) -> list[str]:
     """What training would refuse.
 
     Args:
-        task: pretrain or finetune
+        task: pretrain, finetune, or None: either
         ranks: numbers of processes, each of which must do
         later: what the run starts from is made by a job before it
     """
@@ -44,10 +44,10 @@ def problems(recipe: str, overrides: Sequence[str], task: str, ranks: Sequence[i
     return list(dict.fromkeys(found))
 
 
-def check_task(config: RunConfig, recipe: str, task: str) -> None:
+def check_task(config: RunConfig, recipe: str, task: str | None) -> None:
     """Raises: UsageError: the recipe is of another task."""
-    if config.task != task:
-        raise UsageError(f"{recipe} is a recipe to {config.task}, and this is to {task}: take another recipe")
+    if task is not None and config.task != task:
+        raise UsageError(f"{recipe} is a recipe to {config.task}, and this job is to {task}: give one of that task")
 
 
 def _check_files(config: RunConfig, later: bool) -> None:
