@@ -11,7 +11,7 @@ for IMAGEBERT_HOME in "${IMAGEBERT_HOME:-}" "$(dirname "$(readlink -f "$0")")/..
     "${SLURM_JOB_ID:+$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's|.* Command=\(/.*\)/slurm/[a-z0-9]*\.sh .*|\1|p')}"; do
     [[ -f $IMAGEBERT_HOME/slurm/common.sh ]] && break
 done
-IMAGEBERT_HOME=$(cd "$IMAGEBERT_HOME" && pwd)
+IMAGEBERT_HOME=$(cd -P "$IMAGEBERT_HOME/slurm/.." && pwd)
 # shellcheck source=slurm/common.sh
 source "$IMAGEBERT_HOME/slurm/common.sh" || {
     echo "imagebert: submit from the repository, or export IMAGEBERT_HOME" >&2

@@ -133,7 +133,6 @@ launch() {
     local port=${MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 101 * (ATTEMPT - 1) + 17 * LAUNCHES) % 20000))} code until ear listener
     until=$((SECONDS + 300))
     while :; do
-        : >"$WORDS"
         exec {ear}> >(listen)
         listener=$!
         MASTER_PORT=$port "${command[@]}" ${inside[@]+"${inside[@]}"} "$@" 2>&"$ear"
@@ -146,6 +145,8 @@ launch() {
         say "Slurm's controller does not answer, and is asked again"
         sleep 5
     done
+    # Who is asked to stop and does not know how to, or not yet, did not fail.
+    ((code == 0 || code == 2)) || [[ $(killed) != *"User defined signal 1"* ]] || code=75
     return "$code"
 }
 
@@ -159,9 +160,7 @@ mount() {
 
 # Passes on what a step's processes say, and keeps what they and srun say of their end.
 listen() {
-    awk -v words="$WORDS" '
-        { print; fflush() }
-        /^(srun|slurmstepd[^:]*): |imagebert: (fault on|cause:)/ { print >>words; fflush(words) }' >&2
+    sed -u -E "/^(srun|slurmstepd[^:]*): |imagebert: (fault on|cause:)/w $WORDS" >&2
 }
 
 # Checks the machines, copies stores to local disks, trains.
@@ -195,9 +194,14 @@ train() { # pretrain | finetune
     done
 }
 
-# Whether all nodes are there.
+# Whether all nodes are there; where Slurm's controller is away it is asked again, as in `launch`.
 answer() {
-    timeout 60 srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpus-per-task=1 --overlap true 2>/dev/null
+    local until=$((SECONDS + 300)) said
+    while ! said=$(timeout 60 srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpus-per-task=1 true 2>&1); do
+        ((ASKED == 0 && SECONDS < until)) && grep -Eq "$SILENT" <<<"$said" || return 1
+        say "Slurm's controller does not answer, and is asked again"
+        sleep 5
+    done
 }
 
 # ------------------------------------------------------------------------------------------------------------ its end
@@ -240,11 +244,11 @@ why() {
     fi
 }
 
-# Nodes that this end points at.
+# Nodes that this end points at: by a sentence, or, the second time, by the rank that died.
 blamed() {
     {
         sed -n 's/.*imagebert: fault on \([^ :]*\): .*/\1/p' "$WORDS"
-        killed | cut -d ' ' -f 1
+        ((FAILURES < 2)) || killed | cut -d ' ' -f 1
     } | sort -u
 }
 
@@ -256,19 +260,20 @@ bad_nodes() {
 
 # Keeps the requeued job away from bad nodes, where it is left enough others.
 exclude() {
-    local node bad others
+    local node bad theirs=() left
     for node in $(blamed); do printf '%s %s\n' "$(date +%s)" "$node" >>"$STATE-bad-nodes"; done
     mapfile -t bad < <(bad_nodes)
     ((${#bad[@]})) || return 0
-    others=$(patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp,resv,planned \
-        --format=%N | sort -u | grep -vxFc -f <(printf '%s\n' "${bad[@]}"))
-    if ((others < FEWEST)); then
-        say "${bad[*]} may be to blame; without it too few nodes are left, so it may be taken again"
+    # Those that the user left out stay out; ours of more than an hour ago may come back.
+    node=$(patiently scontrol -o show job "$ID" | sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')
+    [[ -z $node ]] || mapfile -t theirs < <(scontrol show hostnames "$node" | grep -vxF -f <(cut -d ' ' -f 2 "$STATE-bad-nodes"))
+    bad+=(${theirs[@]+"${theirs[@]}"})
+    left=$(patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N \
+        --states=idle,alloc,mix,comp,resv,planned | sort -u | grep -vxFc -f <(printf '%s\n' "${bad[@]}"))
+    if ((left < FEWEST)); then
+        say "without ${bad[*]} too few nodes are left: it may be taken again"
         return
     fi
-    # Those that the user left out stay out; ours of more than an hour ago may come back.
-    mapfile -t -O "${#bad[@]}" bad < <(scontrol show hostnames "$(scontrol -o show job "$ID" 2>/dev/null |
-        sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')" 2>/dev/null | grep -vxF -f <(cut -d ' ' -f 2 "$STATE-bad-nodes"))
     EXCLUDE=$(IFS=, && printf %s "${bad[*]}")
     say "$EXCLUDE is left out of the next attempt"
 }
@@ -277,7 +282,7 @@ exclude() {
 record() { # code, sentence
     local text=${2//[\"\\$'\n'$'\t']/ }
     printf '{"event": "end", "time": "%s", "job": "%s", "attempt": %s, "exit": %s, "why": "%s"}\n' \
-        "$(date +%FT%T%z)" "$ID" "$ATTEMPT" "$1" "$text" 2>/dev/null >>"$RUN/jobs.jsonl"
+        "$(date +%FT%T%z)" "${SLURM_CLUSTER_NAME:+$SLURM_CLUSTER_NAME/}$ID" "$ATTEMPT" "$1" "$text" 2>/dev/null >>"$RUN/jobs.jsonl"
 }
 
 # Ends a job that did not: requeued where that can help.
@@ -285,8 +290,6 @@ finish() {
     local code=$1 cause state
     ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + 1)) EXCLUDE=''
     cause=$(why "$code")
-    # Who is asked to stop and does not know how to, did not fail.
-    ((code == 0 || code == 2)) || [[ $(killed) != *"User defined signal 1"* ]] || code=75
     ((!ASKED || code == 2)) || code=75
     if ((code == 2)); then
         record 2 "$cause"

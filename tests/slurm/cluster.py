@@ -214,14 +214,12 @@ class Cluster:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Without an answer of Slurm's controller."""
-        controllers = self._children(self._daemons["slurmctld"].pid) or [self._daemons["slurmctld"].pid]
-        for pid in controllers:
-            os.kill(pid, signal.SIGSTOP)
+        controller = self._daemons["slurmctld"].pid
+        os.kill(controller, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in controllers:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(controller, signal.SIGCONT)
 
     def heal(self, number: int) -> None:
         self._call("ip", "link", "set", f"ib{number}", "up")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ def test_a_batch_can_be_cut_where_training_can_cut_it(
     planned = Planned(config, GPUS["h200"], Told())
     try:
         trained(config, ranks, monkeypatch)
-    except UsageError:
-        with pytest.raises(UsageError, match=rf"cannot be cut for {ranks} GPUs.* take \d+ GPUs at most"):
+    except UsageError as error:
+        (least,) = re.findall(r"raise it to (\d+) or more", str(error))
+        with pytest.raises(
+            UsageError, match=rf"cut for {ranks} GPUs, which need {least} or more: take \d+ GPUs at most"
+        ):
             planned.job(1, ranks)
     else:
         assert planned.job(1, ranks).ranks == ranks
@@ -103,7 +107,7 @@ def test_scoring_takes_what_the_scorer_computes(source: SourceConfig) -> None:
         counted.append(counter.get_total_flops())
     lengths = scorer.lengths.regions[5], scorer.lengths.words[7]
     pair, *sides = score_flops(shape, *map(float, lengths))
-    assert counted[1] == pytest.approx(pair, rel=0.1)
+    assert counted[1] == pytest.approx(pair, rel=0.03)
     # The sides are packed with the other one's specials.
     assert counted[0] - counted[1] == pytest.approx(sum(sides), rel=0.35)
 
