@@ -105,7 +105,7 @@ parse() {
     PARTITION=${IMAGEBERT_PARTITION:-} ACCOUNT=${IMAGEBERT_ACCOUNT:-} QOS=${IMAGEBERT_QOS:-}
     TIME=${IMAGEBERT_TIME:-24:00:00} DATA=${IMAGEBERT_DATA:-data} RUNS=${IMAGEBERT_RUNS:-runs} RUN='' FROM=''
     LOCAL=${IMAGEBERT_LOCAL:-} CONTAINER=${IMAGEBERT_CONTAINER:-} SETUP=${IMAGEBERT_SETUP:-}
-    VENV=${IMAGEBERT_ENV:-$IMAGEBERT_HOME/.venv} AFTER='' CHECK=1 FORCE=0 DRY=0 RECIPE=${IMAGEBERT_RECIPE:-${RECIPE:-}}
+    VENV=${IMAGEBERT_ENV:-$IMAGEBERT_HOME/.venv} AFTER='' CHECK=1 FORCE=0 LOOKED=0 DRY=0 RECIPE=${IMAGEBERT_RECIPE:-${RECIPE:-}}
     BIND=${IMAGEBERT_BIND:-} RESTARTS=${IMAGEBERT_RESTARTS:-2} CHAIN=1 SEEDS=''
     OVERRIDES=() SBATCH=() SRUN=() MOUNTS=() COMMAND=()
     : "${GPUS:=${IMAGEBERT_GPUS:-8}}"
@@ -116,6 +116,7 @@ parse() {
         case $option in
         --no-check) CHECK=0 && continue ;;
         --force) FORCE=1 && continue ;;
+        --looked) LOOKED=1 && continue ;; # pipeline.sh has done it
         --dry-run) DRY=1 && continue ;;
         --help | -h)
             sed -n 's/^# \{0,1\}//p; /^# shellcheck/q' "$IMAGEBERT_HOME/slurm/common.sh"

@@ -90,7 +90,8 @@ done
 submitted=() before=''
 for job in "${left[@]}"; do
     options_of "$job" "$before"
-    id=$("$HERE/$job.sh" "${options[@]}" --force) || {
+    ((FORCE)) && options+=(--force) || options+=(--looked)
+    id=$("$HERE/$job.sh" "${options[@]}") || {
         ((${#submitted[@]} == 0)) || scancel "${submitted[@]}"
         wrong "$job could not be submitted; nothing of the chain is left"
     }

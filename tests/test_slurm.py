@@ -90,6 +90,15 @@ def test_a_container_is_entered() -> None:
     assert train[train.index("imagebert") :][:3] == ["imagebert", "finetune", "finetune_coco"]
 
 
+def test_a_container_sees_where_links_lead(tmp_path: Path) -> None:
+    (tmp_path / "lustre/regions").mkdir(parents=True)
+    (tmp_path / "data/lait").mkdir(parents=True)
+    (tmp_path / "data/lait/regions").symlink_to(tmp_path / "lustre/regions")
+    *_, train = planned("stage1.sh", "--no-check", "--container", "img.sif", "--data", str(tmp_path / "data"))
+    mounts = train[train.index("--bind") + 1].split(",")
+    assert f"{tmp_path}/lustre/regions:{tmp_path}/lustre/regions" in mounts
+
+
 def test_the_chain_waits_for_each_other() -> None:
     done = call(
         "pipeline.sh", "--dry-run", "--force", "--nodes=2", "--dataset", "coco", "a=1", "stage1:b=2", "stage2:--nodes=4"

@@ -8,9 +8,13 @@ job() {
     ID=$SLURM_JOB_ID
     # One of an array's tasks has the number of the whole array.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || ID=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + 1)) LAUNCHES=0
+    STATE=$RUN/.slurm${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID} # and what it is: failures, bad-nodes
+    # As many nodes as it needs: the fewest of --nodes, or what sbatch was asked for.
+    [[ -n ${IMAGEBERT_SUBMITTED:-} ]] && FEWEST=${NODES%-*} || FEWEST=${SLURM_JOB_NUM_NODES:-1}
+    NODES=${SLURM_JOB_NUM_NODES:-1}
     environment
     mkdir -p -- "$RUN" || say "cannot make $RUN"
-    STATE=$RUN/.slurm${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID} # and what it is: failures, bad-nodes
     check
     if work; then
         rm -f -- "$STATE-failures" "$WORDS"
@@ -22,7 +26,7 @@ job() {
 
 environment() {
     cd "${SLURM_SUBMIT_DIR:-.}" || fault "cannot enter $SLURM_SUBMIT_DIR"
-    leave_behind_rendezvous
+    unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK # of the shell that called sbatch; --setup may set them
     set +u # what is sourced may not mind it
     # shellcheck disable=SC1090
     if [[ -n $SETUP ]]; then
@@ -43,9 +47,6 @@ environment() {
     ((gpus > 0 || GPUS == 0)) || wrong "this job has no GPUs: submit with --gpus-per-node=N, or give --gpus 0 --tasks N"
     [[ -n ${STEP_TASKS:-} ]] || ((gpus == 0)) || TASKS=$gpus
     unset SLURM_GPUS_PER_NODE # the script's own, where sbatch was given --gres: steps take what the job has
-    # As many nodes as it needs: the fewest of --nodes, or what sbatch was asked for.
-    [[ -n ${IMAGEBERT_SUBMITTED:-} ]] && FEWEST=${NODES%-*} || FEWEST=${SLURM_JOB_NUM_NODES:-1}
-    NODES=${SLURM_JOB_NUM_NODES:-1} ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + 1)) LAUNCHES=0
     # Ranks meet on the first node.
     MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     CPUS=$((${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} / ${STEP_TASKS:-$TASKS}))
@@ -55,13 +56,9 @@ environment() {
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 }
 
-# What the shell that called sbatch had: MASTER_ADDR=localhost, say. A file for --setup may set them.
-leave_behind_rendezvous() { unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK; }
-
 # This machine is at fault, not the call.
 fault() {
     printf 'imagebert: fault on %s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" | tee -a -- "$WORDS" >&2
-    STATE=${STATE:-$RUN/.slurm${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}
     finish 1
 }
 
@@ -111,9 +108,10 @@ launch() {
         for folder in "$IMAGEBERT_HOME" "$PWD" "$DATA" "$RUN" ${FROM:+"$FROM"} ${LOCAL:+"$LOCAL"} \
             ${MOUNTS[@]+"${MOUNTS[@]}"}; do
             mount "$folder"
-            # A link in it may lead elsewhere: data/lait -> /lustre/lait.
-            while IFS= read -r folder; do mount "$folder"; done < <(find -L "$folder" -maxdepth 2 -type d -not -path . \
-                -exec sh -c 'for d; do [ "$(realpath "$d")" = "$d" ] || echo "$d"; done' sh {} + 2>/dev/null)
+        done
+        # data/lait may lead elsewhere, and data/lait/regions.
+        for folder in "$DATA"/* "$DATA"/*/*; do
+            [[ ! -L $folder ]] || mount "$folder"
         done
         : "${PYXIS:=$(srun --help 2>/dev/null | grep -c -- --container-image)}"
         if ((PYXIS)); then
@@ -288,7 +286,7 @@ record() { # code, sentence
 # Ends a job that did not: requeued where that can help.
 finish() {
     local code=$1 cause state
-    ATTEMPT=$((${SLURM_RESTART_COUNT:-0} + 1)) EXCLUDE=''
+    EXCLUDE=''
     cause=$(why "$code")
     ((!ASKED || code == 2)) || code=75
     if ((code == 2)); then

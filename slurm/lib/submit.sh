@@ -20,7 +20,7 @@ submit() {
     command+=(${SBATCH[@]+"${SBATCH[@]}"})
     [[ " ${command[*]}" != *" --array="* ]] || command+=(--output=slurm-%x-%A_%a.out)
     leave_behind
-    ((FORCE)) || look "${command[@]}"
+    ((FORCE || LOOKED)) || look "${command[@]}"
     if ((DRY)); then
         local word words=()
         for word in "$@"; do [[ $word == --dry-run ]] || words+=("$word"); done
@@ -29,7 +29,8 @@ submit() {
         return
     fi
     snapshot
-    export IMAGEBERT_HOME IMAGEBERT_ENV=$VENV IMAGEBERT_SUBMITTED=1
+    export IMAGEBERT_HOME IMAGEBERT_SUBMITTED=1
+    [[ ! -d $VENV ]] || export IMAGEBERT_ENV=$VENV # a copy of the code has none beside it
     local ids=() id link=("${command[@]}")
     while ((${#ids[@]} < CHAIN)); do
         id=$(patiently "${link[@]}" "$SCRIPT" "$@") || {
