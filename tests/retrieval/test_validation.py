@@ -6,18 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from imagebert.cli import main
 from imagebert.config import SourceConfig
+from imagebert.endings import Stop
 from imagebert.engine.metrics import read_log
 from imagebert.files import write_sealed
-from imagebert.training import loop
 from tests.corpora import change_last_feature, write_corpus
 
 RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
@@ -66,13 +63,20 @@ def test_who_stops_does_not_evaluate_first(
     """And a run that was begun before there were these keys goes on."""
     run = tmp_path / "run"
 
-    @contextmanager
-    def wish_at_step_4() -> Iterator[Callable[[], bool]]:
-        asked = count(1)
-        yield lambda: next(asked) >= 4
+    class StopAtStep4(Stop):
+        steps = 0
+
+        @property
+        def asked(self) -> bool:
+            self.steps += 1
+            return self.steps >= 4
+
+        @asked.setter
+        def asked(self, value: bool) -> None:
+            pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_wish_to_stop", wish_at_step_4)
+        patch.setattr("imagebert.endings.Stop", StopAtStep4)
         assert main(["pretrain", RECIPE, *settings(source, run)]) == 75
     (manifest,) = run.glob("checkpoints/step-*4/manifest.json")
     content = json.loads(manifest.read_text())

@@ -68,7 +68,7 @@ def test_a_run_that_is_started_twice(recipe: list[str], tmp_path: Path) -> None:
     assert code == 2, text
     assert f"another process is writing {tmp_path}/run: process {first[0].pid} on " in text
     assert "or give another output folder" in text
-    assert "another rank failed" in other
+    assert "lost another rank" in other
     first[0].send_signal(signal.SIGCONT)
     ((code, text),) = ends(first)
     assert code == 0, text
