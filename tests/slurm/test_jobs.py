@@ -380,7 +380,8 @@ def test_asked_to_stop_before_the_first_step(cluster: Cluster, home: Path) -> No
         *SMALL,
         "schedule.steps=3",
     )
-    wait_for(lambda: cluster.processes(1, "imagebert pretrain"), 30, "its processes")
+    output = home / f"slurm-imagebert-stage1-{job}.out"
+    wait_for(lambda: output.exists() and "command: imagebert pretrain" in output.read_text(), 30, "its processes")
     cluster.call(["scancel", "--signal=USR1", job], home)
     assert cluster.wait_for_end(job, 90) == "COMPLETED"
     assert cluster.field(job, "Restarts") == "1"
@@ -433,7 +434,8 @@ def test_an_evaluation_is_asked_to_stop(cluster: Cluster, home: Path) -> None:
         pytest.skip("the whole chain makes the model")
     options = [*TWO_NODES, "--from", str(model), "--data", "data"]
     job = submit(cluster, home, "evaluate.sh", *options, "--split", "train")
-    wait_for(lambda: cluster.processes(1, "imagebert evaluate"), 30, "its processes")
+    output = home / f"slurm-imagebert-evaluate-{job}.out"
+    wait_for(lambda: output.exists() and "command: imagebert evaluate" in output.read_text(), 30, "its processes")
     cluster.call(["scancel", "--signal=USR1", job], home)
     mining = submit(
         cluster, home, "mine.sh", *options, "--out", "runs/hard.safetensors", "--", "--pool", "8", "--keep", "2"
