@@ -26,7 +26,7 @@ from imagebert.files import text_lines
 from imagebert.header import announce, announce_recipe
 from imagebert.host import STOPPED, give_way
 from imagebert.launch import placed, see_own_gpu
-from imagebert.log import Progress, place, set_up, track
+from imagebert.log import Progress, place, prefix, set_up, track
 
 # What is wrong with a name, not with a disk.
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
@@ -796,7 +796,10 @@ def _stage(parsed: argparse.Namespace) -> int:
         for done in stage(store, parsed.folder, shards):
             progress.update(done)
     there = sum((parsed.folder / shard["name"]).exists() for shard in store.shards)
-    print(f"{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}")
+    whose = prefix() if place().ranks > 1 else ""  # one is on each node
+    print(
+        f"{whose}{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}"
+    )
     return 0
 
 

@@ -24,7 +24,7 @@ from imagebert import meeting, workers
 from imagebert.config import UsageError
 from imagebert.errors import LostRank
 from imagebert.header import announce_machines
-from imagebert.host import say_fault
+from imagebert.host import cores_beside, say_fault
 from imagebert.launch import Launch, discover, expand_hosts, host_name
 from imagebert.log import place
 
@@ -63,6 +63,8 @@ def start(timeout_minutes: float = 10) -> Launch:
         _meet(_store, mine, "{}:{}".format(*master), timeout_minutes * 60)
     if visible:
         torch.cuda.set_device(local_device)
+        if os.environ.get("IMAGEBERT_BIND") == "gpu":
+            _bind(local_device)
     backend = "nccl" if visible else "gloo"
     # DeepSpeed reads these names itself.
     os.environ.update(RANK=str(_launch.rank), WORLD_SIZE=str(_launch.world_size), LOCAL_RANK=str(local_device))
@@ -85,6 +87,15 @@ def start(timeout_minutes: float = 10) -> Launch:
     _names, gpus = map(list, zip(*(text.split("\t") for text in gather(f"{place().host}\t{gpu}")), strict=True))
     announce_machines(_names, gpus)
     return _launch
+
+
+def _bind(device: int) -> None:
+    """This process, and threads and workers that it starts, to the cores of its GPU's NUMA node; memory follows."""
+    of: Any = torch.cuda.get_device_properties(device)
+    address = f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
+    cores = cores_beside(address, os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores)
+    log.info("bound to %d cores beside GPU %s", len(cores), address)
 
 
 def _meet(store: Store, mine: Mapping[str, object], place: str, seconds: float) -> None:

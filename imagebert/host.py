@@ -6,7 +6,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Set
 from contextlib import suppress
+from pathlib import Path
 
 STOPPED = 75  # EX_TEMPFAIL: what schedulers requeue
 
@@ -33,6 +35,23 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def cores_beside(device: str, allowed: Set[int], devices: Path = Path("/sys/bus/pci/devices")) -> set[int]:
+    """Of the cores that a process may use, those of a PCI device's NUMA node; all where none is, or nobody knows.
+
+    Args:
+        device: its address, as 0000:1b:00.0.
+    """
+    try:
+        text = (devices / device / "local_cpulist").read_text().strip()
+    except OSError:
+        return set(allowed)
+    beside: set[int] = set()
+    for part in filter(None, text.split(",")):  # 0-15,32-47
+        first, _, last = part.partition("-")
+        beside.update(range(int(first), int(last or first) + 1))
+    return beside.intersection(allowed) or set(allowed)
 
 
 def fault_line(host: str, sentence: str) -> str:

@@ -14,7 +14,8 @@
 # --partition, --account, --qos, --time        IMAGEBERT_PARTITION, _ACCOUNT, _QOS, _TIME (24:00:00)
 # --sbatch OPTION       (repeatable)           anything else for sbatch: --sbatch=--exclude=gpu07, --sbatch=--mem=0
 # --srun OPTION         (repeatable)           anything else for srun: --srun=--mpi=pmix
-# --bind HOW            IMAGEBERT_BIND         srun's --cpu-bind: cores, or map_ldom:0,0,1,1 for the sockets of four GPUs
+# --bind HOW            IMAGEBERT_BIND         gpu: each process to the cores of its GPU's NUMA node; else srun's --cpu-bind:
+#                                              cores, or map_ldom:0,0,1,1 for the sockets of four GPUs
 # --data DIR            IMAGEBERT_DATA         folder with lait/, cc/, sbu/, flickr30k/, coco/ (data)
 # --runs DIR            IMAGEBERT_RUNS         folder of all runs (runs)
 # --run DIR                                    this run's folder (RUNS/name of the recipe)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from imagebert.host import give_way
+from imagebert.host import cores_beside, give_way
 
 KEPT = """
 import torch
@@ -43,3 +44,20 @@ def test_what_was_asked_for_already_stays(monkeypatch: pytest.MonkeyPatch) -> No
         give_way()
         assert os.environ.get("GOMP_SPINCOUNT") == expected
         monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("0-1,8-9\n", {0, 1, 8}),
+        ("5\n", {5}),
+        ("32-63\n", set(range(9))),  # a job that has none of those cores
+        ("\n", set(range(9))),
+        (None, set(range(9))),
+    ],
+)
+def test_cores_beside_a_gpu(tmp_path: Path, listed: str | None, expected: set[int]) -> None:
+    if listed is not None:
+        (tmp_path / "0000:1b:00.0").mkdir()
+        (tmp_path / "0000:1b:00.0/local_cpulist").write_text(listed)
+    assert cores_beside("0000:1b:00.0", set(range(9)), tmp_path) == expected

@@ -51,6 +51,7 @@ environment() {
     MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     CPUS=$((${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} / ${STEP_TASKS:-$TASKS}))
     ((CPUS > 0)) || CPUS=1
+    [[ $BIND != gpu ]] || export IMAGEBERT_BIND=gpu
     export MASTER_ADDR OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
     # A rank that loses another one ends instead of waiting for ever; NCCL says what it minds.
     export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 NCCL_DEBUG=${NCCL_DEBUG:-WARN}
@@ -101,7 +102,11 @@ launch() {
     # Ranks end by themselves when one is gone; what has not after 10 s is killed. Not at once: a rank that is killed
     # while it ends with 75 or 2, as all do then, would hide that.
     local command=(srun --export=ALL --kill-on-bad-exit=0 --wait=10 "${how[@]}" "--cpus-per-task=$CPUS") inside=()
-    [[ -z $BIND ]] || command+=("--cpu-bind=$BIND")
+    case $BIND in
+    '') ;;
+    gpu) command+=(--cpu-bind=none) ;; # each process binds itself, once it knows its GPU
+    *) command+=("--cpu-bind=$BIND") ;;
+    esac
     command+=(${SRUN[@]+"${SRUN[@]}"})
     if [[ -n $CONTAINER ]]; then
         local mounts='' folder

@@ -116,28 +116,112 @@ class Job:
         return wait_for(lambda: self.cluster.processes(node, "imagebert pretrain stage1_lait"), 30, "a rank")[-1]
 
 
-def test_the_whole_chain(cluster: Cluster, home: Path) -> None:
-    """Stage 1 -> stage 2 -> fine-tuning -> evaluation, submitted by pipeline.sh, each checked by the doctor."""
-    paths = ["--data", "data", "--runs", "runs", "--from", "bert", f"--local={cluster.folder}/local"]
-    few = [*SMALL, "schedule.steps=12", "checkpoint.every_steps=6", "stage1:schedule.steps=15"]
-    done = cluster.call([ROOT / "slurm/pipeline.sh", *TWO_NODES, *paths, *few, "evaluate:--split=train"], home)
-    assert done.returncode == 0, done.stderr
-    jobs = dict(line.split() for line in done.stdout.splitlines())
-    assert list(jobs) == ["stage1", "stage2", "finetune", "evaluate"]
-    outputs = {name: home / f"slurm-imagebert-{name}-{job}.out" for name, job in jobs.items()}
-    for name, job in jobs.items():
-        assert cluster.wait_for_end(job, 180) == "COMPLETED", outputs[name].read_text()
-    assert "fit to train" in outputs["stage1"].read_text()
-    assert "1 of 1 shards are in" in outputs["stage2"].read_text()  # staged to the node's own disk
-    runs = home / "runs"
-    assert [len(losses(runs / name)) for name in ("stage1_lait", "stage2_cc_sbu", "finetune_flickr30k")] == [15, 12, 12]
-    recipes = {name: (runs / name / "config.yaml").read_text() for name in ("stage2_cc_sbu", "finetune_flickr30k")}
-    assert "initialize_from: runs/stage1_lait" in recipes["stage2_cc_sbu"]
-    assert "initialize_from: runs/stage2_cc_sbu" in recipes["finetune_flickr30k"]
-    figures = json.loads((runs / "finetune_flickr30k/recall-flickr30k-train.json").read_text())
-    assert figures["images"] == 24
-    (evaluation,) = (runs / "finetune_flickr30k/evaluation").iterdir()
+class Chain:
+    """Stage 1 -> stage 2 -> fine-tuning -> evaluation, as pipeline.sh submits it; the recipes, only smaller."""
+
+    RUNS = ("stage1_lait", "stage2_cc_sbu", "finetune_flickr30k")
+
+    def __init__(self, cluster: Cluster, home: Path, name: str) -> None:
+        self.cluster, self.home, self.runs = cluster, home, home / name
+        paths = ["--data", "data", "--runs", name, "--from", "bert", f"--local={cluster.folder}/local"]
+        size = ["engine.precision=fp32", "schedule.batch_size=16", "schedule.epochs=null", "schedule.steps=100"]
+        size += ["checkpoint.every_steps=20", "logging.every_steps=1", "engine.timeout_minutes=0.33"]
+        size += ["stage1:schedule.steps=150", "evaluate:--split=train"]
+        done = cluster.call([ROOT / "slurm/pipeline.sh", *TWO_NODES, *paths, *size], home)
+        assert done.returncode == 0, done.stderr
+        self.jobs = dict(line.split() for line in done.stdout.splitlines())
+        assert list(self.jobs) == ["stage1", "stage2", "finetune", "evaluate"]
+
+    def text(self, job: str) -> str:
+        output = self.home / f"slurm-imagebert-{job}-{self.jobs[job]}.out"
+        return output.read_text() if output.exists() else ""
+
+    def reach(self, number: int, step: int) -> None:
+        log, job = self.runs / self.RUNS[number] / "log.jsonl", list(self.jobs)[number]
+        wait_for(
+            lambda: log.exists() and len(losses(log.parent)) >= step, 180, f"step {step} of {job}: {self.text(job)}"
+        )
+
+    def kill_a_rank(self, number: int, node: str) -> None:
+        """On a node of the job, whichever those are."""
+        script = ("imagebert pretrain stage1_lait", "imagebert pretrain stage2_cc_sbu", "imagebert finetune")[number]
+        os.kill(wait_for(lambda: self.cluster.processes(int(node[4:]), script), 30, "a rank")[-1], signal.SIGKILL)
+
+    def preempt(self) -> None:
+        """Takes all nodes for a job of a higher partition."""
+        urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 3"]
+        job = self.cluster.call(urgent, self.home).stdout.strip()
+        assert self.cluster.wait_for_end(job, 90) == "COMPLETED"
+
+    def ends(self, job: str) -> None:
+        assert self.cluster.wait_for_end(self.jobs[job], 300) == "COMPLETED", self.text(job)
+
+    def curves(self) -> list[list[float]]:
+        return [losses(self.runs / run) for run in self.RUNS]
+
+    def recall(self) -> dict[str, object]:
+        figures = json.loads((self.runs / self.RUNS[-1] / "recall-flickr30k-train.json").read_text())
+        return {name: figure for name, figure in figures.items() if not name.startswith("seconds")}
+
+
+@pytest.fixture(scope="module")
+def chain(cluster: Cluster, home: Path) -> Chain:
+    """One that nothing happens to."""
+    chain = Chain(cluster, home, "runs")
+    for job in chain.jobs:
+        chain.ends(job)
+    return chain
+
+
+def test_the_whole_chain(chain: Chain) -> None:
+    """Each job is checked by the doctor, copies its stores to the nodes' own disks, starts from the one before."""
+    assert "fit to train" in chain.text("stage1")
+    assert "1 of 1 shards are in" in chain.text("stage2")
+    assert [len(curve) for curve in chain.curves()] == [150, 100, 100]
+    recipes = [(chain.runs / run / "config.yaml").read_text() for run in chain.RUNS]
+    assert "initialize_from: runs/stage1_lait" in recipes[1]
+    assert "initialize_from: runs/stage2_cc_sbu" in recipes[2]
+    assert all(list((chain.runs / run).glob("monitor/*/events.out.tfevents.*")) for run in chain.RUNS)
+    assert chain.recall()["images"] == 24
+    (evaluation,) = (chain.runs / "finetune_flickr30k/evaluation").iterdir()
     assert json.loads((evaluation / "digests.json").read_text())["ranks"] == 2  # both nodes scored
+
+
+def test_the_whole_chain_through_all_faults(cluster: Cluster, home: Path, chain: Chain) -> None:
+    """Without a hand it ends with the losses and R@K of the one that nothing happened to."""
+    disturbed = Chain(cluster, home, "disturbed")
+    disturbed.reach(0, 50)
+    disturbed.kill_a_rank(0, "node2")
+    disturbed.reach(0, 100)
+    disturbed.preempt()
+    disturbed.ends("stage1")
+    assert cluster.field(disturbed.jobs["stage1"], "Restarts") == "1"
+
+    disturbed.reach(1, 50)
+    inside = ["nsenter", "-t", str(cluster.processes(2, "slurmd")[0]), "-m"]
+    # From here on node2 has no data: each job that meets it goes on elsewhere.
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", str(home / "data")], check=True)
+    try:
+        disturbed.kill_a_rank(1, "node2")
+        disturbed.ends("stage2")
+        assert cluster.field(disturbed.jobs["stage2"], "NodeList") == "node[1,3]"
+
+        disturbed.reach(2, 50)
+        with cluster.paused():
+            disturbed.kill_a_rank(2, "node1")
+            time.sleep(20)
+        disturbed.ends("finetune")
+
+        wait_for(lambda: "command: imagebert evaluate" in disturbed.text("evaluate"), 120, "the evaluation")
+        disturbed.preempt()
+        disturbed.ends("evaluate")
+        assert int(cluster.field(disturbed.jobs["evaluate"], "Restarts")) >= 1
+    finally:
+        cluster.kill(2)
+        cluster.start(2)
+        cluster.wait_until_idle()
+    assert disturbed.curves() == chain.curves()
+    assert disturbed.recall() == chain.recall()
 
 
 def test_stage_2_starts_from_a_stage_1_that_has_not_ended(cluster: Cluster, home: Path) -> None:
@@ -388,6 +472,79 @@ def test_asked_to_stop_before_the_first_step(cluster: Cluster, home: Path) -> No
     assert not (home / "runs/early/.slurm-failures").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune:schedule.bach_size=4"], "finetune: schedule: unknown key 'bach_size'"),
+        (["stage2:--recipe=stage2_cc_sub"], "stage2: no recipe 'stage2_cc_sub'"),
+        (["--data", "nowhere"], "stage1: there is no store at nowhere/lait/regions"),
+        (["--from", "nobert"], "stage1: --from nobert is neither a model folder nor a run"),
+        (["--setup", "nowhere"], "finetune: there is no --setup nowhere"),
+        (["--container", "image.sif"], "stage1: --container image.sif: this cluster has neither pyxis nor apptainer"),
+        (["finetune:--recipe=stage1_lait"], "finetune: stage1_lait is a recipe to pretrain"),
+        (["--partition", "night"], "stage1: sbatch: error: invalid partition specified: night"),
+        (["stage1:--nodes=9"], "stage1: sbatch: error: Batch job submission failed: "),
+    ],
+    ids=["key", "recipe", "store", "start", "setup", "container", "task", "partition", "nodes"],
+)
+def test_what_is_seen_where_it_is_submitted(cluster: Cluster, home: Path, arguments: list[str], message: str) -> None:
+    for dry in ([], ["--dry-run"]):
+        options = [*TWO_NODES, "--data", "data", "--runs", "refused", "--from", "bert", *SMALL, *arguments, *dry]
+        done = cluster.call([ROOT / "slurm/pipeline.sh", *options], home)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "no job of the chain is submitted" in done.stderr
+    assert "refused" not in cluster.call(["squeue", "--format=%k"], home).stdout
+    assert not (home / "refused").exists()
+
+
+def test_copies_on_a_nodes_own_disk(cluster: Cluster, home: Path) -> None:
+    """Two jobs that make the same one at once, one with another store of that name, and one that finds them there."""
+    write_corpus(home / "other/lait", seed=9)
+    one = ["--nodes", "1", "--gpus", "1", "--cpus", "1", "--from", "bert", "--sbatch=--nodelist=node1"]
+    one += ["--no-check", f"--local={cluster.folder}/local/stores", *SMALL, "schedule.steps=3"]
+    curves = []
+    for wave in (["data", "data"], ["other"], ["data"]):
+        names = [f"runs/local{len(curves)}{number}" for number in range(len(wave))]
+        ids = [
+            submit(cluster, home, "stage1.sh", *one, "--data", data, "--run", name)
+            for data, name in zip(wave, names, strict=True)
+        ]
+        for job in ids:
+            output = home / f"slurm-imagebert-stage1-{job}.out"
+            assert cluster.wait_for_end(job, 90) == "COMPLETED", output.read_text()
+        curves.append([losses(home / name) for name in names])
+    assert curves[0][0] == curves[0][1] == curves[2][0]
+    assert curves[1][0] != curves[0][0]
+
+
+def test_a_disk_of_its_own_that_cannot_be_written(cluster: Cluster, home: Path) -> None:
+    options = [*TWO_NODES, "--from", "bert", "--run", "runs/local", "--local=/proc/local", "--force", *SMALL]
+    job = submit(cluster, home, "stage1.sh", *options)
+    assert cluster.wait_for_end(job, 60) == "FAILED"
+    assert cluster.field(job, "ExitCode") == "2:0"
+    assert "/proc/local" in (home / f"slurm-imagebert-stage1-{job}.out").read_text()
+
+
+def test_ranks_of_a_bare_srun(cluster: Cluster, home: Path, chain: Chain) -> None:
+    """Without our scripts, and without MPI: ranks share the work, and one file is written."""
+    program = ROOT / ".venv/bin/imagebert"
+    program = program if program.exists() else Path(sys.executable).with_name("imagebert")
+    srun = ["srun", "--nodes=2", "--ntasks=2", "--cpus-per-task=1", "--time=5", program]
+    data = ["--regions", "data/flickr30k/regions", "--pairs", "data/flickr30k/pairs", "--pool", "8", "--keep", "2"]
+    done = cluster.call([*srun, "mine", chain.runs / "finetune_flickr30k", "shared.safetensors", *data], home)
+    assert done.returncode == 0, done.stderr
+    alone = [program, "mine", chain.runs / "finetune_flickr30k", "alone.safetensors", *data]
+    assert cluster.call(alone, home).returncode == 0
+    assert (home / "shared.safetensors").read_bytes() == (home / "alone.safetensors").read_bytes()
+
+    stores = ["data/lait/regions", "data/cc/regions"]
+    done = cluster.call([*srun, "store", "merge", *stores, "merged"], home)
+    # Both corpora have the same images: of each, one is refused by its name.
+    assert done.returncode == 0, done.stderr
+    assert len(RegionStore(home / "merged")) == 24
+
+
 def test_a_chain_where_nothing_is_requeued(cluster: Cluster, home: Path, undisturbed: list[float]) -> None:
     options = [*TWO_NODES, "--from", "bert", "--run", "runs/linked", "--no-check", "--chain", "3", *LONG]
     jobs = submit(cluster, home, "stage1.sh", *options).split("?")
@@ -427,12 +584,9 @@ def test_runs_of_several_seeds(cluster: Cluster, home: Path) -> None:
         assert (home / f"slurm-imagebert-stage1-{job}_{seed}.out").exists()
 
 
-def test_an_evaluation_is_asked_to_stop(cluster: Cluster, home: Path) -> None:
+def test_an_evaluation_is_asked_to_stop(cluster: Cluster, home: Path, chain: Chain) -> None:
     """Requeued, and a job's nodes share the mining."""
-    model = home / "runs/finetune_flickr30k"
-    if not (model / "model").is_dir():
-        pytest.skip("the whole chain makes the model")
-    options = [*TWO_NODES, "--from", str(model), "--data", "data"]
+    options = [*TWO_NODES, "--from", str(chain.runs / "finetune_flickr30k"), "--data", "data"]
     job = submit(cluster, home, "evaluate.sh", *options, "--split", "train")
     output = home / f"slurm-imagebert-evaluate-{job}.out"
     wait_for(lambda: output.exists() and "command: imagebert evaluate" in output.read_text(), 30, "its processes")
