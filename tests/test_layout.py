@@ -19,6 +19,7 @@ GATES = {
     "onnxruntime": {"imagebert/regions/networks.py"},
     "mpi4py": {"imagebert/workers.py"},
     "apex": {"imagebert/engine/optimizers.py"},
+    "huggingface_hub": {"imagebert/model/modeling.py"},
     "h5py": {"imagebert/data/readers/hdf5.py"},
     "lz4": {"imagebert/data/captions/uniter.py"},
     "msgpack": {"imagebert/data/readers/lmdbs.py", "imagebert/data/captions/uniter.py"},

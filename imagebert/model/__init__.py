@@ -1,15 +1,14 @@
 """ImageBERT in Hugging Face's conventions: configuration, model, heads and losses on packed batches."""
 
 from imagebert.model.configuration import PRESETS, ImageBertConfig
+from imagebert.model.dual import DualHead, WithVectors
 from imagebert.model.initialization import InitializationReport, initialize_from
 from imagebert.model.modeling import (
-    DualHead,
     Encoded,
     ImageBertForImageTextRetrieval,
     ImageBertForPreTraining,
     ImageBertModel,
     ImageBertPreTrainedModel,
-    WithVectors,
 )
 
 __all__ = [

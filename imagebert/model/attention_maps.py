@@ -27,7 +27,7 @@ def word_region_attention(model: ImageBertModel, batch: PackedBatch) -> Float[Te
     total = hidden.new_zeros(len(text), len(batch.region_rows), dtype=torch.float32)
     shown = layers[:-1] or layers
     for layer in shown:
-        packed, _, _ = layer.query_key_value(hidden, None)
+        packed = layer.query_key_value(hidden)
         queries, keys, _ = packed.view(len(hidden), 3, layer.heads, -1).transpose(0, 2).unbind(1)  # [N, T, D]
         logits = queries.float() @ keys.float().transpose(1, 2) * queries.shape[2] ** -0.5
         total += logits.softmax(dim=2).mean(dim=0)[text][:, batch.region_rows]

@@ -41,13 +41,14 @@ class RetrievalLosses(NamedTuple):
     triplet: Tensor
 
 
-def _promoted(logits: Tensor) -> Tensor:
+def promoted(logits: Tensor) -> Tensor:
+    """In float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:
     """Binary cross-entropy of matched or not; a label of -1 is fill."""
-    each = F.binary_cross_entropy_with_logits(_promoted(logits), labels.clamp(min=0), reduction="none")
+    each = F.binary_cross_entropy_with_logits(promoted(logits), labels.clamp(min=0), reduction="none")
     return torch.where(labels >= 0, each, 0).sum()
 
 
@@ -63,7 +64,7 @@ def contrastive_loss(
         block: pairs that lie one behind the other and stay together however a batch is cut (feed/plan.py)
     """
     whole = len(labels) // block * block  # fill need not end with a block
-    images, texts = (_promoted(v[:whole]).view(-1, block, v.shape[1]) for v in vectors)
+    images, texts = (promoted(v[:whole]).view(-1, block, v.shape[1]) for v in vectors)
     matched = (labels[:whole] == 1).view(-1, block)  # [G, n]
     logits = images @ texts.transpose(1, 2)  # [G, n, n]
     both = torch.stack([logits, logits.transpose(1, 2)])  # [2, G, n, n]
@@ -85,7 +86,7 @@ def retrieval_losses(
     binary: cross-entropy of each pair; multiclass: cross-entropy of the positive among its group; triplet:
     max(0, margin + highest negative - positive), on probabilities as the paper scores them.
     """
-    logits = _promoted(logits)
+    logits = promoted(logits)
     whole = len(logits) // candidates * candidates  # fill need not end with a group
     groups, real = logits[:whole].view(-1, candidates), labels[:whole:candidates] >= 0  # [G, P], [G]
     scores = torch.sigmoid(groups)

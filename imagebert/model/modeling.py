@@ -4,92 +4,48 @@ Three ideas. Nothing is padded: hidden states are [T, H] over the real tokens of
 that a loss or a score reads, and the last layer computes only those (its keys and values span all tokens, its
 queries, projections and feed-forward the read rows). Every head takes part in every step, if with zero rows, so that
 no rank of a sharded run waits for a gradient that never comes.
-
-An operation often takes parameters of several modules at once: a product's bias goes to the LayerNorm behind it. ZeRO-3
-gathers a parameter of another module when a forward first asks for it, and knows it from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar, Unpack
 
 import torch
-import torch.nn.functional as F
+from huggingface_hub import HfApi
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from imagebert.batch import PackedBatch
+from imagebert.files import file_digest, write_digests
 from imagebert.model.configuration import ImageBertConfig
+from imagebert.model.dense import Inside, embed_images, embed_texts, encode
+from imagebert.model.dual import DualHead, WithVectors
+from imagebert.model.heads import Classifier, ItmHead, MlmHead, Regressor, classify, regress
+from imagebert.model.layers import Embeddings, Layer, Reads, Seeds
 from imagebert.model.losses import PretrainingLosses, itm_loss
-from imagebert_kernels import (
-    bias_gelu,
-    classification_loss,
-    packed_attention,
-    packed_embedding,
-    project_regions,
-    region_regression_loss,
-    residual_layer_norm,
-    residual_linear,
+from imagebert.model.padded import (
+    ImageBertModelOutput,
+    ImageBertPreTrainingOutput,
+    ImageBertRetrievalOutput,
+    Padded,
+    PaddedPairs,
+    pack,
 )
 from imagebert_kernels.dropout import draw_seeds
 
+WEIGHTS = "model.safetensors"
+# Files of a model folder (model_folder.py), by what they follow from.
+_OF_MODEL = (WEIGHTS, "config.json")
+_OF_PAIRS = ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
+_OF_TRAINING = ("training.json", "README.md")
 
-class Embeddings(nn.Module):
-    """Words: LN(word + segment + position). Regions: LN(W_v r + segment + W_c c + position)."""
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.region_projection = nn.Linear(config.feature_size, config.hidden_size)
-        self.location_projection = nn.Linear(5, config.hidden_size)
-        # A table of one row: what marks a region as the whole image.
-        self.global_image = nn.Embedding(1, config.hidden_size) if config.use_global_image_token else None
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = config.hidden_dropout_prob
-
-    def forward(self, batch: PackedBatch, seed: Tensor | None = None) -> Float[Tensor, "T H"]:
-        """The embedded tokens; `seed` as packed_embedding takes it."""
-        regions = project_regions(
-            batch.region_features,
-            batch.region_scales,
-            batch.region_zeroed,
-            batch.region_boxes,
-            self.region_projection.weight,
-            self.region_projection.bias,
-            self.location_projection.weight,
-            self.location_projection.bias,
-        )
-        if self.global_image is not None:
-            marks = self.global_image(torch.zeros_like(batch.global_regions))
-            regions = regions.index_add(0, batch.global_regions, marks)
-        return packed_embedding(
-            regions,
-            batch.region_rows,
-            self.word_embeddings.weight,
-            batch.input_ids,
-            batch.text_rows,
-            batch.position_ids,
-            batch.token_type_ids,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            self.layer_norm.weight,
-            self.layer_norm.bias,
-            self.layer_norm.eps,
-            self.dropout if self.training else 0.0,
-            seed,
-        )
-
-
-class Reads(NamedTuple):
-    """The rows whose last layer is wanted."""
-
-    rows: Tensor  # [Q]
-    cu_seqlens: Tensor  # [B+1]
+Output = TypeVar("Output", ImageBertModelOutput, ImageBertPreTrainingOutput, ImageBertRetrievalOutput)
 
 
 class Encoded(NamedTuple):
@@ -103,96 +59,91 @@ class Encoded(NamedTuple):
     first: Tensor  # [S, 3H] the first layer's queries, keys and values
 
 
-class QueryKeyValue(nn.Linear):
-    """The three projections as one weight [3H, H]: all rows in one product, or queries for the read rows only."""
-
-    def forward(  # type: ignore[override]
-        self, hidden: Float[Tensor, "T H"], rows: Int[Tensor, " Q"] | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Queries, keys and values [T, 3H], and the residual; with `rows` keys and values [T, 2H], queries [Q, H]."""
-        if rows is None:
-            packed, residual = residual_linear(hidden, self.weight, self.bias, in_place=True)
-            return packed, None, residual
-        size = self.in_features
-        queries, residual = residual_linear(hidden[rows], self.weight[:size], self.bias[:size], in_place=True)
-        return F.linear(hidden, self.weight[size:], self.bias[size:]), queries, residual
-
-
-class Product(nn.Linear):
-    """A product whose bias is left to what follows it."""
-
-    def forward(self, x: Float[Tensor, "Q I"]) -> Float[Tensor, "Q O"]:
-        return F.linear(x, self.weight)
-
-
-# Of a layer's dropouts: of attention weights, behind attention, behind the feed-forward products. Each None where the
-# operation draws for itself.
-Seeds = Sequence[Tensor | None]
-_OWN_SEEDS: Seeds = (None, None, None)
-
-
-class Layer(nn.Module):
-    """A post-LN Transformer layer of BERT."""
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        size, self.heads = config.hidden_size, config.num_attention_heads
-        self.attention_dropout, self.dropout = config.attention_probs_dropout_prob, config.hidden_dropout_prob
-        self.query_key_value = QueryKeyValue(size, 3 * size)
-        self.attention_output = Product(size, size)
-        self.attention_layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(size, config.intermediate_size)
-        self.output = Product(config.intermediate_size, size)
-        self.output_layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "T H"],
-        cu_seqlens: Int[Tensor, " ends"],
-        max_seqlen: int,
-        reads: Reads | None = None,
-        seeds: Seeds = _OWN_SEEDS,
-    ) -> Float[Tensor, "Q H"]:
-        """The layer's output for all rows, or for the read rows only."""
-        packed, queries, residual = self.query_key_value(hidden, None if reads is None else reads.rows)
-        return self.attend(packed, queries, residual, cu_seqlens, max_seqlen, reads, seeds)
-
-    def attend(
-        self,
-        packed: Float[Tensor, "T parts"],
-        queries: Float[Tensor, "Q H"] | None,
-        residual: Float[Tensor, "Q H"],
-        cu_seqlens: Int[Tensor, " ends"],
-        max_seqlen: int,
-        reads: Reads | None,
-        seeds: Seeds = _OWN_SEEDS,
-    ) -> Float[Tensor, "Q H"]:
-        """What follows the first product, whose results `query_key_value` gives."""
-        head_size = residual.shape[1] // self.heads
-        context = packed_attention(
-            packed.view(len(packed), -1, self.heads, head_size),
-            cu_seqlens,
-            max_seqlen,
-            head_size**-0.5,
-            self.attention_dropout if self.training else 0.0,
-            None if queries is None else queries.view(len(queries), self.heads, head_size),
-            None if reads is None else reads.cu_seqlens,
-            seeds[0],
-        )
-        attended = self._add(self.attention_output, context.flatten(1), residual, self.attention_layer_norm, seeds[1])
-        expanded, residual = residual_linear(attended, self.intermediate.weight, in_place=True)
-        raised = bias_gelu(expanded, self.intermediate.bias)
-        return self._add(self.output, raised, residual, self.output_layer_norm, seeds[2])
-
-    def _add(self, product: Product, x: Tensor, residual: Tensor, norm: nn.LayerNorm, seed: Tensor | None) -> Tensor:
-        """LN(residual + dropout(product(x))) [Q, H]."""
-        dropout = self.dropout if self.training else 0.0
-        return residual_layer_norm(product(x), product.bias, residual, norm.weight, norm.bias, norm.eps, dropout, seed)
-
-
 class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What all have in common. Called with a PackedBatch they train and score; padded tensors are packed first."""
+
     config_class = ImageBertConfig
     base_model_prefix = "imagebert"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Embeddings", "Layer"]
+
+    @property
+    def encoder(self) -> ImageBertModel:
+        found: Any = getattr(self, self.base_model_prefix, self)
+        return found  # type: ignore[no-any-return]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.embeddings.word_embeddings = value
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Hugging Face's, and a whole model folder where this model was loaded from one.
+
+        Words, what is fed and digests go along; how it was trained and the model card only with unchanged weights.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        out, source = Path(save_directory), Path(self.name_or_path)
+        weights, written = out / WEIGHTS, [name for name in _OF_MODEL if (out / name).is_file()]
+        if WEIGHTS not in written:
+            return  # in several files, or in a form of before
+        weights.chmod(0o644)  # as the others; safetensors makes it its owner's alone
+        if not self.name_or_path or not source.is_dir() or source.resolve() == out.resolve():
+            return
+        same = (source / WEIGHTS).is_file() and file_digest(source / WEIGHTS) == file_digest(weights)
+        names = [n for n in (*_OF_PAIRS, *(_OF_TRAINING if same else ())) if (source / n).is_file()]
+        for name in names:
+            shutil.copyfile(source / name, out / name)
+        write_digests(out, sorted([*written, *names]))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **commit: Any) -> str:
+        """Uploads what `save_pretrained` writes, with the run's own model card; returns the address of the commit.
+
+        Args:
+            repo_id: such as somebody/imagebert-flickr30k; made where it is not there
+            private: whether others may not see a new repository
+            commit: what `huggingface_hub.HfApi.upload_folder` takes: commit_message, revision, create_pr
+        """
+        hub = HfApi(token=token)
+        repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit.setdefault("commit_message", f"Upload {type(self).__name__}")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(hub.upload_folder(repo_id=repository, folder_path=folder, **commit))
+
+    def _backward_compatibility_gradient_checkpointing(self) -> None:
+        """Transformers would take it out of the configuration, which a run has to be able to read again."""
+
+    def _packed(self, padded: PaddedPairs, pretraining: bool = False) -> Padded:
+        unknown = set(padded) - PaddedPairs.__required_keys__ - PaddedPairs.__optional_keys__
+        if unknown:
+            raise TypeError(f"{type(self).__name__} takes no {sorted(unknown)[0]}")
+        return pack(padded, self.config.feature_size, self.config.use_global_image_token, pretraining)
+
+    def _answer(self, padded: PaddedPairs, output: Output, batch: Padded) -> Output | tuple[Any, ...]:
+        """With hidden states and attentions where they are asked for, as a tuple where that is."""
+        states, attentions = padded.get("output_hidden_states"), bool(padded.get("output_attentions"))
+        if states or attentions:
+            if self.training:
+                raise ValueError("hidden states and attentions are computed apart, so dropout must be off: call eval()")
+            inside = _look_inside(self.encoder, padded, batch, attentions)
+            output["hidden_states"] = tuple(inside.hidden) if states else None
+            output["attentions"] = tuple(inside.attentions) if attentions else None
+        return output if padded.get("return_dict", True) else output.to_tuple()
+
+
+def _look_inside(model: ImageBertModel, padded: PaddedPairs, packed: Padded, attentions: bool) -> Inside:
+    ids, features, boxes = padded["input_ids"], padded["region_features"], padded["region_boxes"]
+    text_mask = padded.get("attention_mask", torch.ones_like(ids)).bool()
+    region_mask = padded.get("region_mask", torch.ones_like(features[..., 0])).bool()
+    whole = padded.get("whole_image") if model.config.use_global_image_token else None
+    zeroed = padded.get("masked_regions")
+    images = embed_images(model.embeddings, features, boxes, whole, None if zeroed is None else zeroed.bool())
+    texts = embed_texts(model.embeddings, ids, text_mask)
+    image, text = packed.image_of, packed.text_of
+    return encode(model.layers, images[image], texts[text], region_mask[image], text_mask[text], attentions)
 
 
 class ImageBertModel(ImageBertPreTrainedModel):
@@ -202,21 +153,35 @@ class ImageBertModel(ImageBertPreTrainedModel):
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = config.gradient_checkpointing  # where gradient_checkpointing_enable looks for it
         self.post_init()
 
     def forward(
         self,
-        batch: PackedBatch,
+        batch: PackedBatch | None = None,
         reads_only: bool = False,
         embedded: Float[Tensor, "T H"] | None = None,
         seeds: Seeds | None = None,
-    ) -> Float[Tensor, "Q H"]:
-        """Hidden states of the last layer: of all T tokens, or of batch.read_rows only.
+        **padded: Unpack[PaddedPairs],
+    ) -> Any:
+        """Hidden states of the last layer [Q, H]: of all T tokens, or of batch.read_rows only.
 
         Args:
             embedded: what `embeddings` gave for the batch, where somebody has it already
             seeds: of `draw_seeds`, where somebody has drawn them already
+            padded: tensors in place of `batch`; then the answer is an ImageBertModelOutput
+
+        Raises:
+            ValueError: padded tensors that do not fit.
         """
+        if batch is None:
+            packed = self._packed(padded)
+            mask = torch.zeros(packed.batch.pairs * packed.width, dtype=torch.bool, device=packed.rows.device)
+            output = ImageBertModelOutput(
+                last_hidden_state=packed.unpack(self(packed.batch)),
+                attention_mask=mask.index_fill(0, packed.rows, True).view(packed.batch.pairs, packed.width),
+            )
+            return self._answer(padded, output, packed)
         seeds = self.draw_seeds() if seeds is None else seeds
         hidden = self.embeddings(batch, seeds[0]) if embedded is None else embedded
         last = len(self.layers) - 1
@@ -224,7 +189,7 @@ class ImageBertModel(ImageBertPreTrainedModel):
             reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only and number == last else None
             of_layer = seeds[1 + 3 * number : 4 + 3 * number]
             arguments = hidden, batch.cu_seqlens, batch.max_seqlen, reads, of_layer
-            if self.config.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training:
                 # With seeds the layer draws nothing, and a CUDA graph may not look at the generator.
                 drawing = any(seed is None for seed in of_layer)
                 hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=drawing)
@@ -236,125 +201,6 @@ class ImageBertModel(ImageBertPreTrainedModel):
         """Of the embeddings' dropout, then three of each layer, in one draw."""
         count = 1 + 3 * len(self.layers)
         return draw_seeds(count, self.embeddings.layer_norm.weight) if self.training else [None] * count
-
-
-class Classifier(nn.Linear):
-    """A linear layer and its cross-entropy as one operation: logits are nowhere else."""
-
-    def forward(  # type: ignore[override]
-        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"] | None, labels: Int[Tensor, " M"]
-    ) -> Float[Tensor, ""]:
-        return classification_loss(hidden, rows, self.weight, self.bias, labels)
-
-
-class Regressor(nn.Linear):
-    """A linear layer and its squared distance to stored features as one operation."""
-
-    def forward(  # type: ignore[override]
-        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"], batch: PackedBatch
-    ) -> Float[Tensor, ""]:
-        stored = batch.region_features, batch.region_scales, batch.masked_regions
-        return region_regression_loss(hidden, rows, self.weight, self.bias, *stored)
-
-
-class MlmHead(nn.Module):
-    """BERT's: transform, then the word table again."""
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = Classifier(config.hidden_size, config.vocab_size)
-
-    def forward(
-        self, hidden: Float[Tensor, "Q H"], rows: Int[Tensor, " M"], labels: Int[Tensor, " M"]
-    ) -> Float[Tensor, ""]:
-        transformed = self.layer_norm(F.gelu(self.transform(hidden[rows])))
-        loss: Tensor = self.decoder(transformed, None, labels)
-        return loss
-
-
-class Score(nn.Linear):
-    """In float32 at least: in bf16 high scores would tie, and ties are lost (retrieval/metrics.py)."""
-
-    def forward(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B 1"]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
-
-
-class ItmHead(nn.Module):
-    """[CLS] to one score (paper, section 4), through BERT's pooler where the configuration says so."""
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.use_pooler else None
-        self.score = Score(config.hidden_size, 1)
-
-    def forward(self, cls: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The logit of each pair matching."""
-        if self.pooler is not None:
-            cls = torch.tanh(self.pooler(cls))
-        logits: Tensor = self.score(cls)
-        return logits[:, 0]
-
-
-class WithVectors(NamedTuple):
-    """What a model with a dual head returns: what it would without, and the vectors of each pair's two sides."""
-
-    output: Any
-    vectors: tuple[Tensor, Tensor]  # of images and texts [B, D], scaled so that their products are logits
-
-
-class Tower(nn.Module):
-    """The embedded tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.gate = nn.Linear(config.hidden_size, 1)
-        self.projection = nn.Linear(config.hidden_size, config.dual_size)
-
-    def forward(
-        self, tokens: Float[Tensor, "S H"], real: Tensor, rows: Int[Tensor, " S"], cu_seqlens: Int[Tensor, " ends"]
-    ) -> Float[Tensor, "B D"]:
-        """A vector of each pair, from those of `tokens` that are real; `rows` are theirs among all tokens."""
-        pairs = len(cu_seqlens) - 1
-        # Without a look at the host: which pair a row belongs to; fill goes to one behind the last.
-        pair = torch.searchsorted(cu_seqlens[1:].contiguous(), rows.int(), right=True)
-        weight = torch.sigmoid(self.gate(tokens).float()) * real[:, None]  # [S, 1]
-        hidden = F.gelu(self.transform(tokens)).float() * weight
-        total = hidden.new_zeros(pairs + 1, hidden.shape[1]).index_add(0, pair, hidden)[:pairs]
-        weights = weight.new_zeros(pairs + 1, 1).index_add(0, pair, weight)[:pairs]
-        mean = total / weights.clamp(min=1e-6)
-        return F.normalize(self.projection(mean.to(tokens.dtype)).float(), dim=1)
-
-
-class DualHead(nn.Module):
-    """Images and texts each to a vector of its own, from embeddings alone: candidates for what ITM then scores.
-
-    Light: no Transformer layer is run, so an image's vector costs a thousandth of scoring it with some captions.
-    """
-
-    def __init__(self, config: ImageBertConfig) -> None:
-        super().__init__()
-        self.image, self.text = Tower(config), Tower(config)
-        # Of the logits' temperature; 1/0.07 to begin with (Radford et al., 2021, section 2.5).
-        self.log_scale = nn.Parameter(torch.tensor([2.6593]))
-
-    def images(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
-        rows = batch.region_rows
-        vectors: Tensor = self.image(embedded[rows], torch.ones_like(rows), rows, batch.cu_seqlens)
-        return vectors
-
-    def texts(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
-        rows = batch.text_rows
-        vectors: Tensor = self.text(embedded[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
-        return vectors
-
-    def forward(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """As WithVectors holds them."""
-        scale = self.log_scale.clamp(max=4.6).exp()  # at most 100
-        return self.images(embedded, batch) * scale, self.texts(embedded, batch)
 
 
 def _encoded(encoder: ImageBertModel, batch: PackedBatch) -> tuple[Float[Tensor, "T H"], Float[Tensor, "Q H"]]:
@@ -379,22 +225,60 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.imagebert.embeddings.word_embeddings
-
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm.decoder
 
-    def forward(self, batch: PackedBatch) -> PretrainingLosses | WithVectors:
-        """Each task's loss summed over this microbatch; `PretrainingLosses.counts(batch)` are the counts beside it."""
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """As the word table is made longer or shorter: any linear layer's parameters."""
+        decoder = Classifier(value.in_features, value.out_features)
+        decoder.weight, decoder.bias = value.weight, value.bias
+        self.mlm.decoder = decoder
+
+    def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
+        """Each task's loss summed over this microbatch: PretrainingLosses, or WithVectors where there is a dual head.
+
+        `PretrainingLosses.counts(batch)` are the counts beside them. Padded tensors in place of `batch` are answered by
+        an ImageBertPreTrainingOutput.
+
+        Raises:
+            ValueError: padded tensors that do not fit.
+        """
+        if batch is None:
+            return self._of_padded(padded)
         embedded, hidden = _encoded(self.imagebert, batch)
         losses = PretrainingLosses(
             mlm=self.mlm(hidden, batch.mlm_reads, batch.mlm_labels),
-            moc=self.moc(hidden, batch.region_reads, batch.moc_labels),
-            mrfr=self.mrfr(hidden, batch.region_reads, batch),
+            moc=classify(self.moc, hidden, batch.region_reads, batch.moc_labels),
+            mrfr=regress(self.mrfr, hidden, batch.region_reads, batch),
             itm=itm_loss(self.itm(hidden[batch.cls_reads]), batch.itm_labels),
         )
         return losses if self.dual is None else WithVectors(losses, self.dual(embedded, batch))
+
+    def _of_padded(self, padded: PaddedPairs) -> Any:
+        if padded.get("all_pairs"):
+            raise ValueError("all_pairs is for retrieval: in pre-training image b belongs to text b")
+        packed = self._packed(padded, pretraining=True)
+        if any(padded.get(name) is not None for name in ("labels", "masked_regions", "region_labels", "matched")):
+            sums = self(packed.batch)
+            sums = sums.output if isinstance(sums, WithVectors) else sums
+            counts = PretrainingLosses.counts(packed.batch)
+            given = (counts > 0).tolist()
+            if padded.get("region_labels") is None:
+                given[1] = False
+            if padded.get("matched") is None:
+                given[3] = False
+            losses = {n: s / c for n, s, c, g in zip(sums._fields, sums, counts, given, strict=True) if g}
+            output = ImageBertPreTrainingOutput(loss=sum(losses.values()) if losses else None, losses=losses)
+            return self._answer(padded, output, packed)
+        regions = padded["region_features"].shape[1]
+        hidden = packed.unpack(self.imagebert(packed.batch))
+        words = torch.cat([hidden[:, :1], hidden[:, 2 + regions :]], dim=1)
+        output = ImageBertPreTrainingOutput(
+            prediction_logits=self.mlm.decoder(self.mlm.transformed(words)),
+            region_logits=self.moc(hidden[:, 1 : 1 + regions]),
+            matching_logits=self.itm(hidden[:, 0]),
+        )
+        return self._answer(padded, output, packed)
 
 
 class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
@@ -407,20 +291,39 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.imagebert.embeddings.word_embeddings
+    def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
+        """The logit of each pair matching [B], or WithVectors where there is a dual head.
 
-    def forward(self, batch: PackedBatch) -> Float[Tensor, " B"] | WithVectors:
-        """The logit of each pair matching."""
+        Padded tensors in place of `batch` are answered by an ImageBertRetrievalOutput.
+
+        Raises:
+            ValueError: padded tensors that do not fit.
+        """
+        if batch is None:
+            return self._of_padded(padded)
         embedded, hidden = _encoded(self.imagebert, batch)
         scores: Tensor = self.itm(hidden[batch.cls_reads])
         return scores if self.dual is None else WithVectors(scores, self.dual(embedded, batch))
+
+    def _of_padded(self, padded: PaddedPairs) -> Any:
+        packed = self._packed(padded)
+        batch, every = packed.batch, bool(padded.get("all_pairs"))
+        embedded, hidden = _encoded(self.imagebert, batch)
+        logits = self.itm(hidden[batch.cls_reads])
+        output = ImageBertRetrievalOutput(logits=logits.view(packed.images, packed.texts) if every else logits)
+        if padded.get("labels") is not None:
+            output["loss"] = itm_loss(logits, batch.itm_labels) / len(logits)
+        if self.dual is not None:
+            step, count = (packed.texts if every else 1), packed.texts
+            output["image_vectors"] = self.dual.images(embedded, batch)[::step]
+            output["text_vectors"] = self.dual.texts(embedded, batch)[:count]
+        return self._answer(padded, output, packed)
 
     def encode(self, batch: PackedBatch) -> Encoded:
         """What of each token does not depend on the other side of its pair."""
         hidden = self.imagebert.embeddings(batch)
         first: Any = self.imagebert.layers[0]
-        return Encoded(hidden, first.query_key_value(hidden, None)[0])
+        return Encoded(hidden, first.project(hidden, None)[0])
 
     def score(self, tokens: Encoded, cu_seqlens: Int[Tensor, " ends"], max_seqlen: int) -> Float[Tensor, " B"]:
         """`forward` from encoded tokens on: those of each pair in their order, pairs one behind the other."""

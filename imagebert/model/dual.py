@@ -1,0 +1,82 @@
+"""Images and texts each to a vector of its own, by which candidates are found (not the paper's)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from imagebert.batch import PackedBatch
+from imagebert.model.configuration import ImageBertConfig
+
+
+class WithVectors(NamedTuple):
+    """What a model with a dual head returns: what it would without, and the vectors of each pair's two sides."""
+
+    output: Any
+    vectors: tuple[Tensor, Tensor]  # of images and texts [B, D], scaled so that their products are logits
+
+
+class Tower(nn.Module):
+    """The embedded tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
+
+    def __init__(self, config: ImageBertConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate = nn.Linear(config.hidden_size, 1)
+        self.projection = nn.Linear(config.hidden_size, config.dual_size)
+
+    def forward(
+        self, tokens: Float[Tensor, "S H"], real: Tensor, rows: Int[Tensor, " S"], cu_seqlens: Int[Tensor, " ends"]
+    ) -> Float[Tensor, "B D"]:
+        """A vector of each pair, from those of `tokens` that are real; `rows` are theirs among all tokens."""
+        pairs = len(cu_seqlens) - 1
+        # Without a look at the host: which pair a row belongs to; fill goes to one behind the last.
+        pair = torch.searchsorted(cu_seqlens[1:].contiguous(), rows.int(), right=True)
+        hidden, weight = self.weighed(tokens, real)
+        total = hidden.new_zeros(pairs + 1, hidden.shape[1]).index_add(0, pair, hidden)[:pairs]
+        weights = weight.new_zeros(pairs + 1, 1).index_add(0, pair, weight)[:pairs]
+        return self.project(total, weights, tokens.dtype)
+
+    def weighed(self, tokens: Float[Tensor, "*rows H"], real: Tensor) -> tuple[Tensor, Tensor]:
+        """Transformed tokens times their weights, and the weights [*rows, 1], in float32; 0 where they are not real."""
+        weight = torch.sigmoid(self.gate(tokens).float()) * real[..., None]
+        return F.gelu(self.transform(tokens)).float() * weight, weight
+
+    def project(
+        self, total: Float[Tensor, "B H"], weights: Float[Tensor, "B 1"], dtype: torch.dtype
+    ) -> Float[Tensor, "B D"]:
+        """Unit vectors of sums of what `weighed` gives."""
+        mean = total / weights.clamp(min=1e-6)
+        return F.normalize(self.projection(mean.to(dtype)).float(), dim=1)
+
+
+class DualHead(nn.Module):
+    """Images and texts each to a vector of its own, from embeddings alone: candidates for what ITM then scores.
+
+    Light: no Transformer layer is run, so an image's vector costs a thousandth of scoring it with some captions.
+    """
+
+    def __init__(self, config: ImageBertConfig) -> None:
+        super().__init__()
+        self.image, self.text = Tower(config), Tower(config)
+        # Of the logits' temperature; 1/0.07 to begin with (Radford et al., 2021, section 2.5).
+        self.log_scale = nn.Parameter(torch.tensor([2.6593]))
+
+    def images(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        rows = batch.region_rows
+        vectors: Tensor = self.image(embedded[rows], torch.ones_like(rows), rows, batch.cu_seqlens)
+        return vectors
+
+    def texts(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        rows = batch.text_rows
+        vectors: Tensor = self.text(embedded[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
+        return vectors
+
+    def forward(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """As WithVectors holds them."""
+        scale = self.log_scale.clamp(max=4.6).exp()  # at most 100
+        return self.images(embedded, batch) * scale, self.texts(embedded, batch)

@@ -1,0 +1,149 @@
+"""Models as `torch.export` and ONNX take them: padded tensors in, one graph for any numbers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from imagebert.errors import UsageError
+from imagebert.model.dense import embed_images, embed_texts, encode
+from imagebert.model.dual import DualHead, Tower
+from imagebert.model.modeling import ImageBertForImageTextRetrieval
+
+
+class Scorer(nn.Module):
+    """Padded pairs to the logits of their matching: what `ImageBertForImageTextRetrieval` does, for `torch.export`."""
+
+    def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B W"],
+        attention_mask: Tensor,
+        region_features: Float[Tensor, "B R F"],
+        region_boxes: Float[Tensor, "B R 4"],
+        region_mask: Tensor,
+        whole_image: Tensor | None = None,
+    ) -> Float[Tensor, " B"]:
+        """Arguments as in PaddedPairs, all of them."""
+        encoder, texts, regions = self.model.imagebert, attention_mask.bool(), region_mask.bool()
+        image = embed_images(encoder.embeddings, region_features, region_boxes, whole_image)
+        text = embed_texts(encoder.embeddings, input_ids, texts)
+        logits: Tensor = self.model.itm(encode(encoder.layers, image, text, regions, texts).hidden[-1][:, 0])
+        return logits
+
+
+def _vectors(tower: Tower, tokens: Float[Tensor, "B S H"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+    hidden, weight = tower.weighed(tokens, real)
+    vectors: Tensor = tower.project(hidden.sum(1), weight.sum(1), tokens.dtype)
+    return vectors
+
+
+class ImageVectors(nn.Module):
+    """Padded regions to the images' vectors, by the model's dual head."""
+
+    def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
+        super().__init__()
+        self.embeddings, self.tower = model.imagebert.embeddings, _dual(model).image
+
+    def forward(
+        self,
+        region_features: Float[Tensor, "B R F"],
+        region_boxes: Float[Tensor, "B R 4"],
+        region_mask: Tensor,
+        whole_image: Tensor | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """Unit vectors; arguments as in PaddedPairs."""
+        tokens = embed_images(self.embeddings, region_features, region_boxes, whole_image)
+        return _vectors(self.tower, tokens, region_mask.bool())
+
+
+class TextVectors(nn.Module):
+    """Padded texts to their vectors, by the model's dual head."""
+
+    def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
+        super().__init__()
+        self.embeddings, self.tower = model.imagebert.embeddings, _dual(model).text
+
+    def forward(self, input_ids: Int[Tensor, "B W"], attention_mask: Tensor) -> Float[Tensor, "B D"]:
+        """Unit vectors; arguments as in PaddedPairs."""
+        mask = attention_mask.bool()
+        tokens = embed_texts(self.embeddings, input_ids, mask)
+        return _vectors(self.tower, tokens[:, 2:], mask[:, 1:])
+
+
+def _dual(model: ImageBertForImageTextRetrieval) -> DualHead:
+    if model.dual is None:
+        raise ValueError(
+            "this model has no dual head (dual_size is 0), so images and texts have no vectors of their own"
+        )
+    return model.dual
+
+
+# Sizes that differ between batches, by dimension of each input.
+_DIMENSIONS = {
+    "input_ids": ("pairs", "words"),
+    "attention_mask": ("pairs", "words"),
+    "region_features": ("pairs", "regions"),
+    "region_boxes": ("pairs", "regions"),
+    "region_mask": ("pairs", "regions"),
+    "whole_image": ("pairs",),
+}
+
+
+def dynamic_shapes(inputs: Iterable[str]) -> dict[str, dict[int, Any]]:
+    """For `torch.export.export`: any numbers of pairs, word pieces and regions from 1 up (words: from 2)."""
+    return {name: dict.fromkeys(range(len(_DIMENSIONS[name])), torch.export.Dim.AUTO) for name in inputs}
+
+
+def write_onnx(model: ImageBertForImageTextRetrieval, folder: Path) -> list[Path]:
+    """Writes scorer.onnx, and image.onnx and text.onnx where the model has a dual head, with weights inside.
+
+    Inputs have PaddedPairs' names, the output is `logits` or `vectors`; any numbers of pairs, regions and word pieces.
+
+    Raises:
+        UsageError: torch's exporter lacks a package.
+        OSError: the disk is full or failing.
+    """
+    config = model.config
+    text = {"input_ids": torch.tensor([[1, 2, 3, 2]] * 3), "attention_mask": torch.ones(3, 4, dtype=torch.int64)}
+    image = {
+        "region_features": torch.zeros(3, 5, config.feature_size),
+        "region_boxes": torch.tensor([0, 0, 1.0, 1.0]).expand(3, 5, 4).contiguous(),
+        "region_mask": torch.ones(3, 5, dtype=torch.int64),
+    }
+    if config.use_global_image_token:
+        image["whole_image"] = torch.ones(3, dtype=torch.bool)
+    graphs: list[tuple[str, nn.Module, dict[str, Tensor], str]] = [("scorer", Scorer(model), text | image, "logits")]
+    if model.dual is not None:
+        graphs += [
+            ("image", ImageVectors(model), image, "vectors"),
+            ("text", TextVectors(model), text, "vectors"),
+        ]
+    if find_spec("onnxscript") is None:
+        raise UsageError("writing ONNX needs the package onnxscript: pip install onnxscript")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, module, inputs, output in graphs:
+        path = folder / f"{name}.onnx"
+        torch.onnx.export(
+            module.eval(),
+            kwargs=inputs,
+            f=path,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=dynamic_shapes(inputs),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        written.append(path)
+    return written

@@ -1,0 +1,70 @@
+"""Scorer and both towers by torch.export and as ONNX, at shapes that they were not exported with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from imagebert.config import SourceConfig
+from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
+from imagebert.model.exportable import ImageVectors, Scorer, TextVectors, dynamic_shapes, write_onnx
+from tests.model.test_modeling import SHAPE, make_batch
+from tests.model.test_padded import MARKED, padded_of
+
+IMAGE, TEXT = ("region_features", "region_boxes", "region_mask"), ("input_ids", "attention_mask")
+
+
+def inputs(source: SourceConfig, pairs: int, marked: bool = False) -> dict[str, Any]:
+    padded = padded_of(make_batch(source, pairs, rate=0.0, mark=marked), pretraining=False)
+    names = (*TEXT, *IMAGE, *(("whole_image",) if marked else ()))
+    return {name: padded[name] for name in names}
+
+
+def make_model(**options: Any) -> ImageBertForImageTextRetrieval:
+    torch.manual_seed(0)
+    return ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE | {"num_hidden_layers": 2}, **options)).eval()
+
+
+@pytest.mark.parametrize("options", [{"dual_size": 8}, MARKED])
+def test_plain_modules(source: SourceConfig, options: dict[str, Any]) -> None:
+    model, given = make_model(**options), inputs(source, 9, options is MARKED)
+    output = model(**given)
+    torch.testing.assert_close(Scorer(model)(**given), output.logits, rtol=1e-5, atol=1e-5)
+    if model.dual is not None:
+        image, text = ({name: given[name] for name in names} for names in (IMAGE, TEXT))
+        torch.testing.assert_close(ImageVectors(model)(**image), output.image_vectors, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(TextVectors(model)(**text), output.text_vectors, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_export(source: SourceConfig) -> None:
+    model = make_model()
+    given = inputs(source, 4)
+    program = torch.export.export(Scorer(model), (), given, dynamic_shapes=dynamic_shapes(given))
+    for pairs in (2, 11):
+        given = inputs(source, pairs)
+        torch.testing.assert_close(program.module()(**given), model(**given).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_onnx(source: SourceConfig, tmp_path: Path) -> None:
+    model = make_model(dual_size=8)
+    assert [path.name for path in write_onnx(model, tmp_path)] == ["scorer.onnx", "image.onnx", "text.onnx"]
+    for pairs in (1, 2, 11):
+        given = inputs(source, pairs)
+        output = model(**given)
+        expected = {"scorer": output.logits, "image": output.image_vectors, "text": output.text_vectors}
+        for name, wanted in expected.items():
+            session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+            names = {"scorer": (*TEXT, *IMAGE), "image": IMAGE, "text": TEXT}[name]
+            assert [field.name for field in session.get_inputs()] == list(names)
+            (got,) = session.run(None, {n: given[n].numpy() for n in names})
+            np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_dual_head_there_are_no_towers() -> None:
+    with pytest.raises(ValueError, match="has no dual head"):
+        ImageVectors(make_model())
