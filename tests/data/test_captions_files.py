@@ -270,10 +270,19 @@ def test_oscars_captions(tmp_path: Path, is_zip: bool) -> None:
     captions = Captions(path)
     assert [(c.image, c.text) for c in captions] == [("391895", "one"), ("391895", "two")]
     assert (captions.counts.came, captions.counts.refused) == (5, 3)
-    for content in ({}, {"a": torch.zeros(2)}, {"a": 3}, ["x"], Path("x")):
+    for content in ({}, {"a": torch.zeros(2)}, {"a": ["x"], "b": torch.zeros(2)}, {"a": 3}, ["x"], Path("x")):
         save(content)
         with pytest.raises(UsageError, match=r"train_captions\.pt"):
             found(path)
+
+
+def test_a_cut_end_of_oscars_captions_is_told(tmp_path: Path) -> None:
+    """Of the form before PyTorch 1.6, which lists its tensors behind the captions: here none."""
+    path = tmp_path / "train_captions.pt"
+    torch.save({5: ["three"]}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UsageError, match=r"cannot read captions from .*train_captions\.pt: its pickle is damaged"):
+        found(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
