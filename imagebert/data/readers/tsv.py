@@ -109,7 +109,7 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
                         raise UsageError(f"{file}, byte {offset}: more than {_EMPTY} empty lines: is it a TSV?")
                     if content:
                         read = opened.fileobj.tell() if packed else opened.tell()  # type: ignore[attr-defined]
-                        yield file, offset, content, before + read - mine.start
+                        yield file, offset, content, min(before + read - mine.start, len(mine))
         before += size
 
 
