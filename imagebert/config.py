@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 import os
@@ -350,6 +351,25 @@ def check_unweighted(key: str, source: SourceConfig) -> None:
             f"{key} has weight {source.weight} and sampling {source.sampling}: an evaluation has each caption once; "
             "leave the two out (min_relevance may stay)"
         )
+
+
+def is_installed(package: str) -> bool:
+    """Whether it could be imported; it is not."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None  # a folder of that name is no package
+
+
+def check_monitors(config: RunConfig) -> None:
+    """Is all there that logging.monitors write with?
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+    for name in config.logging.monitors:
+        if not is_installed(name):
+            raise UsageError(
+                f"logging.monitors has {name}, which is not installed: pip install {name}, or leave it out"
+            )
 
 
 class _Checker:

@@ -22,6 +22,7 @@ import pytest
 from imagebert import lock as module
 from imagebert.errors import UsageError
 from imagebert.lock import lock, token_of
+from tests.disks import make_read_only, small_disk
 
 BEAT, WATCH, SETTLE = 0.1, 0.6, 0.1
 
@@ -436,13 +437,8 @@ def test_a_disk_that_fills_up_ends_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert held._thread.is_alive()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 def test_disks_that_are_full_or_read_only(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=False).returncode:
-        pytest.skip("cannot mount here")
-    try:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         with lock(disk / ".lock", "the store") as held:
             with contextlib.suppress(OSError):
                 (disk / "large").write_bytes(bytes(1 << 20))
@@ -458,11 +454,9 @@ def test_disks_that_are_full_or_read_only(tmp_path: Path) -> None:
         with holder(disk / ".lock") as process:
             process.kill()
             process.wait()
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        make_read_only(disk)
         with pytest.raises(UsageError, match=r"cannot write to .*disk: Read-only file system"):
             taken(disk / ".lock")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -267,7 +267,7 @@ def test_a_call_that_can_work(home: Path) -> None:
         (
             "stage1.sh",
             ["--from", "bert", "schedule.batch_size=7"],
-            "7 cannot be cut into 8 microbatches, for 8 processes",
+            "7 cannot be cut into 8 microbatches (ranks x accumulation)",
         ),
         ("stage1.sh", ["--from", "bert", "--setup", "nowhere"], "there is no --setup nowhere"),
         ("stage1.sh", ["--from", "bert", "--env", "nowhere"], "--env nowhere is no virtual environment"),

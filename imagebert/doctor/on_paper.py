@@ -5,14 +5,13 @@ The doctor asks the machines themselves, by training's own code. Here is what a 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from imagebert.config import RunConfig, load_recipe
+from imagebert.config import RunConfig, check_monitors, is_installed, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.errors import UsageError
-from imagebert.feed.plan import fit_microbatches
+from imagebert.feed.plan import check_cut, fit_microbatches
 
 
 def problems(recipe: str, overrides: Sequence[str], task: str | None, ranks: Sequence[int], later: bool) -> list[str]:
@@ -62,17 +61,14 @@ def _check_files(config: RunConfig, later: bool) -> None:
 
 def _check_packages(config: RunConfig) -> None:
     """Also of a login node: jobs mostly run in the same environment."""
-    for name in (*config.logging.monitors, "torch", "deepspeed"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"{name} is not installed here: install it where the job runs, or leave it out")
+    check_monitors(config)
+    for name in ("torch", "deepspeed"):
+        if not is_installed(name):
+            raise UsageError(f"{name} is not installed here: install it where the job runs")
 
 
 def _check_batch(config: RunConfig, ranks: int) -> None:
     """By tokens the longest pair counts, which the doctor looks up."""
     schedule = fit_microbatches(config, ranks).schedule
-    parts, block = ranks * schedule.accumulation, config.contrast
-    if schedule.batch_size is not None and schedule.batch_size < parts * block:
-        raise UsageError(
-            f"schedule.batch_size {schedule.batch_size} cannot be cut into {parts} microbatches, for {ranks} "
-            "processes: raise it, or take fewer"
-        )
+    if schedule.batch_size is not None:
+        check_cut(schedule.batch_size, ranks * schedule.accumulation, config.contrast)

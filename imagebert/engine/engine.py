@@ -7,7 +7,6 @@ error here, since DeepSpeed lets an unknown top-level key pass in silence.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from torch.profiler import record_function
 from imagebert import distributed
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, UsageError, shown
+from imagebert.config import check_monitors as check_monitors
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 from imagebert.engine.shards import Piece, Shards, Snapshot
@@ -112,20 +112,6 @@ def find_deepspeed_config(name_or_path: str) -> Path:
             return folder / f"{name_or_path}.json"
     known = sorted({p.stem for folder in folders for p in folder.glob("*.json")})
     raise UsageError(f"engine.deepspeed is {name_or_path!r}: give a JSON file or one of {', '.join(known)}")
-
-
-def check_monitors(config: RunConfig) -> None:
-    """Is all there that logging.monitors write with?
-
-    Raises:
-        UsageError: a package is not installed.
-    """
-    for name in config.logging.monitors:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name is no package
-            raise UsageError(
-                f"logging.monitors has {name}, which is not installed: pip install {name}, or leave it out"
-            )
 
 
 def merge_deepspeed_config(config: RunConfig, precision: str, world_size: int) -> dict[str, Any]:

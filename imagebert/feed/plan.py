@@ -123,18 +123,13 @@ class Plan:
     ) -> None:
         captions = np.arange(len(caption_image))
         sizes = np.broadcast_to(np.int64(1), len(captions))
-        key, value, least = "batch_size", batch_size, parts * block
+        value, longest = batch_size, None
         if batch_tokens is not None:  # of the pairs that a caption becomes
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
             sizes = negatives.candidates * lengths.tokens(matched)
-            key, value, least = "batch_tokens", batch_tokens, (parts + 1) * int(sizes.max())
+            value, longest = batch_tokens, int(sizes.max())
         assert value is not None
-        if value < least:
-            raise UsageError(
-                f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation)"
-                f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
-                f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
-            )
+        check_cut(value, parts, block, longest)
         self._matches = matches or (lambda images, captions: caption_image[captions] == images)
         self.key = stage_key(seed, stage)
         self.caption_image = caption_image
@@ -301,6 +296,26 @@ def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
         sets[lightest].append(int(item))
         heapq.heappush(heap, (weight + int(tokens[item]), lightest))
     return [np.array(s) for s in sets]
+
+
+def check_cut(value: int, parts: int, block: int, longest: int | None = None) -> None:
+    """Can a step be cut into its microbatches?
+
+    Args:
+        value: pairs, or tokens, that the step has
+        parts, block: as Plan has them
+        longest: tokens that a pair may become, where the step goes by tokens
+
+    Raises:
+        UsageError: no, a microbatch would be empty.
+    """
+    key, least = ("batch_size", parts * block) if longest is None else ("batch_tokens", (parts + 1) * longest)
+    if value < least:
+        raise UsageError(
+            f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation)"
+            f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
+            f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
+        )
 
 
 def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from imagebert.data.region_writer import finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.workers import Workers
 from tests.corpora import random_record
+from tests.disks import make_read_only, small_disk
 
 NAMES = [f"class{i}" for i in range(5)]
 IMAGES = 40
@@ -125,31 +125,24 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
     same(RegionStore(tmp_path / "store"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(mounted)], check=False).returncode:
-        pytest.skip("cannot mount here")
-    try:
+    with small_disk(tmp_path / "small", "1m") as disk:
         rng = np.random.default_rng(0)
         with (
             pytest.raises(
                 OSError, match=r"writing .* failed, \d+ images are kept, .*; the disk of .* has \d+ bytes free"
             ),
-            write_regions(mounted / "store", NAMES, {}, "float32", job=JOB) as writer,
+            write_regions(disk / "store", NAMES, {}, "float32", job=JOB) as writer,
         ):
             for i in range(600):
                 writer.add(str(i), random_record(rng, 20))
-        assert not (mounted / "store").exists()
-        subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+        assert not (disk / "store").exists()
+        make_read_only(disk)
         with (
             pytest.raises(UsageError, match=r"cannot write to .*small: Read-only file system"),
-            write_regions(mounted / "other", NAMES, {}),
+            write_regions(disk / "other", NAMES, {}),
         ):
             pass
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
 
 
 def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:

@@ -1,53 +1,27 @@
-"""Oscar's and VinVL's {split}_captions.pt: image id -> captions, a list or the JSON of one, by torch.save.
-
-torch.save writes a zip with a data.pkl, and before PyTorch 1.6 four pickles behind each other, of which the last is the
-object. They are read by `unpickle`, which runs nothing that they name.
-"""
+"""Oscar's and VinVL's {split}_captions.pt: image id -> captions, a list or the JSON of one, by torch.save."""
 
 from __future__ import annotations
 
-import io
-import pickletools
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from imagebert.data.captions.line import Found, Line, id_of
 from imagebert.data.readers import BadRecord
-from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.readers.tensors import read_plain
 from imagebert.errors import UsageError
-from imagebert.files import parse_json, read_bytes
-
-_BYTES = 1 << 28  # COCO's has a tenth
-_LEGACY = 4  # a magic number, the protocol, the machine, the object
+from imagebert.files import parse_json
 
 
 def oscar(path: Path) -> Found:
     """Raises: UsageError: it is damaged, or no dictionary of captions."""
     try:
-        content = unpickle(_pickle_of(read_bytes(path, _BYTES)))
+        content = read_plain(path)
     except BadRecord as error:
         raise UsageError(f"cannot read captions from {path}: {error}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, EOFError, RuntimeError) as error:
-        raise UsageError(f"cannot read captions from {path}: no file of torch.save ({error})") from None
     if not isinstance(content, dict) or not content or not isinstance(next(iter(content.values())), list | str):
         raise UsageError(f"{path} holds no captions under images' ids, as Oscar's captions.pt do")
     return Found(f"Oscar's captions of {len(content):,} images", _oscar(path, content))
-
-
-def _pickle_of(data: bytes) -> bytes:
-    if data[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
-            with archive.open(name) as file:
-                return file.read(_BYTES)
-    stream, start = io.BytesIO(data), 0
-    for _ in range(_LEGACY):
-        start = stream.tell()
-        for _ in pickletools.genops(stream):
-            pass
-    return data[start : stream.tell()]
 
 
 def _oscar(path: Path, content: dict[Any, Any]) -> Iterator[Line]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from imagebert import files
 from imagebert.data.captions.line import PATIENCE, Columns, Found, Line, id_of, suffix_of
+from imagebert.data.scripts import started
 from imagebert.errors import UsageError
 from imagebert.files import TextLine, open_regular, parse_json, text_lines
 
@@ -269,27 +268,18 @@ def _parquet(
 def _parquet_rows(path: Path, choices: list[list[list[str]]]) -> Iterator[Any]:
     """What `parquet_rows.py` says of it: first of all its rows, then each with its place."""
     open_regular(path).close()
-    script = str(Path(__file__).parents[1] / "parquet_rows.py")
-    with subprocess.Popen(
-        [sys.executable, "-P", script, str(path.absolute()), json.dumps(choices)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            number = 0
-            while line := process.stdout.readline(_ROW_BYTES):
-                rows = parse_json(line, f"{path}, from row {number} on,")
-                if isinstance(rows, dict):
-                    yield rows
-                    continue
-                if isinstance(rows, str):
-                    raise UsageError(f"cannot read captions from {path}: {rows}")
-                for row in rows:
-                    yield f"{path}, row {number}", row
-                    number += 1
-            if process.wait():
-                raise UsageError(f"cannot read captions from {path}: its reader broke ({process.returncode})")
-        finally:
-            process.kill()
+    script = Path(__file__).parents[1] / "parquet_rows.py"
+    with started(script, str(path.absolute()), json.dumps(choices)) as (output, end):
+        number = 0
+        while line := output.readline(_ROW_BYTES):
+            rows = parse_json(line, f"{path}, from row {number} on,")
+            if isinstance(rows, dict):
+                yield rows
+                continue
+            if isinstance(rows, str):
+                raise UsageError(f"cannot read captions from {path}: {rows}")
+            for row in rows:
+                yield f"{path}, row {number}", row
+                number += 1
+        if code := end():
+            raise UsageError(f"cannot read captions from {path}: its reader broke ({code})")

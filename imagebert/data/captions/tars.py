@@ -6,54 +6,44 @@ the source.
 
 from __future__ import annotations
 
-import tarfile
+import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from imagebert.data.captions.line import PATIENCE, Found, Line, text_of
+from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import open_regular, parse_json
 
-_BYTES = 1 << 20  # of a caption's file, and of a header that is no block
-_BLOCK = tarfile.BLOCKSIZE
+_BYTES = 1 << 20  # of a caption's file
 
 
 class _Sample(NamedTuple):
     tar: Path
     key: str
     parts: dict[str, bytes | str]  # txt and json: what they hold, or why not
-
-
-class _Header(tarfile.TarInfo):
-    """A header that says when it is damaged, where tarfile takes the tar for ended; and none that is a gigabyte."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        if len(buf) != _BLOCK:
-            raise ValueError("it has no end, it is cut")
-        try:
-            found = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if not buf.strip(b"\0"):  # its end
-                raise
-            raise ValueError(f"a header of it is damaged ({error})") from None
-        if found.type not in tarfile.REGULAR_TYPES and found.size > _BYTES:
-            raise ValueError(f"a header of it says {found.size} bytes")
-        return found
+    problem: str = ""  # why nothing behind it can be found; then there is no sample
+    offset: int = 0  # from which on
 
 
 def tars(path: Path) -> Found:
     """A tar, or a folder of some.
 
     Raises:
-        UsageError: one is damaged, here or later, or none of the first samples has a caption.
+        UsageError: none of the first samples has a caption.
     """
     paths = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     samples = chain.from_iterable(map(_samples, paths))
     ahead = list(islice(samples, PATIENCE))
     suffix = next((suffix for sample in ahead for suffix in ("json", "txt") if _has_caption(sample, suffix)), "")
+    damaged = next((sample for sample in ahead if sample.problem), None)
+    if not suffix and damaged is not None:
+        raise UsageError(
+            f"cannot read captions from {damaged.tar}: a tar that is damaged, or packed: from byte {damaged.offset} on "
+            f"{damaged.problem}"
+        )
     if not suffix:
         raise UsageError(f"{paths[0]} holds no .txt and no .json with a caption: give the captions' own file")
     what = f"webdataset, {len(paths):,} tars, captions in .{suffix}"
@@ -81,6 +71,9 @@ def _object(sample: _Sample) -> dict[str, Any] | str:
 
 def _lines(samples: Iterator[_Sample], suffix: str) -> Iterator[Line]:
     for row, sample in enumerate(samples):
+        if sample.problem:
+            yield Line(f"{sample.tar}, from byte {sample.offset} on", "", "", row, error=sample.problem)
+            continue
         line = Line(f"{sample.tar}, sample {sample.key[:200]!r}", sample.key, "", row)
         if suffix == "txt":
             data = sample.parts.get("txt", "it has no .txt")
@@ -103,42 +96,26 @@ def _lines(samples: Iterator[_Sample], suffix: str) -> Iterator[Line]:
 
 def _samples(path: Path) -> Iterator[_Sample]:
     """Samples in their order; files of one follow each other."""
-    sample: _Sample | None = None
+    sample = problem = None
     with open_regular(path) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, errorlevel=2) as archive:
-                while (member := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
-                    if not member.isreg():
-                        continue
-                    folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                    stem, _, suffix = name.partition(".")
-                    if not stem or (stem.startswith("__") and stem.endswith("__")):  # webdataset's own
-                        continue
-                    key = folder + slash + stem
-                    if sample is None or sample.key != key:
-                        if sample is not None:
-                            yield sample
-                        sample = _Sample(path, key, {})
-                    if suffix in ("txt", "json"):
-                        sample.parts[suffix] = _content(archive, member)
-                file.seek(archive.offset)
-            while block := file.read(_BLOCK * 2048):
-                if block.strip(b"\0"):
-                    raise ValueError("another tar stands behind its end: unpack them apart")
-        except UsageError:
-            raise
-        except Exception as error:  # what damage makes of a header is no closed list
-            raise UsageError(f"cannot read captions from {path}: a tar that is damaged, or packed: {error}") from None
+            for member in members(file, os.fstat(file.fileno()).st_size):
+                if sample is None or sample.key != member.key:
+                    if sample is not None:
+                        yield sample
+                    sample = _Sample(path, member.key, {})
+                if member.suffix in ("txt", "json"):
+                    sample.parts[member.suffix] = _content(file, member.size)
+        except BrokenTar as error:
+            problem = _Sample(path, "", {}, f"it is lost: {error}", error.offset)
     if sample is not None:
         yield sample
+    if problem is not None:
+        yield problem
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
-    if member.size > _BYTES or member.issparse():
-        return f"its file of {member.size:,} bytes is no caption's"
-    file = archive.extractfile(member)
-    data = file.read() if file is not None else b""
-    if len(data) != member.size:
-        raise ValueError(f"{member.name[:200]!r} is cut off")
-    return data
+def _content(file: BinaryIO, size: int) -> bytes | str:
+    if size > _BYTES:
+        return f"its file of {size:,} bytes is no caption's"
+    data = file.read(size)
+    return data if len(data) == size else "its file is cut off"

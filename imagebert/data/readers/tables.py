@@ -11,10 +11,7 @@ A column of bytes holds NumPy's .npz or .npy, base64, or an array's own bytes: i
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -38,9 +35,11 @@ from imagebert.data.readers import (
 )
 from imagebert.data.readers.folders import flat, read_npy, read_npz
 from imagebert.data.readers.layout import NAMES
+from imagebert.data.scripts import started
 from imagebert.files import parse_json, read_json
 
 _SUFFIXES = (".parquet", ".arrow", ".datasets")
+_SCRIPT = Path(__file__).with_name("table_rows.py")
 _LONGEST = 1 << 20  # bytes of the line before a row's arrays
 _TOGETHER = 100  # files that a process reads
 _BROKE = "its reader broke, so it is damaged"
@@ -117,7 +116,7 @@ def _counted(files: Sequence[Path]) -> Iterator[_Table]:
     at = 0
     while at < len(files):
         some = files[at : at + _TOGETHER]
-        with _process("count", *(str(file.absolute()) for file in some)) as output:
+        with started(_SCRIPT, "count", *(str(file.absolute()) for file in some)) as (output, _):
             for file in some:
                 at += 1
                 found = _line(output)
@@ -135,7 +134,7 @@ def _read(parts: Sequence[tuple[Path, Part]]) -> Iterator[tuple[Path, Part, int,
     while at < len(parts):
         some = parts[at : at + _TOGETHER]
         arguments = [str(one) for file, part in some for one in (file.absolute(), part.start, part.stop)]
-        with _process("read", *arguments) as output:
+        with started(_SCRIPT, "read", *arguments) as (output, _):
             for file, part in some:
                 at += 1
                 found: Any = {}
@@ -150,23 +149,6 @@ def _read(parts: Sequence[tuple[Path, Part]]) -> Iterator[tuple[Path, Part, int,
                         break
                 if found is None:  # as above
                     break
-
-
-@contextmanager
-def _process(*arguments: str) -> Iterator[IO[bytes]]:
-    """What it writes."""
-    script = str(Path(__file__).with_name("table_rows.py"))
-    with subprocess.Popen(
-        [sys.executable, "-P", script, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout
-        finally:
-            process.kill()
 
 
 def _line(output: IO[bytes]) -> Any:

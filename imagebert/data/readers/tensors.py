@@ -90,6 +90,20 @@ def read_tensors(data: bytes) -> dict[str, Any]:
     return _of_image(_of_bytes(data))
 
 
+def read_plain(file: Path) -> Any:
+    """What torch.save wrote of texts, numbers and arrays, without any tensor.
+
+    Raises:
+        BadRecord: it is damaged, or holds other things.
+        UsageError, OSError: as `open_regular` does.
+    """
+    with open_regular(file) as opened:
+        content = _content(opened)
+    if content.storages:
+        raise BadRecord("it holds tensors")
+    return content.value
+
+
 def _of_file(file: Path) -> dict[str, Any]:
     with open_regular(file) as opened:
         return _of_image(_content(opened))
@@ -285,7 +299,9 @@ class _Place(NamedTuple):
 
 
 class _Content:
-    """What torch.save wrote: `value`, with stand-ins for its tensors. Any thread may read their numbers.
+    """What torch.save wrote: `value` with stand-ins for its tensors, `storages` where their numbers are.
+
+    Any thread may read those.
 
     Args:
         read: bytes from an offset, so many; less at the file's end
@@ -299,9 +315,9 @@ class _Content:
         self._whole: dict[str, bool] = {}  # storages, as their checksums say
         start = read(0, len(OLD))
         if start[:2] == b"PK":
-            self.value, self._places = self._of_zip()
+            self.value, self.storages = self._of_zip()
         elif start == OLD:
-            self.value, self._places = self._of_old()
+            self.value, self.storages = self._of_old()
         else:
             raise BadRecord("it begins as no file of torch.save does")
 
@@ -374,7 +390,7 @@ class _Content:
             OSError: the disk fails.
         """
         storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
-        place = self._places.get(storage.key)
+        place = self.storages.get(storage.key)
         if place is None or storage.numbers * storage.width > place.size:
             raise BadRecord(f"the numbers of its {name} are not in the file")
         numbers, width = math.prod(shape), storage.width

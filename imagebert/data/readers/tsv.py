@@ -11,7 +11,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,10 +41,27 @@ _MOST = 20  # columns
 LAYOUTS = {len(names): names for names in (_BOTTOM_UP, _VILBERT, _LXMERT, _VOLTA)}
 
 
-class TsvReader:
-    """All layouts, told apart by their number of columns. Shares are runs of bytes, cut at the next line."""
+class LineReader:
+    """A reader of files with an image a line. Shares are runs of bytes, cut at the next line."""
 
     beside: Sequence[Path] = ()
+    files: Sequence[Path]
+
+    def size(self, share: int, shares: int) -> int:
+        return len(share_of(sum(file.stat().st_size for file in self.files), share, shares))
+
+    def items(self, share: int, shares: int) -> Iterator[Item]:
+        for file, offset, line, done in lines_of_share(self.files, share, shares):
+            key, parse = self._image(file, line)
+            yield Item(f"{file}, byte {offset}, image {key!r}", key, parse, done)
+
+    def _image(self, file: Path, line: bytes) -> tuple[str, Callable[[], Any]]:
+        """Of a line what an Item has: key and parse."""
+        raise NotImplementedError
+
+
+class TsvReader(LineReader):
+    """All layouts, told apart by their number of columns."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self.files = [
@@ -54,14 +71,10 @@ class TsvReader:
             raise UsageError(f"{sources[0]} holds no TSV file")
         check_files(self.files)
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(sum(file.stat().st_size for file in self.files), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        for file, offset, line, done in lines_of_share(self.files, share, shares):
-            columns = line.split(b"\t", _MOST)
-            key = columns[0].decode("utf-8", "surrogateescape") if len(columns) > 1 else ""
-            yield Item(f"{file}, byte {offset}, image {key!r}", key, partial(_fields, columns), done)
+    def _image(self, file: Path, line: bytes) -> tuple[str, Callable[[], Any]]:
+        columns = line.split(b"\t", _MOST)
+        key = columns[0].decode("utf-8", "surrogateescape") if len(columns) > 1 else ""
+        return key, partial(_fields, columns)
 
 
 @contextmanager
@@ -109,7 +122,7 @@ def lines_of_share(files: Sequence[Path], share: int, shares: int) -> Iterator[t
                         raise UsageError(f"{file}, byte {offset}: more than {_EMPTY} empty lines: is it a TSV?")
                     if content:
                         read = opened.fileobj.tell() if packed else opened.tell()  # type: ignore[attr-defined]
-                        yield file, offset, content, before + read - mine.start
+                        yield file, offset, content, min(before + read - mine.start, len(mine))
         before += size
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagebert.config import UsageError, read_yaml, shown
-from imagebert.data.readers import BadRecord, Item, check_files, share_of
+from imagebert.data.readers import BadRecord, check_files
 from imagebert.data.readers.layout import GEOMETRY, VISUAL_GENOME_FEATURES, decode_base64
-from imagebert.data.readers.tsv import LONGEST, lines_of_share, read_line
+from imagebert.data.readers.tsv import LONGEST, LineReader, read_line
 from imagebert.files import open_regular, parse_json, read_text
 
 _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
 
 
-class VinvlReader:
-    """Files of features, folders that hold some, or yaml files that name one. Shares are runs of their bytes."""
+class VinvlReader(LineReader):
+    """Files of features, folders that hold some, or yaml files that name one."""
 
     def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
         found = [named for source in sources for named in _named(source)]
@@ -45,15 +45,10 @@ class VinvlReader:
         if not classes and any(named.labels or named.features.name.startswith("predictions") for named in found):
             raise UsageError("VinVL's labels hold class names: give their list with --classes FILE, one a line")
 
-    def size(self, share: int, shares: int) -> int:
-        return len(share_of(sum(file.stat().st_size for file in self.files), share, shares))
-
-    def items(self, share: int, shares: int) -> Iterator[Item]:
-        for file, offset, line, done in lines_of_share(self.files, share, shares):
-            columns = line.split(b"\t", 3)
-            key = columns[0].decode("utf-8", "surrogateescape").strip() if len(columns) > 1 else ""
-            load = partial(self._fields, file, key, columns)
-            yield Item(f"{file}, byte {offset}, image {key!r}", key, load, done)
+    def _image(self, file: Path, line: bytes) -> tuple[str, Callable[[], Any]]:
+        columns = line.split(b"\t", 3)
+        key = columns[0].decode("utf-8", "surrogateescape").strip() if len(columns) > 1 else ""
+        return key, partial(self._fields, file, key, columns)
 
     def _fields(self, file: Path, key: str, columns: list[bytes]) -> dict[str, Any]:
         sizes = self._sizes[file]

@@ -1,11 +1,7 @@
 """Tars as webdataset writes them: the files of one image follow each other, KEY.npz, or KEY.npy with KEY.json.
 
-A key is a name up to the first dot of its last part, and files of one key behind each other are one image. KEY.npy is
-the features, KEY.boxes.npy the field `boxes`; KEY.npz, .pth (of torch.save), .pkl (arrays and builtins) and .json hold
-several fields, and what is an array counts more than what a json says.
-
-A tar has no list of what it holds. So the headers are walked from its beginning, whoever reads it, and here: `tarfile`
-takes whatever they say, and takes a broken one for the end.
+KEY.npy is the features, KEY.boxes.npy the field `boxes`; KEY.npz, .pth (of torch.save), .pkl (arrays and builtins) and
+.json hold several fields, and what is an array counts more than what a json says.
 """
 
 from __future__ import annotations
@@ -13,13 +9,12 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from imagebert.config import UsageError
 from imagebert.data.readers import LARGEST, BadRecord, Item, find_files, lost, parts_of, share_of
@@ -28,11 +23,10 @@ from imagebert.data.readers.tensors import SUFFIXES as TORCH
 from imagebert.data.readers.tensors import read_tensors
 from imagebert.data.readers.tsv import text_of
 from imagebert.data.readers.unpickle import unpickle
+from imagebert.data.tars import BrokenTar, members
 from imagebert.files import open_regular, parse_json
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_BLOCK = 512  # bytes that a tar consists of
-_HEADER = 1 << 20  # bytes of a long name, or of pax's headers
 _JSON = 1 << 26  # bytes of a json
 _MOST = 1000  # files of an image
 _LOOKED_AT = 1000  # images, before a tar is said to hold no features
@@ -98,21 +92,6 @@ class WebdatasetReader:
 # -------------------------------------------------------------------------------------------------------------- a tar
 
 
-class _Member(NamedTuple):
-    name: str
-    header: int  # where it begins, with what belongs to it
-    offset: int  # of its bytes
-    size: int
-
-
-class _BrokenTar(Exception):
-    """Nothing can be found behind `offset`."""
-
-    def __init__(self, offset: int, problem: str) -> None:
-        super().__init__(problem)
-        self.offset = offset
-
-
 def _images(tar: Path, start: int, stop: int) -> Iterator[_Image]:
     """Those that begin from `start` to `stop`; of a compressed tar all, where `start` is its beginning."""
     with text_of(tar) as buffered:
@@ -126,97 +105,26 @@ def _images(tar: Path, start: int, stop: int) -> Iterator[_Image]:
             size = stop = 1 << 63  # how much it unpacks to is not known
         image = problem = None
         try:
-            for member in _members(opened, size):
-                folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if not stem or (stem.startswith("__") and stem.endswith("__")):  # webdataset's own
-                    continue
-                if image is None or image.key != folder + slash + stem:
+            for member in members(opened, size):
+                if image is None or image.key != member.key:
                     if image is not None and image.offset >= start:
                         yield image._replace(read=raw.tell())
                     if member.header >= stop:
                         return
-                    image, left = _Image(folder + slash + stem, member.header, []), LARGEST
-                file = _File(suffix, member.offset, member.size, None)
+                    image, left = _Image(member.key, member.header, []), LARGEST
+                file = _File(member.suffix, member.offset, member.size, None)
                 if packed and file.kind in _READERS:
                     left -= file.size
                     file = file._replace(data=opened.read(file.size) if left >= 0 else b"")  # else it is refused
                 if len(image.files) <= _MOST:
                     image.files.append(file)
-        except (_BrokenTar, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            at = error.offset if isinstance(error, _BrokenTar) else opened.tell()
+        except (BrokenTar, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            at = error.offset if isinstance(error, BrokenTar) else opened.tell()
             problem = _Image("", at, [], raw.tell(), " ".join(str(error).split())[:300])
         if image is not None and image.offset >= start:  # where the tar is broken, its other files may be lost
             yield image._replace(read=raw.tell())
         if problem is not None and start <= min(problem.offset, max(0, size - 1)) < stop:
             yield problem
-
-
-def _members(opened: IO[bytes], size: int) -> Iterator[_Member]:
-    """Regular files, in their order.
-
-    Args:
-        size: of the whole tar, or more
-
-    Raises:
-        _BrokenTar: a header is damaged, or the end is missing.
-    """
-    at = header = 0
-    told: dict[str, str] = {}  # of the next file, by the headers in front of its own
-    ended = False
-    while True:
-        opened.seek(at)
-        block = opened.read(_BLOCK)
-        if not block and ended:
-            return
-        if not block:
-            raise _BrokenTar(at, "it has no end")
-        ended = block == bytes(_BLOCK)
-        if ended:  # unless another tar stands behind
-            header = at = at + _BLOCK
-            continue
-        try:
-            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            special = found.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-            length = found.size if special else int(told.get("size", found.size))
-            begin = at + _BLOCK
-            if not 0 <= length <= size - begin:
-                raise ValueError(f"it says {length} bytes, there are {size - begin}")
-            at = begin + (length + _BLOCK - 1) // _BLOCK * _BLOCK
-            if special:
-                if length > _HEADER:
-                    raise ValueError(f"a name has {length} bytes")
-                data = opened.read(length)
-                told |= {"path": _text(data)} if found.type == tarfile.GNUTYPE_LONGNAME else _pax(data)
-                continue
-        except (tarfile.HeaderError, ValueError, OverflowError) as error:
-            raise _BrokenTar(header, f"a header is damaged ({error})") from None
-        # Sparse ones hold other bytes than their file; links, folders and devices none.
-        if found.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) and not found.name.endswith("/"):
-            yield _Member(told.get("path", found.name), header, begin, length)
-        header, told = at, {}
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """Records "LENGTH KEYWORD=VALUE\\n".
-
-    Raises:
-        ValueError: they are none.
-    """
-    records = {}
-    while data:
-        digits, _, _ = data[:20].partition(b" ")
-        length = int(digits)
-        keyword, equal, value = data[len(digits) + 1 : length].partition(b"=")
-        if not equal or not len(digits) < length <= len(data):
-            raise ValueError("pax's records do not fit")
-        records[_text(keyword)] = _text(value.removesuffix(b"\n"))
-        data = data[length:]
-    return records
-
-
-def _text(data: bytes) -> str:
-    return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 # ----------------------------------------------------------------------------------------------------------- an image

@@ -19,14 +19,12 @@ from imagebert.data.readers.source import open_reader
 from tests.data.readers.checks import (
     Case,
     Image,
-    check_changed_bytes,
-    check_no_pipe,
-    check_read,
+    OfLayouts,
     each,
-    load_all,
     make,
     open_laid_out,
     read,
+    refused,
 )
 
 
@@ -119,18 +117,7 @@ LAYOUTS = [
 
 
 @each(LAYOUTS)
-def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
-    check_read(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
-    check_changed_bytes(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
-    check_no_pipe(case, tmp_path)
+class TestLayouts(OfLayouts): ...
 
 
 def test_archives_and_arrays_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +128,7 @@ def test_archives_and_arrays_that_would_fill_the_memory(tmp_path: Path, monkeypa
         for dataset, last in (("image_features", 1000), ("image_bb", 4), ("spatial_features", 6)):
             file.create_dataset(dataset, (1, 3000, last), np.float32)  # never written, so it takes no space
     (tmp_path / "big_imgid2idx.pkl").write_bytes(pickle.dumps({1: 0}))
-    errors = load_all("npz", tmp_path) + load_all("hdf5", tmp_path / "big.hdf5")
+    errors = refused("npz", tmp_path) + refused("hdf5", tmp_path / "big.hdf5")
     assert "unpacks to more than 10000 bytes" in errors[0]
     assert "3000 boxes of 1000 numbers" in errors[1]
 
@@ -151,7 +138,7 @@ def test_an_archive_is_packed_as_numpy_packs(packing: int, tmp_path: Path) -> No
     """Python's zipfile unpacks these a whole block at a time, whatever was asked for."""
     with zipfile.ZipFile(tmp_path / "1.npz", "w", packing) as archive:
         archive.writestr("x.npy", b"nothing")
-    (error,) = load_all("npz", tmp_path)
+    (error,) = refused("npz", tmp_path)
     assert "it is packed as NumPy packs none" in error
 
 
@@ -161,14 +148,14 @@ def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
     (tmp_path / "1.npz").write_bytes(data)
-    (error,) = load_all("npz", tmp_path)
+    (error,) = refused("npz", tmp_path)
     assert "it is not what its checksum says" in error
 
 
 def test_an_array_larger_than_any_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagebert.data.readers.folders.LARGEST", 10_000)
     np.save(tmp_path / "1.npy", np.zeros((9, 1000)))
-    (error,) = load_all("mmf", tmp_path)
+    (error,) = refused("mmf", tmp_path)
     assert "bytes, more than 10000" in error
 
 

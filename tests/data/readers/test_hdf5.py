@@ -19,13 +19,11 @@ from imagebert.data.readers.source import open_reader
 from tests.data.readers.checks import (
     Case,
     Image,
-    check_changed_bytes,
-    check_no_pipe,
-    check_read,
+    OfLayouts,
     each,
-    load_all,
     make,
     open_laid_out,
+    refused,
     volta_arrays,
 )
 
@@ -85,18 +83,7 @@ LAYOUTS = [
 
 
 @each(LAYOUTS)
-def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
-    check_read(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
-    check_changed_bytes(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
-    check_no_pipe(case, tmp_path)
+class TestLayouts(OfLayouts): ...
 
 
 def test_hdf5_that_leads_elsewhere(tmp_path: Path) -> None:
@@ -218,7 +205,7 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
         (tmp_path / "deep" / str(number)).mkdir(parents=True)
         write(tmp_path / "deep" / str(number), images[2 * number : 2 * number + 2])
     assert detect([tmp_path]) == "hdf5"
-    assert load_all("hdf5", tmp_path) == []
+    assert refused("hdf5", tmp_path) == []
     reader = hdf5.Hdf5Reader([tmp_path])
     assert [item.key for item in reader.items(0, 1)] == [image.key for image in images[:4]]
     assert [path.name for path in reader.beside] == ["trainval36_imgid2idx.pkl"]

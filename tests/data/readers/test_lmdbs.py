@@ -28,16 +28,14 @@ from imagebert.data.readers.source import open_reader
 from tests.data.readers.checks import (
     Case,
     Image,
+    OfLayouts,
     Write,
     b64,
-    check_changed_bytes,
-    check_no_pipe,
-    check_read,
     each,
-    load_all,
     make,
     open_laid_out,
     read,
+    refused,
     volta_arrays,
 )
 from tests.data.readers.test_tsv import volta_row, write_bottom_up
@@ -211,18 +209,7 @@ LAYOUTS = [
 
 
 @each(LAYOUTS)
-def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
-    check_read(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
-    check_changed_bytes(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
-    check_no_pipe(case, tmp_path)
+class TestLayouts(OfLayouts): ...
 
 
 class Evil:
@@ -240,7 +227,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
         transaction.put(b"3", pickle.dumps({"features": np.ones((2, 4))})[:-20])
         transaction.put(b"4", b"\x80\x04cbuiltins\neval\n(S'1'\ntR.")
     np.save(tmp_path / "evil.npy", np.array({"image_feat": Evil()}, dtype=object), allow_pickle=True)
-    errors = load_all("vilbert", tmp_path / "evil") + load_all("mmf", tmp_path / "evil.npy")
+    errors = refused("vilbert", tmp_path / "evil") + refused("mmf", tmp_path / "evil.npy")
     assert len(errors) == 5
     assert sum("only NumPy arrays and builtins are admitted" in error for error in errors) == 4
     assert "key '3'" in errors[2]
@@ -251,7 +238,7 @@ def test_lists_of_msgpack_are_not_made_before_they_are_read(tmp_path: Path) -> N
     with lmdb.open(str(tmp_path / "l"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"1", (b"\xdd" + (1 << 20).to_bytes(4, "big")) * 400 + bytes(1 << 20))
         transaction.put(b"2", b"\xc9\x00\x00\x10\x00\x05" + bytes(4096))
-    errors = load_all("uniter", tmp_path / "l")
+    errors = refused("uniter", tmp_path / "l")
     assert len(errors) == 2
     assert "exceeds max_array_len" in errors[0]
     assert "exceeds max_ext_len" in errors[1]
@@ -279,7 +266,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         lying = {"nd": True, "type": "<f4", "kind": b"", "shape": [10**9, 10**9], "data": b"1234"}
         transaction.put(b"2", msgpack.dumps({"features": lying}, use_bin_type=True))
         transaction.put(b"3", msgpack.dumps([1, 2], use_bin_type=True))
-    errors = load_all("npz", tmp_path) + load_all("uniter", tmp_path / "l")
+    errors = refused("npz", tmp_path) + refused("uniter", tmp_path / "l")
     assert len(errors) == 6
 
 
@@ -337,7 +324,7 @@ def test_a_damaged_first_value_does_not_decide_how_the_others_are_read(damage: b
     with written(path) as transaction:
         transaction.put(images[0].key.encode(), damage)
     assert detect([path]) == name
-    (error,) = load_all(name, path)
+    (error,) = refused(name, path)
     assert f"key {images[0].key!r}" in error
 
 

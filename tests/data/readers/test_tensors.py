@@ -24,10 +24,10 @@ from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import open_reader
 from imagebert.data.readers.tensors import read_tensors, unpickle_tensors
 from tests.data.readers.checks import (
+    Case,
     Image,
-    check_damage,
-    check_pipes,
-    check_same,
+    OfLayouts,
+    each,
     make,
     open_laid_out,
     read,
@@ -108,35 +108,25 @@ def write_slices(folder: Path, images: list[Image], old: bool) -> Path:
     return save(found, folder / "slices.pt", old)
 
 
-LAYOUTS: list[tuple[Write, list[str], int]] = [
-    (write_oscar, ["size", "classes", "confidences"], 2048),
-    (write_oscar_names, ["size", "classes", "confidences"], 2048),
-    (write_visualbert, ["classes", "confidences"], 16),
-    (write_arrays, [], 16),
-    (write_list, [], 16),
-    (write_folder, [], 16),
-    (write_slices, [], 16),
+WRITE: list[tuple[Write, set[str], int]] = [
+    (write_oscar, {"size", "classes", "confidences"}, 2048),
+    (write_oscar_names, {"size", "classes", "confidences"}, 2048),
+    (write_visualbert, {"classes", "confidences"}, 16),
+    (write_arrays, set(), 16),
+    (write_list, set(), 16),
+    (write_folder, set(), 16),
+    (write_slices, set(), 16),
 ]
-each = pytest.mark.parametrize(("write", "lost", "size"), LAYOUTS, ids=[layout[0].__name__[6:] for layout in LAYOUTS])
 both = pytest.mark.parametrize("old", [False, True], ids=["zip", "before 1.6"])
 
 
-@each
-@both
-def test_what_torch_saves_is_read(write: Write, lost: list[str], size: int, old: bool, tmp_path: Path) -> None:
-    images = make(size)
-    check_same(write(tmp_path, images, old), "tensors", images, lost)
+def case_of(write: Write, lost: set[str], features: int, old: bool) -> Case:
+    name = f"{'before 1.6' if old else 'zip'}-{write.__name__[6:]}"
+    return Case(lambda folder, images: ("tensors", write(folder, images, old)), lost, features, name=name)
 
 
-@each
-@both
-def test_damage(write: Write, lost: list[str], size: int, old: bool, tmp_path: Path) -> None:
-    check_damage(write(tmp_path, make(size)[:3], old), "tensors", tmp_path)
-
-
-@each
-def test_a_pipe_is_refused_at_once(write: Write, lost: list[str], size: int, tmp_path: Path) -> None:
-    check_pipes(write(tmp_path, make(size)[:2], False), "tensors", tmp_path)
+@each([case_of(*layout, old) for layout in WRITE for old in (False, True)])
+class TestLayouts(OfLayouts): ...
 
 
 def test_pytorch_is_not_imported(tmp_path: Path) -> None:

@@ -20,14 +20,12 @@ from imagebert.data.readers.tsv import lines_of_share
 from tests.data.readers.checks import (
     Case,
     Image,
+    OfLayouts,
     b64,
-    check_changed_bytes,
-    check_no_pipe,
-    check_read,
     each,
-    load_all,
     make,
     read,
+    refused,
 )
 
 
@@ -113,18 +111,7 @@ LAYOUTS = [
 
 
 @each(LAYOUTS)
-def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
-    check_read(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
-    check_changed_bytes(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
-    check_no_pipe(case, tmp_path)
+class TestLayouts(OfLayouts): ...
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
@@ -166,7 +153,7 @@ def test_a_damaged_line_is_named_and_the_others_are_read(
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = damage(lines[0])
     path.write_bytes(b"".join(lines))
-    (error,) = load_all(name, path, laid_out=True)
+    (error,) = refused(name, path, laid_out=True)
     assert re.search(message, error), error
     assert f"{path}, byte {len(lines[0]) + len(lines[1])}" in error
 

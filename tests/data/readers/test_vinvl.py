@@ -16,15 +16,13 @@ from tests.data.readers.checks import (
     NAMES,
     Case,
     Image,
+    OfLayouts,
     Write,
     b64,
-    check_changed_bytes,
-    check_no_pipe,
-    check_read,
     each,
-    load_all,
     make,
     read,
+    refused,
 )
 from tests.data.readers.test_lmdbs import write_uniter
 
@@ -113,18 +111,7 @@ LAYOUTS = [
 
 
 @each(LAYOUTS)
-def test_what_a_project_writes_is_read(case: Case, tmp_path: Path) -> None:
-    check_read(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_damaged_bytes_never_do_more_than_damage(case: Case, tmp_path: Path) -> None:
-    check_changed_bytes(case, tmp_path)
-
-
-@each(LAYOUTS)
-def test_a_pipe_is_refused_at_once(case: Case, tmp_path: Path) -> None:
-    check_no_pipe(case, tmp_path)
+class TestLayouts(OfLayouts): ...
 
 
 def test_vinvls_files_of_other_names(tmp_path: Path) -> None:
@@ -149,7 +136,7 @@ def test_jsons_beside_the_features(tmp_path: Path) -> None:
     (folder / "predictions.lineidx").unlink()
     for text in ("[" * 9999, "[" * 70 + "]" * 70, "9" * 5000):
         (folder / "predictions.tsv").write_text("".join(f"{image.key}\t{text}\n" for image in make()))
-        errors = load_all("vinvl", folder)
+        errors = refused("vinvl", folder)
         assert len(errors) == 5
         assert all("features.tsv, byte" in error and "its label is n" in error for error in errors)
     for offset in ("9" * 400, "9" * 5000):
@@ -188,7 +175,7 @@ def test_labels_of_other_regions_are_refused(write: Write, change: Any, tmp_path
     """Also where the image's size is not told."""
     name, folder = write(tmp_path, make(2048))
     relabelled(folder, change)
-    (error,) = load_all(name, folder)
+    (error,) = refused(name, folder)
     assert "image '1000'" in error
     assert "of other regions" in error
 

@@ -20,10 +20,11 @@ from imagebert.config import UsageError
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import open_reader
 from tests.data.readers.checks import (
+    Case,
     Image,
-    check_damage,
-    check_pipes,
-    check_same,
+    OfLayouts,
+    check_read,
+    each,
     make,
     open_laid_out,
     read,
@@ -90,17 +91,22 @@ def write(path: Path, images: list[Image], parts: Callable[[Image], Parts], fold
     return path
 
 
+def halves(images: list[Image]) -> tuple[list[Image], list[Image]]:
+    middle = (len(images) + 1) // 2
+    return images[:middle], images[middle:]
+
+
 def write_shards(folder: Path, images: list[Image]) -> Path:
     (folder / "shards").mkdir()
-    for number in range(2):
-        write(folder / "shards" / f"{number:05}.tar", images[number * 3 : number * 3 + 3], as_npz)
+    for number, some in enumerate(halves(images)):
+        write(folder / "shards" / f"{number:05}.tar", some, as_npz)
     return folder / "shards"
 
 
 def write_packed_shards(folder: Path, images: list[Image]) -> Path:
     (folder / "shards").mkdir()
-    for number in range(2):
-        write(folder / "shards" / f"{number:05}.tar.gz", images[number * 3 : number * 3 + 3], as_npy)
+    for number, some in enumerate(halves(images)):
+        write(folder / "shards" / f"{number:05}.tar.gz", some, as_npy)
     return folder / "shards"
 
 
@@ -116,23 +122,14 @@ WRITE: dict[str, Callable[[Path, list[Image]], Path]] = {
     "gnu": lambda folder, images: write(folder / "0.tar", images, as_npz, format=tarfile.GNU_FORMAT),
     "ustar": lambda folder, images: write(folder / "0.tar", images, as_npz, format=tarfile.USTAR_FORMAT),
 }
-each = pytest.mark.parametrize("layout", WRITE)
 
 
-@each
-def test_what_webdataset_writes_is_read(layout: str, tmp_path: Path) -> None:
-    images = make(16)
-    check_same(WRITE[layout](tmp_path, images), "webdataset", images)
+def case_of(name: str) -> Case:
+    return Case(lambda folder, images: ("webdataset", WRITE[name](folder, images)), name=name)
 
 
-@each
-def test_damage(layout: str, tmp_path: Path) -> None:
-    check_damage(WRITE[layout](tmp_path, make(16)[:4]), "webdataset", tmp_path)
-
-
-@pytest.mark.parametrize("layout", ["shards", "packed shards"])
-def test_a_pipe_is_refused_at_once(layout: str, tmp_path: Path) -> None:
-    check_pipes(WRITE[layout](tmp_path, make(16)[:4]), "webdataset", tmp_path)
+@each([case_of(name) for name in WRITE])
+class TestLayouts(OfLayouts): ...
 
 
 @pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -158,7 +155,7 @@ def test_one_tar_behind_another(tmp_path: Path) -> None:
     images = make(16)
     first, second = (write(tmp_path / f"{n}.tar", images[n::2], as_npz).read_bytes() for n in range(2))
     (tmp_path / "both.tar").write_bytes(first + second)
-    check_same(tmp_path / "both.tar", "webdataset", images)
+    check_read("webdataset", tmp_path / "both.tar", images)
 
 
 # -------------------------------------------------------------------------------------------------- what must not pass
@@ -297,7 +294,7 @@ def test_lists_of_a_json_that_are_no_tables(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=error):
                 open_laid_out(detect([path]), path)
         else:
-            check_same(path, "webdataset", images)
+            check_read("webdataset", path, images)
 
 
 def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
