@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-browser test-slurm check format bench clean help
+.PHONY: demo test test-browser test-slurm check format bench release clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -37,6 +37,9 @@ bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training bes
 	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train
 
+release:  ## sdist and wheel in dist/, the wheel checked in a fresh environment of PYTHON outside the repository
+	$(PYTHON) .ci/release.py
+
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.
 $(VENV)/.installed: setup.py constraints.txt
@@ -54,4 +57,4 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 clean:  ## remove the environment and what tools leave behind
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,7 +25,7 @@ TRAIN = [
 ]
 EXTRACT = [*DATA, "onnxruntime>=1.17", "pillow>=10.0"]
 SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
-DEMO = [*TRAIN, *EXTRACT, *SEARCH, "matplotlib>=3.8", "scipy>=1.11"]  # and ladders
+DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, "matplotlib>=3.8", "scipy>=1.11"]))
 
 setup(
     name="imagebert",
@@ -34,7 +34,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The ImageBERT contributors",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     project_urls={"Paper": "https://arxiv.org/abs/2001.07966"},
     keywords=["vision-language", "pre-training", "image-text retrieval", "BERT", "DeepSpeed", "Slurm"],
@@ -101,14 +101,13 @@ setup(
         "extract": EXTRACT,
         "search": SEARCH,
         "demo": DEMO,
-        "all": list(dict.fromkeys([*DATA, *TRAIN, *EXTRACT, *SEARCH, *DEMO])),
+        "all": DEMO,  # it does everything, small
         # DALI is named after the CUDA that it is built for (cuda120 for CUDA 12); it runs on CPUs too.
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["wandb>=0.16"],
         "dev": [
             "beartype>=0.18",
-            "build>=1.2",
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mpi4py>=4.0",
