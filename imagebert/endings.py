@@ -24,6 +24,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from imagebert.errors import LostRank, MachineFault, UsageError
+from imagebert.extras import cure
 from imagebert.host import STOPPED, fault_line
 from imagebert.launch import find_job
 from imagebert.log import Place, place, say
@@ -65,6 +66,8 @@ def ending_of(error: BaseException) -> Ending:
     sentence = " ".join(str(error).split())[:1000] or type(error).__name__
     if isinstance(error, UsageError):
         return Ending(2, sentence)
+    if isinstance(error, ModuleNotFoundError) and (missing := cure(error)):
+        return Ending(2, missing)
     if isinstance(error, KeyboardInterrupt):
         return Ending(1, "interrupted")
     if isinstance(error, SystemExit):

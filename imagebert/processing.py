@@ -11,25 +11,26 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.utils import PushToHubMixin, cached_file
 
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord, convert
-from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import Tokenizer
-from imagebert.demo.extractor import SceneExtractor
 from imagebert.errors import UsageError
 from imagebert.files import read_bytes, read_json, write_json
-from imagebert.pictures import FILE_BYTES, LOCAL
-from imagebert.regions.extractor import DetectorExtractor, Extractor
-from imagebert.retrieval.pictures import open_picture
+
+# Pictures and stores need more packages than regions in memory: they are imported when they are met.
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from imagebert.data.regions import RegionStore
+    from imagebert.regions.extractor import Extractor
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         if boxes is not None:
             records = [_record(*each) for each in zip(*_listed(boxes, features), strict=True)]
         else:
-            listed = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images or ())
+            listed = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
             find = self._in_store(regions) if regions is not None else self._look_at
             records = [find(image) for image in listed]
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -210,11 +211,16 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
                 f"pictures need what finds their regions, for this model {name!r}: give from_pretrained an extractor, "
                 "or give boxes and features, or a region store"
             )
-        if not isinstance(image, Image.Image):
+        if isinstance(image, str | os.PathLike):
+            from imagebert.pictures import FILE_BYTES, LOCAL
+            from imagebert.retrieval.pictures import open_picture
+
             image = open_picture(read_bytes(Path(image), FILE_BYTES), LOCAL)
         return self.extractor(image.convert("RGB"))
 
     def _in_store(self, regions: RegionStore | str | os.PathLike[str]) -> Callable[[Any], RegionRecord]:
+        from imagebert.data.regions import RegionStore
+
         store = regions if isinstance(regions, RegionStore) else RegionStore(Path(regions))
 
         def find(key: Any) -> RegionRecord:
@@ -229,6 +235,19 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(self.settings, indent=2)[:2000]})"
+
+
+def _extractor(given: Any, trained: dict[str, Any]) -> Extractor | None:
+    if isinstance(given, str | os.PathLike):
+        from imagebert.regions.extractor import DetectorExtractor
+
+        return DetectorExtractor(Path(given))
+    if given is None and trained.get("name") == "connected components of rendered scenes":
+        from imagebert.demo.extractor import SceneExtractor
+
+        return SceneExtractor()
+    found: Extractor | None = given
+    return found
 
 
 def _listed(boxes: Any, features: Any) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:

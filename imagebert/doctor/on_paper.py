@@ -64,7 +64,7 @@ def _check_packages(config: RunConfig) -> None:
     check_monitors(config)
     for name in ("torch", "deepspeed"):
         if not is_installed(name):
-            raise UsageError(f"{name} is not installed here: install it where the job runs")
+            raise UsageError(f"{name} is not installed here: pip install 'imagebert[train]' where the job runs")
 
 
 def _check_batch(config: RunConfig, ranks: int) -> None:

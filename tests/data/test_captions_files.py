@@ -274,7 +274,7 @@ def test_txt_dbs_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UsageError, match="it is no txt_db"):
         found(tmp_path / "features")
     monkeypatch.setitem(sys.modules, "lz4.frame", None)
-    with pytest.raises(UsageError, match=r"pip install imagebert\[formats\]"):
+    with pytest.raises(UsageError, match=r"pip install 'imagebert\[data\]'"):
         found(tmp_path / "ids")
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import runpy
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from imagebert.cli import main
-from imagebert.config import RECIPES, SourceConfig, load_recipe
+from imagebert.config import SourceConfig, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.region_writer import write_regions
@@ -57,16 +54,6 @@ def test_a_local_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "new").exists()
     (row,) = json.loads((tmp_path / "figures").read_text())["hosts"]
     assert row["free --local GiB"] == pytest.approx(shutil.disk_usage(tmp_path).free / 2**30, rel=0.05)
-
-
-def test_the_install_brings_what_shipped_recipes_log_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr("setuptools.setup", asked.update)
-    runpy.run_path("setup.py")
-    brought = {re.match(r"[\w-]+", line)[0] for line in asked["install_requires"]}  # type: ignore[index]
-    monitors = {name for path in RECIPES.glob("*.yaml") for name in load_recipe(path.stem).logging.monitors}
-    assert monitors
-    assert monitors - {"csv"} <= brought
 
 
 def test_a_disk_that_fails_is_found_and_ends_nothing(recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

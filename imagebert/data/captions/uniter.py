@@ -28,7 +28,7 @@ def uniter(path: Path) -> Found:
         from lz4.frame import LZ4FrameDecompressor
     except ImportError as error:
         raise UsageError(
-            f"{path} is an LMDB, and UNITER's txt_db are packed by lz4 ({error}): pip install imagebert[formats]"
+            f"{path} is an LMDB, and UNITER's txt_db are packed by lz4 ({error}): pip install 'imagebert[data]'"
         ) from None
 
     environment = Reader(path)

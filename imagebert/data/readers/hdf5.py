@@ -45,7 +45,7 @@ class Hdf5Reader(ListedReader):
         try:
             import h5py
         except ImportError as error:
-            raise UsageError(f"HDF5 files need h5py ({error}): pip install imagebert[formats]") from None
+            raise UsageError(f"HDF5 files need h5py ({error}): pip install 'imagebert[data]'") from None
         files = find_files(sources, (".h5", ".hdf5"))
         self._images: list[tuple[Path, str, _Load]] = []
         self.beside = [ids for source in files if (ids := _ids_of(source)).exists()]
