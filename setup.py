@@ -87,6 +87,7 @@ setup(
         "torch>=2.8",
         "triton>=3.6",
         "transformers>=5.0",
+        "huggingface_hub>=1.0",
         "tokenizers>=0.20",
         "safetensors>=0.4",
         "numpy>=1.26",

@@ -369,7 +369,7 @@ def check_monitors(config: RunConfig) -> None:
         if not is_installed(name):
             extra = "monitors" if name == "wandb" else "train"
             raise UsageError(
-                f"logging.monitors has {name}, which is not installed: pip install 'imagebert[{extra}]', or leave it out"
+                f"logging.monitors has {name}, which is not installed: pip install 'imagebert[{extra}]', or take it out"
             )
 
 

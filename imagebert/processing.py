@@ -85,21 +85,14 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         if missing:
             raise UsageError(f"{folder} lacks {missing[0]}: `imagebert export` writes whole model folders")
         settings = read_json(Path(files["preprocessor_config.json"]))
-        found = extractor
-        if isinstance(extractor, str | os.PathLike):
-            found = DetectorExtractor(Path(extractor))
-        elif (
-            extractor is None and settings["extractor"].get("name") == (scenes := SceneExtractor()).description["name"]
-        ):
-            found = scenes
-        if found is not None and isinstance(found, DetectorExtractor | SceneExtractor):
-            ours, trained = found.description.get("digest"), settings["extractor"].get("digest")
-            if ours != trained:
-                log.warning(
-                    "%s was trained with regions of %r, and this is another extractor: its scores may mean little",
-                    *(folder, settings["extractor"].get("name")),
-                )
-        return cls(Tokenizer(Path(files["vocab.txt"]).parent), settings, found)  # type: ignore[arg-type]
+        found = _extractor(extractor, settings["extractor"])
+        ours = getattr(found, "description", {}).get("digest")
+        if found is not None and ours != settings["extractor"].get("digest"):
+            log.warning(
+                "%s was trained with regions of %r, and this is another extractor: its scores may mean little",
+                *(folder, settings["extractor"].get("name")),
+            )
+        return cls(Tokenizer(Path(files["vocab.txt"]).parent), settings, found)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Writes the processor's files into a folder, beside a model's or alone; returns their paths."""
@@ -151,7 +144,7 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         if boxes is not None:
             records = [_record(*each) for each in zip(*_listed(boxes, features), strict=True)]
         else:
-            listed = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+            listed: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
             find = self._in_store(regions) if regions is not None else self._look_at
             records = [find(image) for image in listed]
         texts = [texts] if isinstance(texts, str) else list(texts)

@@ -340,7 +340,7 @@ def test_a_monitor_that_is_not_installed(
     monkeypatch.syspath_prepend(str(tmp_path))
     call = train(source, tmp_path, "logging.monitors=[wandb]")
     assert main(call) == 2
-    message = "logging.monitors has wandb, which is not installed: pip install wandb, or leave it out"
+    message = "logging.monitors has wandb, which is not installed: pip install 'imagebert[monitors]', or take it out"
     assert f"imagebert: {message}" in capsys.readouterr().err.splitlines()
     assert main(["doctor", "--quick", *call[1:]]) == 2
     assert message in capsys.readouterr().out
