@@ -35,14 +35,12 @@ from imagebert.feed.packer import Limits
 from imagebert.files import (
     DIGESTS,
     check_digests,
-    digest_of,
-    file_digest,
     read_json,
-    read_sealed,
     write_digests,
     write_json,
 )
 from imagebert.log import BY_RANK_0
+from imagebert.model.card import model_digest, write_card
 from imagebert.model.initialization import find_model
 
 log = logging.getLogger(__name__)
@@ -124,7 +122,9 @@ def write_model(
         write_json(folder / "tokenizer_config.json", processing.tokenizer)
         write_json(folder / "preprocessor_config.json", processing.preprocessor)
         write_json(folder / "training.json", training)
-        (folder / "README.md").write_text(_card(whole, processing, training), encoding="utf-8")
+        (folder / "README.md").write_text(
+            write_card(type(whole).__name__, whole.config, processing.preprocessor, training), encoding="utf-8"
+        )
         write_digests(folder)
 
 
@@ -202,21 +202,7 @@ def open_model(path: Path) -> ModelFolder:
     training = read_json(folder / "training.json") if "training.json" in found["files"] else {}
     if missing:
         log.warning("%s lacks %s: %s", folder, ", ".join(missing), _told(limits), extra=BY_RANK_0)
-    return ModelFolder(folder, model_digest(folder), limits, preprocessor, training)
-
-
-def model_digest(folder: Path) -> str:
-    """What names a model: the digest of weights, shape and words, as digests.json has them; see `open_model`.
-
-    Raises:
-        UsageError: it is damaged.
-    """
-    if not (folder / DIGESTS).is_file():
-        weights = folder / "model.safetensors"
-        return file_digest(weights) if weights.is_file() else ""
-    files = read_sealed(folder / DIGESTS, _CURE)["files"]
-    names = ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json")
-    return digest_of({name: files[name]["sha256"] for name in names if name in files})
+    return ModelFolder(folder, model_digest(folder, _CURE), limits, preprocessor, training)
 
 
 def _of_before(folder: Path) -> ModelFolder:
@@ -242,43 +228,3 @@ def _run_limits(folder: Path) -> Limits:
     if (folder.parent / "config.yaml").is_file():
         return Limits.of(load_recipe(str(folder.parent / "config.yaml")).data)
     return Limits(max_regions=100, max_words=41, whole_image=True)
-
-
-def _card(model: PreTrainedModel, processing: Processing, training: dict[str, Any]) -> str:
-    preprocessor, shape = processing.preprocessor, model.config
-    data, recipe = training["data"], training["recipe"]
-    facts = {
-        "layers, hidden size": f"{shape.num_hidden_layers}, {shape.hidden_size}",
-        "fed": f"{preprocessor['max_regions']} regions, {preprocessor['max_words']} word pieces"
-        + (", the whole image among the regions" if preprocessor["whole_image"] else ""),
-        "region features": f"{preprocessor['feature_type']}[{preprocessor['feature_size']}], "
-        f"{len(preprocessor['region_classes'])} classes, from {preprocessor['extractor'].get('name')}",
-        "trained by": f"stage `{recipe['stage']}` ({recipe['task']}), {training['steps']} steps, seed {recipe['seed']}",
-        "trained on": f"{data['captions']:,} captions of {data['images']:,} images",
-        "regions": ", ".join(digest[:16] for digest in data["regions"]),
-        "pairs": ", ".join(digest[:16] for digest in data["pairs"]),
-        "started from": str(training.get("started_from") or "new weights")[:16],
-        "made by": f"imagebert {training['version']}, commit {training['commit'] or 'unknown'}",
-    }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return f"""---
-library_name: imagebert
-tags: [image-text-retrieval, vision-language]
----
-
-# {type(model).__name__}
-
-ImageBERT (Qi et al., 2020, arXiv 2001.07966): image regions and words in one Transformer. Regions must come from the
-extractor below; with others its scores mean nothing.
-
-| | |
-|---|---|
-{rows}
-
-The whole recipe and all digests are in training.json. `imagebert verify FOLDER` compares every file with digests.json.
-
-```
-imagebert evaluate FOLDER --regions STORE --pairs STORE
-imagebert search FOLDER STORE "two dogs on grass"
-```
-"""

@@ -24,8 +24,7 @@ from torch.profiler import record_function
 
 from imagebert import distributed
 from imagebert.batch import PackedBatch
-from imagebert.config import RunConfig, UsageError, shown
-from imagebert.config import check_monitors as check_monitors
+from imagebert.config import RunConfig, UsageError, check_monitors, shown
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 from imagebert.engine.shards import Piece, Shards, Snapshot

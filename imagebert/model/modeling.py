@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from imagebert.batch import PackedBatch
-from imagebert.files import file_digest, write_digests
+from imagebert.files import add_digests, file_digest, write_digests
+from imagebert.model.card import figures_of
 from imagebert.model.configuration import ImageBertConfig
 from imagebert.model.dense import Inside, embed_images, embed_texts, encode
 from imagebert.model.dual import DualHead, WithVectors
@@ -101,6 +102,8 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **commit: Any) -> str:
         """Uploads what `save_pretrained` writes, with the run's own model card; returns the address of the commit.
 
+        The card has data, recipe and limits, and R@K of each evaluation of this very model.
+
         Args:
             repo_id: such as somebody/imagebert-flickr30k; made where it is not there
             private: whether others may not see a new repository
@@ -111,6 +114,12 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         commit.setdefault("commit_message", f"Upload {type(self).__name__}")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            card = Path(folder) / "README.md"
+            if card.is_file():
+                card.write_text(
+                    card.read_text(encoding="utf-8") + figures_of(Path(self.name_or_path)), encoding="utf-8"
+                )
+                add_digests(Path(folder), [card.name])
             return str(hub.upload_folder(repo_id=repository, folder_path=folder, **commit))
 
     def _backward_compatibility_gradient_checkpointing(self) -> None:

@@ -23,14 +23,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, build, differences, to_plain, to_yaml
+from imagebert.config import RunConfig, UsageError, build, check_monitors, differences, to_plain, to_yaml
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
 from imagebert.data.vocabulary import has_vocabulary
 from imagebert.endings import Stop, asked_to_stop, keep_tracebacks
 from imagebert.engine.checkpoints import Checkpoints, find_newest, newest_manifest
-from imagebert.engine.engine import Engine, check_monitors, zero_stage
+from imagebert.engine.engine import Engine, zero_stage
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
@@ -53,8 +53,9 @@ from imagebert.model import (
     ImageBertForPreTraining,
     initialize_from,
 )
+from imagebert.model.card import model_digest
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
-from imagebert.model_folder import Processing, is_whole, model_digest, open_model, processing_of, write_model
+from imagebert.model_folder import Processing, is_whole, open_model, processing_of, write_model
 from imagebert.training.attempts import Attempt, attempt, ended, read_attempts
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives

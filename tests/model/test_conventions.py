@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from imagebert.config import SourceConfig
-from imagebert.files import check_digests
+from imagebert.files import check_digests, write_sealed
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining, modeling
+from imagebert.model.card import model_digest
 from tests.model.test_modeling import SHAPE, make_batch
 from tests.model.test_padded import padded_of
 
@@ -105,12 +106,25 @@ def test_push_to_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return huggingface_hub.RepoUrl(f"https://huggingface.co/{name}")
 
         def upload_folder(self, repo_id: str, folder_path: str, **commit: Any) -> str:
-            sent.update(commit, to=repo_id, files={p.name for p in Path(folder_path).iterdir()})
+            check_digests(Path(folder_path))
+            sent.update(commit, to=repo_id, files={p.name: p.read_bytes() for p in Path(folder_path).iterdir()})
             return "done"
 
     monkeypatch.setattr(modeling, "HfApi", Hub)
+    recall = {"images": 4, "captions": 20, "folds": 1}
+    recall |= {way: {"r1": r, "r5": r + 20, "r10": 99.0} for way, r in (("ir", 50.04), ("tr", 60.0))}
+    for number, digest in enumerate((model_digest(folder), "another model's")):
+        place = folder.parent / f"evaluation/test-{number}"
+        place.mkdir(parents=True)
+        about = {"model": digest, "split": "test", "data": {"regions": ["ab" * 32], "pairs": ["cd" * 32]}}
+        write_sealed(place / "evaluation.json", about)
+        (place / "recall.json").write_text(json.dumps(recall | {"images": 4 + number}))
     model = ImageBertForImageTextRetrieval.from_pretrained(folder)
     assert model.push_to_hub("somebody/imagebert", private=True, token="t", create_pr=True) == "done"
     assert sent["to"] == "somebody/imagebert"
     assert (sent["token"], sent["private"], sent["create_pr"]) == ("t", True, True)
-    assert sent["files"] == {p.name for p in folder.iterdir()}
+    assert set(sent["files"]) == {p.name for p in folder.iterdir()}
+    card = sent["files"]["README.md"].decode()
+    assert card.startswith((folder / "README.md").read_text())
+    assert "| test: 4 images, 20 captions | 50.0 | 70.0 | 99.0 | 60.0 | 80.0 | 99.0 |" in card
+    assert "5 images" not in card
