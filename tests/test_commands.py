@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from imagebert import cli
-from imagebert.cli import data, retrieval, train
+from imagebert.api.retrieval import DATASETS
+from imagebert.cli import data, train
 from imagebert.cli.commands import Parser, build_parser
 from imagebert.config import UsageError, load_recipe
 from imagebert.data.readers.source import FORMATS
@@ -162,7 +163,7 @@ def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
             raise UsageError(f"{given['recipe']} is a recipe to {task}")
     if "name" in given:
         (load_ladder if command is train.ladder else load_recipe)(given["name"])
-    for key, known in (("format", {*FORMATS, "auto", "formats"}), ("dataset", set(retrieval.DATASETS))):
+    for key, known in (("format", {*FORMATS, "auto", "formats"}), ("dataset", set(DATASETS))):
         if command is not data.pairs and given.get(key) not in {None, *known}:
             raise UsageError(f"no {key} {given[key]}")
     return 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagebert.errors import UsageError
+
+if TYPE_CHECKING:
+    from imagebert.api import StoreOptions
 
 FEATURES = ["int8", "float16", "float32"]
 
@@ -31,7 +35,15 @@ def add_target(parser: ArgumentParser, features: str | None) -> None:
     add_overwrite(parser)
 
 
+def store_options(parsed: Namespace) -> StoreOptions:
+    """What `add_target` was told."""
+    from imagebert import api
+
+    return api.StoreOptions(features=parsed.features, shard_gib=parsed.shard_gib, overwrite=parsed.overwrite)
+
+
 def add_data(parser: ArgumentParser, split: str) -> None:
+    """Which corpus a model is asked about, and what of it is fed."""
     parser.add_argument("--regions", metavar="STORE", help="region store")
     parser.add_argument("--pairs", metavar="STORE", help="pair store")
     parser.add_argument("--split", default=split, help="split of the pair store (%(default)s)")
@@ -94,18 +106,3 @@ def name_and_value(text: str, option: str, form: str = "NAME=VALUE") -> tuple[st
     if not (name and equals and value):
         raise UsageError(f"{option} {text}: give {form}")
     return name, value
-
-
-def lines_of(path: Path, what: str) -> list[str]:
-    """The lines of a file, without spaces around them and without empty ones; a CR alone ends one, too."""
-    from imagebert.files import text_lines
-
-    try:
-        lines = list(text_lines(path))
-    except UsageError as error:
-        raise UsageError(f"{what}: {error}") from None
-    # One name less in a list is another list.
-    if wrong := next((line for line in lines if line.error), None):
-        raise UsageError(f"{what}: {path}, line {wrong.number}: {wrong.error}")
-    names = (name.strip() for line in lines for name in line.text.split("\r"))
-    return [name for name in names if name]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from imagebert.cli.commands import Command, command
-from imagebert.cli.data import _transfer, verify
-from imagebert.cli.options import add_json, add_target, lines_of, part, positive
-from imagebert.cli.printing import print_report
+from imagebert.cli.data import verify
+from imagebert.cli.options import add_json, add_target, part, positive, store_options
+from imagebert.cli.printing import is_first, print_report, print_transferred, write_json
 from imagebert.errors import UsageError
 
 
@@ -21,26 +20,12 @@ def _inspect_options(parser: ArgumentParser) -> None:
 
 @command("inspect", "What a store holds", _inspect_options)
 def inspect(parsed: Namespace) -> int:
-    from imagebert.data.regions import RegionStore
+    from imagebert import api
 
-    store = RegionStore(parsed.path)
-    print_report(str(parsed.path), _figures(store), parsed.json)
+    figures = api.inspect(parsed.path)
+    print_report(str(parsed.path), figures)
+    write_json(parsed.json, figures)
     return 0
-
-
-def _figures(store: Any) -> dict[str, Any]:
-    return {
-        "images": len(store),
-        "regions": int(store.region_counts.sum()),
-        "regions_per_image": float(store.region_counts.mean()),
-        "feature_size": store.feature_size,
-        "feature_type": store.feature_type,
-        "classes": len(store.classes) if store.has_classes else "none, all are of class 0",
-        "extractor": store.extractor.get("name"),
-        "shards": len(store.shards),
-        "bytes": sum(shard["bytes"] for shard in store.shards),
-        **{f"feature_{name}": value for name, value in store.statistics.items()},
-    }
 
 
 def _keys_options(parser: ArgumentParser) -> None:
@@ -49,11 +34,11 @@ def _keys_options(parser: ArgumentParser) -> None:
 
 @command("keys", "The keys of a store's images, one a line, sorted", _keys_options)
 def keys(parsed: Namespace) -> int:
-    from imagebert.data.regions import RegionStore
+    from imagebert import api
 
-    store = RegionStore(parsed.path)
-    for start in range(0, len(store), 1 << 16):
-        print("\n".join(store.key(image) for image in range(start, min(start + (1 << 16), len(store)))))
+    listed = api.keys(parsed.path)
+    while block := list(islice(listed, 1 << 16)):
+        print("\n".join(block))
     return 0
 
 
@@ -64,10 +49,13 @@ def _merge_options(parser: ArgumentParser) -> None:
 
 @command("merge", "One store of several", _merge_options, ranks="all", header=True)
 def merge(parsed: Namespace) -> int:
+    from imagebert import api
+
     if len(parsed.paths) < 2:
         raise UsageError("name the stores and the one to write: imagebert store merge STORE STORE ... OUT")
     *sources, out = parsed.paths
-    return _write_store(parsed, sources, out, None)
+    print_transferred(api.merge(sources, out, options=store_options(parsed)), out)
+    return 0
 
 
 def _split_options(parser: ArgumentParser) -> None:
@@ -87,15 +75,11 @@ def _split_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def split(parsed: Namespace) -> int:
-    from imagebert.data.readers import share_of
-    from imagebert.data.regions import RegionStore
+    from imagebert import api
 
-    if parsed.keys:
-        return _write_store(parsed, [parsed.path], parsed.out, lines_of(parsed.keys, "--keys"))
-    store = RegionStore(parsed.path)
-    for number in range(parsed.parts):
-        keys = [store.key(image) for image in share_of(len(store), number, parsed.parts)]
-        _write_store(parsed, [parsed.path], parsed.out.with_name(f"{parsed.out.name}-{number}"), keys)
+    done = api.split(parsed.path, parsed.out, keys=parsed.keys, parts=parsed.parts, options=store_options(parsed))
+    for out, counts in done.items():
+        print_transferred(counts, out)
     return 0
 
 
@@ -113,34 +97,14 @@ def _quantize_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def quantize(parsed: Namespace) -> int:
-    from imagebert.data.regions import RegionStore
+    from imagebert import api
 
-    _write_store(parsed, [parsed.path], parsed.out, None)
-    from imagebert.launch import placed
-
-    if placed(os.environ)[0] > 0:
-        return 0
-    error = RegionStore(parsed.out).statistics["relative_storage_error"]
-    print(f"root-mean-square error {error:.3%} of the features' own root-mean-square")
+    quantized = api.quantize(parsed.path, parsed.out, options=store_options(parsed))
+    print_transferred(quantized.done, parsed.out)
+    if is_first():
+        error = quantized.relative_error
+        print(f"root-mean-square error {error:.3%} of the features' own root-mean-square")
     return 0
-
-
-def _write_store(parsed: Namespace, sources: list[Path], out: Path, keys: list[str] | None) -> int:
-    import hashlib
-
-    from imagebert.data.transfer import StoreReader, Target
-    from imagebert.workers import workers
-
-    with workers() as team:
-        reader = StoreReader(sources, keys)
-        features = parsed.features or reader.feature_type
-        shard_bytes = parsed.shard_gib << 30
-        target = Target(
-            *(out, reader.classes, reader.extractor, features, shard_bytes, parsed.overwrite, reader.contents),
-            has_classes=reader.has_classes,
-        )
-        chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        return _transfer(reader, target, {"stores": reader.contents, "keys": chosen}, True, team)
 
 
 def _stage_options(parser: ArgumentParser) -> None:
@@ -160,23 +124,11 @@ def _stage_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def stage(parsed: Namespace) -> int:
-    from imagebert.data.regions import RegionStore
-    from imagebert.data.staging import room_for_stage, shards_to_stage, stage
+    from imagebert import api
 
-    store = RegionStore(parsed.path)
-    room = parsed.room << 30 if parsed.room else None
-    if parsed.as_fits:
-        room = room_for_stage(parsed.folder)
-    part, parts = parsed.part
-    shards = shards_to_stage(store, part, parts, room)
-    total = sum(shard["file_bytes"] for shard in shards)
-    from imagebert.log import Progress
-
-    with Progress(f"Staging {parsed.path.name}", total, "GB", scale=1e9) as progress:
-        for done in stage(store, parsed.folder, shards):
-            progress.update(done)
-    there = sum((parsed.folder / shard["name"]).exists() for shard in store.shards)
-    print(f"{there} of {len(store.shards)} shards are in {parsed.folder}; the others are read from {parsed.path}")
+    done = api.stage(parsed.path, parsed.folder, part=parsed.part, room_gib=parsed.room, as_fits=parsed.as_fits)
+    left = f"the others are read from {parsed.path}"
+    print(f"{done.there} of {done.shards} shards are in {done.folder}; {left}")
     return 0
 
 

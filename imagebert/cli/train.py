@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from imagebert.cli.commands import command
 from imagebert.cli.options import FEATURES, add_json, amount, finite, numbers, positive, seed
-from imagebert.cli.printing import check_writable, print_report, print_table, tables_console, write_json
+from imagebert.cli.printing import check_json, is_first, print_plan, print_report, print_table, print_tables, write_json
 from imagebert.errors import UsageError
-from imagebert.host import STOPPED
+from imagebert.host import STOPPED, say_fault
 
 
 def _demo_options(parser: ArgumentParser) -> None:
@@ -28,9 +26,9 @@ def _demo_options(parser: ArgumentParser) -> None:
     ranks="none",
 )
 def demo(parsed: Namespace) -> int:
-    from imagebert.demo.run import run_demo
+    from imagebert import api
 
-    if run_demo(parsed.out, parsed.seed, parsed.overrides) is None:
+    if api.demo(parsed.out, parsed.seed, parsed.overrides) is None:
         print("stopped; the same command goes on from here")
         return STOPPED
     return 0
@@ -63,31 +61,19 @@ def _finetune_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def pretrain(parsed: Namespace) -> int:
-    from imagebert.config import load_recipe
-    from imagebert.endings import asked_to_stop
+    from imagebert import api
 
-    config = load_recipe(parsed.recipe, parsed.overrides)
-    if config.task != parsed.task:
-        raise UsageError(f"{parsed.recipe} is a recipe to {config.task}: call `imagebert {config.task}`")
-    from imagebert.header import announce_recipe
-
-    announce_recipe(parsed.recipe, config)
-    with asked_to_stop():  # also while all this is imported
-        from imagebert import distributed
-        from imagebert.retrieval.validation import Validation
-        from imagebert.training.run import run
-
-        stopped = run(config, parsed.stop_at, parsed.profile or 0, Validation)
-    if distributed.rank() == 0:
-        profile = Path(config.output) / "profile/profile.json"
-        if parsed.profile and profile.is_file():
-            seconds = json.loads(profile.read_text(encoding="utf-8"))
+    train = api.pretrain if parsed.task == "pretrain" else api.finetune
+    trained = train(parsed.recipe, parsed.overrides, stop_at=parsed.stop_at, profile=parsed.profile)
+    if is_first():
+        if seconds := trained.profile:
             shares = {name: f"{1e3 * s:.2f} ms, {s / seconds['step']:.0%}" for name, s in seconds.items()}
-            print_report("A step of rank 0", shares, None)
-            print(f"trace in {profile.parent}/trace.json: open it in chrome://tracing or ui.perfetto.dev")
-        end = f"model in {config.output}/model" if stopped.finished else "the same command goes on from here"
-        print(f"{stopped.step} steps done; {end}")
-    return 0 if stopped.finished else STOPPED
+            print_report("A step of rank 0", shares)
+            trace = trained.folder / "profile/trace.json"
+            print(f"trace in {trace}: open it in chrome://tracing or ui.perfetto.dev")
+        end = f"model in {trained.folder}/model" if trained.finished else "the same command goes on from here"
+        print(f"{trained.steps} steps done; {end}")
+    return 0 if trained.finished else STOPPED
 
 
 finetune = pretrain._replace(
@@ -110,11 +96,10 @@ def _export_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def export(parsed: Namespace) -> int:
-    from imagebert.training.run import export_run
+    from imagebert import api
 
-    out = parsed.out or parsed.run / "model"
-    steps = export_run(parsed.run, out)
-    print(f"the model after {steps} steps is in {out}")
+    exported = api.export(parsed.run, parsed.out)
+    print(f"the model after {exported.steps} steps is in {exported.folder}")
     return 0
 
 
@@ -175,139 +160,35 @@ _OF_RECIPE = {
     _plan_options,
 )
 def plan(parsed: Namespace) -> int:
-    from imagebert.training.capacity import GPUS, calibrated, plan, step_time
-    from imagebert.training.planning import Planned, Told, knee, sizes_of_training
-    from imagebert.training.simulation import simulate
+    from imagebert import api
 
-    constants = GPUS[parsed.gpu]
-    if parsed.calibrate:
-        constants = calibrated(constants, parsed.calibrate)
+    cluster = api.Cluster(
+        nodes=parsed.nodes, gpus_per_node=parsed.gpus_per_node, gpu=parsed.gpu, calibration=parsed.calibrate
+    )
+    told = api.Told(**{name: getattr(parsed, name) for name in ("pairs", "regions", "words", "features", "model")})
     if parsed.recipe == "evaluate":
-        return _plan_evaluation(parsed, constants)
-    for name in ("images", "captions", "candidates"):
-        if getattr(parsed, name) is not None:
-            raise UsageError(f"--{name} is of an evaluation: imagebert plan evaluate --images N --captions N")
-    notes, sizes = [], []
-    if parsed.recipe is None:
-        job = _told_job(parsed, constants)
+        if parsed.images is None or parsed.captions is None:
+            raise UsageError("say how many: imagebert plan evaluate --images 5k --captions 25k")
+        found = api.plan_evaluation(
+            parsed.images, parsed.captions, cluster=cluster, told=told, candidates=parsed.candidates
+        )
     else:
-        from imagebert.config import load_recipe
-
-        for name, key in _OF_RECIPE.items():
-            if getattr(parsed, name):
-                raise UsageError(f"--{name.replace('_', '-')} is the recipe's: give it as {key}=...")
-        config = load_recipe(parsed.recipe, parsed.overrides)
-        told = Told(**{name: getattr(parsed, name) for name in ("pairs", "regions", "words", "features", "model")})
-        planned = Planned(config, constants, told)
-        job, notes = planned.job(parsed.nodes, parsed.gpus_per_node), planned.notes
-        sizes = sizes_of_training(planned, parsed.gpus_per_node)
-        most = planned.most_gpus(sizes[-1].gpus)
-        notes = [*notes, f"the batch can be cut for {most:,} GPUs at most"] if most else notes
-    figures: dict[str, Any] = plan(job)
-    if parsed.recipe is not None and job.task == "finetune":
-        figures["negatives"] = planned.hard_negatives(job)
-    if parsed.simulate:
-        whole, calm = (simulate(job, parsed.simulate, with_failures=f) / parsed.simulate for f in (True, False))
-        figures["simulated, ms a step"] = {"without failures": 1e3 * calm, "with": 1e3 * whole}
-        figures["simulated, ms a step"]["by formula, without"] = 1e3 * step_time(job).total
-    what = f"batch {job.batch_size:,.0f}, {job.accumulation} microbatches a GPU, ZeRO {job.stage}"
-    title = f"{parsed.recipe or parsed.model or 'base'}, {what}, {job.ranks} x {parsed.gpu}"
-    if sizes:
-        figures["more do not pay from, GPUs"] = knee(sizes)
-    _plan_tables(title, figures, sizes, parsed, notes)
-    return 0
-
-
-def _told_job(parsed: Namespace, constants: Any) -> Any:
-    """Pre-training without a recipe, by the options."""
-    import numpy as np
-
-    from imagebert.model import ImageBertConfig
-    from imagebert.training.capacity import Job
-
-    accumulation, gpus = parsed.accumulation or 1, parsed.nodes * parsed.gpus_per_node
-    return Job(
-        pairs=parsed.pairs or 10_000_000,
-        nodes=parsed.nodes,
-        gpus_per_node=parsed.gpus_per_node,
-        shape=ImageBertConfig.preset(parsed.model or "base"),
-        constants=constants,
-        regions=parsed.regions or 100,
-        words=parsed.words or 41,
-        epochs=parsed.epochs or 17,
-        batch_size=parsed.batch_size or 256 * gpus * accumulation,
-        accumulation=accumulation,
-        stage=1 if parsed.zero is None else parsed.zero,
-        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
-        recompute=parsed.recompute,
-    )
-
-
-def _plan_evaluation(parsed: Namespace, constants: Any) -> int:
-    import numpy as np
-
-    from imagebert.model import ImageBertConfig
-    from imagebert.training.planning import Exact, knee, sizes_of_evaluation
-
-    if parsed.images is None or parsed.captions is None:
-        raise UsageError("say how many: imagebert plan evaluate --images 5k --captions 25k")
-    exact = Exact(
-        images=parsed.images,
-        captions=parsed.captions,
-        shape=ImageBertConfig.preset(parsed.model or "base"),
-        constants=constants,
-        regions=parsed.regions or 100,
-        words=parsed.words or 41,
-        feature_bytes=np.dtype(parsed.features or "int8").itemsize,
-        candidates=parsed.candidates,
-    )
-    figures: dict[str, Any] = exact.plan(parsed.nodes, parsed.gpus_per_node)
-    sizes = sizes_of_evaluation(exact, parsed.gpus_per_node)
-    gpus = parsed.nodes * parsed.gpus_per_node
-    title = f"{parsed.images:,} x {parsed.captions:,}, {parsed.model or 'base'}, {gpus} x {parsed.gpu}"
-    figures["more do not pay from, GPUs"] = knee(sizes)
-    _plan_tables(title, figures, sizes, parsed, [])
-    return 0
-
-
-def _plan_tables(title: str, figures: dict[str, Any], sizes: list[Any], parsed: Namespace, notes: list[str]) -> None:
-    """Prints a plan, what more GPUs bring, and what was taken on trust."""
-    from rich.table import Table
-
-    console = tables_console(None if sys.stdout.isatty() else 130)  # a file has no width
-    table = Table("", "", "", title=title)
-    for group, rows in figures.items():
-        for number, (name, value) in enumerate(rows.items() if isinstance(rows, dict) else ()):
-            table.add_row(group * (number == 0), name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
-        table.add_section()
-    console.print(table)
-    if sizes:
-        console.print(_table_of_sizes(sizes))
-        figures["sizes"] = [size._asdict() for size in sizes]
-        knee, most = figures["more do not pay from, GPUs"], sizes[-1].gpus
-        if knee is None:
-            print(f"up to {most:,} GPUs twice as many are at least 1.2 times as fast")
-        else:
-            print(f"from {knee:,} GPUs on more do not pay: twice as many gain less than 20 %")
-    for note in notes:
-        print(f"note: {note}")
+        for name in ("images", "captions", "candidates"):
+            if getattr(parsed, name) is not None:
+                raise UsageError(f"--{name} is of an evaluation: imagebert plan evaluate --images N --captions N")
+        given = {name: getattr(parsed, name) for name in _OF_RECIPE if getattr(parsed, name)}
+        if parsed.recipe is not None and given:
+            name = next(iter(given))
+            raise UsageError(f"--{name.replace('_', '-')} is the recipe's: give it as {_OF_RECIPE[name]}=...")
+        schedule = None if parsed.recipe is not None else api.Schedule(**given)
+        found = api.plan(
+            *(parsed.recipe, parsed.overrides), cluster=cluster, told=told, schedule=schedule, simulate=parsed.simulate
+        )
+    print_plan(found)
     if not parsed.calibrate:
         print("from data sheets and the project's aim of half the matmul rate; --calibrate brings measured constants")
-    write_json(parsed.json, figures)
-
-
-def _table_of_sizes(sizes: list[Any]) -> Any:
-    from rich.table import Table
-
-    training = sizes[0].milliseconds > 0
-    table = Table("GPUs", "hours", "efficiency", title="the same on more GPUs")
-    for name in ("a step, ms", "microbatches a GPU", "memory") if training else ():
-        table.add_column(name)
-    for size in sizes:
-        efficiency = sizes[0].hours * sizes[0].gpus / (size.hours * size.gpus)
-        step = f"{size.milliseconds:,.4g}", f"{size.microbatches}", "fits" if size.fits else "is too small"
-        table.add_row(f"{size.gpus:,}", f"{size.hours:,.4g}", f"{efficiency:.0%}", *(step if training else ()))
-    return table
+    write_json(parsed.json, found.figures)
+    return 0
 
 
 def _doctor_options(parser: ArgumentParser) -> None:
@@ -335,27 +216,19 @@ def _doctor_options(parser: ArgumentParser) -> None:
     ranks="all",
 )
 def doctor(parsed: Namespace) -> int:
-    if parsed.on_paper:
-        from imagebert.doctor.on_paper import problems
+    from imagebert import api
 
+    if parsed.on_paper:
         if parsed.recipe is None:
             raise UsageError("--on-paper needs a RECIPE")
-        said = problems(parsed.recipe, parsed.overrides, parsed.task, parsed.on_paper, parsed.later)
+        said = api.doctor_on_paper(
+            parsed.recipe, parsed.overrides, ranks=parsed.on_paper, task=parsed.task, later=parsed.later
+        )
         for line in said:
             print(f"imagebert: {line}", file=sys.stderr)
         return 2 if said else 0
-
-    from imagebert import distributed
-    from imagebert.config import load_recipe
-    from imagebert.doctor.examine import examine
-    from imagebert.doctor.on_paper import check_task
-    from imagebert.host import say_fault
-
-    config = load_recipe(parsed.recipe, parsed.overrides) if parsed.recipe else None
-    if config:
-        check_task(config, parsed.recipe, parsed.task)
-    found = examine(config, parsed.quick, parsed.local)
-    if distributed.rank() == 0:
+    found = api.doctor(parsed.recipe, parsed.overrides, task=parsed.task, local=parsed.local, quick=parsed.quick)
+    if is_first():
         print_table(f"{found.ranks} processes on {len(found.hosts)} hosts", found.hosts)
         for line in found.notes:
             print(f"note: {line}")
@@ -389,26 +262,26 @@ def _ladder_options(parser: ArgumentParser) -> None:
     header=True,
 )
 def ladder(parsed: Namespace) -> int:
-    from imagebert.ladder import LADDERS, climb, load_ladder, tables
+    from imagebert import api
 
     if parsed.name is None:
-        print("\n".join(sorted(path.stem for path in LADDERS.glob("*.yaml"))))
+        print("\n".join(api.ladders()))
         return 0
-
-    from imagebert import distributed
-
-    ladder = load_ladder(parsed.name)
-    check_writable(parsed.json)
-    out = parsed.out or Path("runs") / Path(parsed.name).stem
-    distributed.start(timeout_minutes=60)
-    figures = climb(ladder, out, parsed.data, range(parsed.seeds), parsed.overrides, parsed.only, parsed.seed)
+    check_json(parsed.json)
+    figures = api.ladder(
+        parsed.name,
+        parsed.overrides,
+        data=parsed.data,
+        out=parsed.out,
+        seeds=parsed.seeds,
+        seed=parsed.seed,
+        only=parsed.only,
+    )
     if figures is None:
         print("stopped; the same command goes on from here")
         return STOPPED
-    if distributed.rank() == 0:
-        console = tables_console(None if sys.stdout.isatty() else 130)  # a file has no width
-        for table in tables(figures):
-            console.print(table)
+    if is_first():
+        print_tables(api.ladder_tables(figures))
         write_json(parsed.json, figures)
     return 0
 
@@ -419,13 +292,10 @@ def _recipes_options(parser: ArgumentParser) -> None:
 
 @command("recipes", "The recipes that ship with the package; with a name, its text", _recipes_options)
 def recipes(parsed: Namespace) -> int:
-    from imagebert.config import RECIPES
+    from imagebert import api
 
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if parsed.name is None:
-        print("\n".join(names))
-        return 0
-    if parsed.name not in names:
-        raise UsageError(f"no recipe {parsed.name!r}: there are {', '.join(names)}")
-    print((RECIPES / f"{parsed.name}.yaml").read_text(encoding="utf-8"), end="")
+        print("\n".join(api.recipes()))
+    else:
+        print(api.recipe(parsed.name), end="")
     return 0

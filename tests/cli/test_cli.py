@@ -115,10 +115,10 @@ def test_a_pipe_in_the_place_of_a_file(
     pairs = ["pairs", str(tmp_path / "x.token"), str(tmp_path / "out"), "--vocab"]
     for call, named in (
         ([*pairs, pipe], "cannot read the vocabulary"),
-        ([*pairs, vocabulary, "--split", f"test={pipe}"], "--split test="),
+        ([*pairs, vocabulary, "--split", f"test={pipe}"], "split test="),
         (["pairs", pipe, str(tmp_path / "out"), "--vocab", vocabulary], "pipe"),
         (["import", "npz", pipe, str(tmp_path / "out")], "pipe"),
-        (["import", "vinvl", str(tmp_path), str(tmp_path / "out"), "--classes", pipe], "--classes"),
+        (["import", "vinvl", str(tmp_path), str(tmp_path / "out"), "--classes", pipe], "classes: "),
         (["extract", str(tmp_path), str(tmp_path / "out"), "--extractor", pipe], "pipe"),
         (train(source, tmp_path, f"engine.deepspeed={pipe}"), "pipe"),
         (["pretrain", pipe], "pipe"),
