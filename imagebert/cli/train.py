@@ -10,7 +10,6 @@ from imagebert.cli.commands import command
 from imagebert.cli.options import FEATURES, add_json, amount, finite, numbers, positive, seed
 from imagebert.cli.printing import check_json, is_first, print_plan, print_report, print_table, print_tables, write_json
 from imagebert.errors import UsageError
-from imagebert.host import STOPPED, say_fault
 
 
 def _demo_options(parser: ArgumentParser) -> None:
@@ -27,6 +26,7 @@ def _demo_options(parser: ArgumentParser) -> None:
 )
 def demo(parsed: Namespace) -> int:
     from imagebert import api
+    from imagebert.host import STOPPED
 
     if api.demo(parsed.out, parsed.seed, parsed.overrides) is None:
         print("stopped; the same command goes on from here")
@@ -62,6 +62,7 @@ def _finetune_options(parser: ArgumentParser) -> None:
 )
 def pretrain(parsed: Namespace) -> int:
     from imagebert import api
+    from imagebert.host import STOPPED
 
     train = api.pretrain if parsed.task == "pretrain" else api.finetune
     trained = train(parsed.recipe, parsed.overrides, stop_at=parsed.stop_at, profile=parsed.profile)
@@ -217,6 +218,7 @@ def _doctor_options(parser: ArgumentParser) -> None:
 )
 def doctor(parsed: Namespace) -> int:
     from imagebert import api
+    from imagebert.host import say_fault
 
     if parsed.on_paper:
         if parsed.recipe is None:
@@ -263,6 +265,7 @@ def _ladder_options(parser: ArgumentParser) -> None:
 )
 def ladder(parsed: Namespace) -> int:
     from imagebert import api
+    from imagebert.host import STOPPED
 
     if parsed.name is None:
         print("\n".join(api.ladders()))

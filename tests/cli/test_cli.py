@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebert.cli import main
+from imagebert.cli import COMMANDS, main
+from imagebert.cli.commands import Command
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.region_writer import write_regions
@@ -195,3 +196,38 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit) as stop:
             main(call)
         assert stop.value.code == 2
+
+
+def test_one_process_work_is_rank_0s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["demo"]) == 2
+    assert "torchrun started 2 processes of the demo, which is one's work" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr()
+    assert "stage1_lait" in printed.out
+    assert printed.err == "imagebert: this is one process' work: rank 0 of 2 does it\n"
+
+
+def test_which_ranks_run_what() -> None:
+    """As before each said so itself: under srun what may take long holds the other ranks until its end."""
+    flat = {name: command for group in COMMANDS for name, command in [(group.name, group), *leaves(group)]}
+    by_ranks: dict[str, set[str]] = {}
+    for name, command in flat.items():
+        if command.run is not None:
+            by_ranks.setdefault(command.ranks, set()).add(name)
+    assert by_ranks["none"] == {"demo"}
+    assert by_ranks["first"] == {"plan", "compare", "recipes", "store inspect", "store keys"}
+    assert by_ranks["first_others_wait"] == {"pairs", "verify", "store verify", "export", "search", "serve"}
+    assert {"pretrain", "finetune", "evaluate", "mine", "import", "extract", "doctor", "ladder"} < by_ranks["all"]
+    shares = {f"store {action}" for action in ("merge", "split", "quantize", "stage")}
+    assert shares < by_ranks["all"]
+    headed = {name for name, command in flat.items() if command.header}
+    assert headed == by_ranks["all"] - {"doctor"} | {"pairs", "export"}
+
+
+def leaves(group: Command) -> list[tuple[str, Command]]:
+    return [(f"{group.name} {action.name}", action) for action in group.actions]
