@@ -147,13 +147,7 @@ def open_recipe(recipe: Recipe, overrides: Overrides = ()) -> tuple[RunConfig, s
     Raises:
         UsageError: there is no such recipe, or a key or a value of it is wrong.
     """
-    if isinstance(overrides, str):
-        raise UsageError(f"overrides is the text {overrides!r}: give a list of such")
-    texts: Sequence[str] = ()
-    if isinstance(overrides, Mapping):
-        texts = [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
-    else:
-        texts = overrides
+    texts = _texts(overrides)
     if isinstance(recipe, RunConfig):
         name = f"the recipe of {recipe.output}"
         return (build_recipe(to_plain(recipe), texts, name) if texts else recipe), name
@@ -162,6 +156,14 @@ def open_recipe(recipe: Recipe, overrides: Overrides = ()) -> tuple[RunConfig, s
         return build_recipe(copy.deepcopy(dict(recipe)), texts, name), name
     name = os.fspath(recipe)
     return load_recipe(name, texts), name
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, str):
+        raise UsageError(f"overrides is the text {overrides!r}: give a list of such")
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
+    return list(overrides)
 
 
 def export(run: PathLike, out: PathLike | None = None) -> Exported:
@@ -186,7 +188,7 @@ def export(run: PathLike, out: PathLike | None = None) -> Exported:
 
 def ladder(
     name: PathLike,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     data: PathLike = "data",
     out: PathLike | None = None,
@@ -198,7 +200,7 @@ def ladder(
 
     Args:
         name: one of `ladders()`, or a YAML file
-        overrides: "key=value" texts for every run
+        overrides: "key=value" texts, or a mapping, for every run
         data: the folder that {data} stands for in the ladder's file
         out: the folder of the runs; None: runs/ and the ladder's name
         seeds: how many seeds, 0 to `seeds` - 1
@@ -219,7 +221,7 @@ def ladder(
     loaded = load_ladder(os.fspath(name))
     folder = Path("runs") / Path(name).stem if out is None else Path(out)
     distributed.start(timeout_minutes=60)
-    return climb(loaded, folder, Path(data), range(seeds), overrides, only, seed)
+    return climb(loaded, folder, Path(data), range(seeds), _texts(overrides), only, seed)
 
 
 def ladder_tables(figures: Mapping[str, Any]) -> list[Table]:
@@ -236,13 +238,13 @@ def ladders() -> list[str]:
     return sorted(path.stem for path in LADDERS.glob("*.yaml"))
 
 
-def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
+def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = ()) -> dict[str, Any] | None:
     """Runs the whole of ImageBERT, small, on CPUs: corpus, two stages, fine-tuning, exact R@K, a report.
 
     Args:
         out: the folder of the results, report.html among them
         seed: of the corpus and of every run
-        overrides: "key=value" texts for every run
+        overrides: "key=value" texts, or a mapping, for every run
 
     Returns:
         The figures, as report.json has them. None: it was asked to stop, and the same call goes on.
@@ -253,12 +255,12 @@ def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Sequence[str] = 
     """
     from imagebert.demo.run import run_demo
 
-    return run_demo(Path(out), seed, overrides)
+    return run_demo(Path(out), seed, _texts(overrides))
 
 
 def doctor(
     recipe: PathLike | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     task: Task | None = None,
     local: PathLike | None = None,
@@ -268,7 +270,7 @@ def doctor(
 
     Args:
         recipe: a recipe whose data, disk and batch are checked too; None: the machines alone
-        overrides: "key=value" texts
+        overrides: "key=value" texts, or a mapping
         task: what the recipe has to be for; None: either
         local: a folder on each host's own disk that has to be writable; None: none is needed
         quick: take shorter measurements
@@ -292,7 +294,7 @@ def doctor(
 
 def doctor_on_paper(
     recipe: PathLike,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     ranks: Sequence[int] = (1,),
     task: Task | None = None,
@@ -302,7 +304,7 @@ def doctor_on_paper(
 
     Args:
         recipe: a recipe's name or file
-        overrides: "key=value" texts
+        overrides: "key=value" texts, or a mapping
         ranks: numbers of processes, each of which has to do
         task: what the recipe has to be for; None: either
         later: whether what the run starts from is made by a job before it, and need not be there yet
@@ -312,7 +314,7 @@ def doctor_on_paper(
     """
     from imagebert.doctor.on_paper import problems
 
-    return problems(os.fspath(recipe), overrides, task, ranks, later)
+    return problems(os.fspath(recipe), _texts(overrides), task, ranks, later)
 
 
 def recipes() -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import signal
 import sys
 from argparse import Namespace
@@ -157,6 +156,8 @@ def _unwritten() -> OSError | None:
 
 def _reader_gone() -> bool:
     """Whether a broken pipe is that of what is printed."""
+    import select
+
     if sys.stdout is None:
         return False
     poll = select.poll()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,6 +130,8 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     Raises:
         UsageError: it cannot be written.
     """
+    import json
+
     if path is not None:
         check_json(path)
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
