@@ -127,10 +127,21 @@ def test_the_api_has_what_its_modules_define() -> None:
             for name, value in vars(found).items()
             if getattr(value, "__module__", "") == found.__name__ and not name.startswith("_")
         }
-        assert own - {"open_recipe", "names_of"} <= set(names) <= set(vars(found))
+        assert own - {"open_recipe", "names_of", "paths_of"} <= set(names) <= set(vars(found))
     assert dir(api) == sorted(api._MODULE_OF)
     with pytest.raises(AttributeError, match=r"has no .pretain.: it has .*pretrain"):
         api.pretain  # noqa: B018
+
+
+def test_documents_name_what_the_api_has() -> None:
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "imagebert/api/__init__.py",
+    ]
+    named = {name for page in pages for name in re.findall(r"\bapi\.(\w+)\(", page.read_text(encoding="utf-8"))}
+    assert {"pairs", "finetune", "evaluate"} <= named <= set(dir(api))
 
 
 def test_whoever_imports_the_api_imports_nothing_heavy() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imagebert.api.stores import Names, StoreOptions, names_of
+from imagebert.api.stores import Names, Paths, StoreOptions, names_of, paths_of
 from imagebert.data.captions import Captions
 from imagebert.data.captions import Columns as Columns
 from imagebert.data.folder import clear_lock
@@ -130,7 +130,7 @@ def pairs(
     *,
     format: str = "auto",
     splits: Mapping[str, Names] | Sequence[tuple[str, Names]] = (),
-    regions: Sequence[PathLike] = (),
+    regions: Paths = (),
     overwrite: bool = False,
     options: CaptionOptions = CaptionOptions(),
 ) -> Paired:
@@ -143,7 +143,7 @@ def pairs(
         format: of `captions`; auto goes by its content
         splits: images of each split, as a file of names or a list of them; captions of other images are left out.
             None given: the splits that the file itself names
-        regions: region stores; captions of images that are in none of them are left out and listed
+        regions: a region store, or several; captions of images that are in none are left out and listed
         overwrite: whether to replace `out`, when the new store is whole
         options: how the file is to be read, where that is not found by itself
 
@@ -154,7 +154,7 @@ def pairs(
         UsageError: the file cannot be read, no caption or no image of it can be used, or `out` is there already.
         OSError: the disk is full or fails.
     """
-    job = _PairsJob(Path(captions), format, options, _split_lists(splits), [Path(store) for store in regions])
+    job = _PairsJob(Path(captions), format, options, _split_lists(splits), paths_of(regions))
     return job.run(Path(out), Tokenizer(Path(vocabulary)), overwrite)
 
 
@@ -257,7 +257,7 @@ def formats() -> dict[str, str]:
 
 
 def survey_features(
-    sources: PathLike | Sequence[PathLike],
+    sources: Paths,
     *,
     format: str = "auto",
     classes: Names | None = None,
@@ -278,8 +278,7 @@ def survey_features(
         UsageError: a source is missing or of another format, no image can be used, or the layout is not to be told.
         OSError: the disk fails, or another rank is gone.
     """
-    paths = [Path(sources)] if isinstance(sources, str | os.PathLike) else [Path(source) for source in sources]
-    known: list[str] = []
+    paths, known = paths_of(sources), list[str]()
     if classes is not None:
         lines = names_of(classes, "classes")
         known = class_names(Path(classes), lines) if isinstance(classes, str | os.PathLike) else lines
@@ -296,7 +295,7 @@ def survey_features(
 
 
 def import_features(
-    source: Features | PathLike | Sequence[PathLike],
+    source: Features | Paths,
     out: PathLike,
     *,
     extractor: str | None = None,

@@ -21,6 +21,8 @@ from imagebert.log import Progress
 from imagebert.workers import workers
 
 PathLike = str | os.PathLike[str]
+# One, or several.
+Paths = PathLike | Sequence[PathLike]
 # A file of names, one a line, or the names themselves.
 Names = PathLike | Sequence[str]
 
@@ -95,7 +97,7 @@ def keys(store: PathLike) -> Iterator[str]:
 
 
 def merge(
-    stores: Sequence[PathLike],
+    stores: Paths,
     out: PathLike,
     *,
     options: StoreOptions = StoreOptions(),
@@ -114,7 +116,7 @@ def merge(
         UsageError: the stores do not fit together, an image is in two, or `out` is there already.
         OSError: the disk is full or fails, or another rank is gone.
     """
-    return _write([Path(store) for store in stores], Path(out), None, options)
+    return _write(paths_of(stores), Path(out), None, options)
 
 
 def split(
@@ -225,6 +227,11 @@ def stage(
             progress.update(done)
     there = sum((target / shard["name"]).exists() for shard in opened.shards)
     return Staged(target, there, len(opened.shards))
+
+
+def paths_of(given: Paths) -> list[Path]:
+    """One path, or several."""
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
 
 
 def names_of(given: Names, what: str) -> list[str]:

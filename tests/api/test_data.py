@@ -22,13 +22,13 @@ def test_captions(source: SourceConfig, tmp_path: Path, capsys: pytest.CaptureFi
     table.write_text("image,caption\n" + "".join(f"{name},word01\n" for name in names))
     listed.write_text("\n".join(names[:-1]))
     vocabulary = write_vocabulary(tmp_path).path
-    stores = [source.regions]
+    stores = source.regions  # one, or a list
     done = api.pairs(table, tmp_path / "a", vocabulary, splits={"test": listed}, regions=stores)
     assert (done.came, done.stored, done.without_regions, done.left_out, done.refused) == (8, 6, 1, 1, 0)
     assert (done.images, done.splits, done.folder) == (6, ("test",), tmp_path / "a")
     assert any("1 images with 1 captions have no regions" in note for note in done.notes)
     assert api.pairs(table, tmp_path / "a", vocabulary, splits={"test": listed}, regions=stores) == done
-    api.pairs(table, tmp_path / "b", vocabulary, splits=[("test", names[:3]), ("test", names[3:-1])], regions=stores)
+    api.pairs(table, tmp_path / "b", vocabulary, splits=[("test", names[:3]), ("test", names[3:-1])], regions=[stores])
     assert PairStore(tmp_path / "a").content == PairStore(tmp_path / "b").content
     with pytest.raises(UsageError, match="match stem finds images in region stores: name them in `regions`"):
         api.pairs(table, tmp_path / "c", vocabulary, options=api.CaptionOptions(match="stem"))
