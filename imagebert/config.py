@@ -438,13 +438,21 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunC
                 + _nearest(name_or_path, shipped)
             )
         path = RECIPES / f"{name_or_path}.yaml"
-    tree = read_yaml(path)
+    return build_recipe(read_yaml(path), overrides, str(path))
+
+
+def build_recipe(tree: dict[str, Any], overrides: typing.Sequence[str], where: str) -> RunConfig:
+    """A recipe's plain tree, which is changed, with `key=value` overrides.
+
+    Raises:
+        UsageError: as `load_recipe`.
+    """
     named = {key for key, _, text in (override.partition("=") for override in overrides) if text != "null"}
     for given, replaced in _EXCLUSIVE:
         if f"schedule.{given}" in named and isinstance(tree.get("schedule"), dict):
             for key in replaced:
                 tree["schedule"].pop(key, None)
-    return build(RunConfig, apply_overrides(tree, overrides), where=str(path))
+    return build(RunConfig, apply_overrides(tree, overrides), where)
 
 
 # A key of the schedule, and those that it takes the place of.

@@ -202,6 +202,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OSError(error.errno, f"writing {path} failed, it is as it was: {error.strerror}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Before long work: can the file that it ends in be written? Makes its folder, and the file where there is none.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without waiting for whoever would read from a pipe.
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON as `write_bytes` does."""
     write_bytes(path, json.dumps(content, indent=2).encode() + b"\n")

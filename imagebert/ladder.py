@@ -199,7 +199,7 @@ def _train(
         start = open_model(run_folder(out, seeds, seed, this.start)).digest
         changed += [f"the model of {this.start}"] * (trained.get("started_from") != start)
     if changed:
-        raise UsageError(f"{folder} was trained otherwise ({'; '.join(changed)}): give another --out")
+        raise UsageError(f"{folder} was trained otherwise ({'; '.join(changed)}): give another `out`")
     return True
 
 

@@ -26,6 +26,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from imagebert import cli
+from imagebert.api.retrieval import DATASETS
+from imagebert.cli import data, train
+from imagebert.cli.commands import Parser, build_parser
 from imagebert.config import UsageError, load_recipe
 from imagebert.data.readers.source import FORMATS
 from imagebert.ladder import load_ladder
@@ -125,8 +128,11 @@ def loosen(parser: argparse.ArgumentParser, brief: bool, instead: Callable[..., 
 
     `instead` is called in place of the parser's command, with that in front.
     """
+    if isinstance(parser, Parser):
+        parser.complete()
     if instead and "command" in parser._defaults:
-        parser.set_defaults(command=partial(instead, parser._defaults["command"]))
+        declared = parser._defaults["command"]
+        parser.set_defaults(command=declared._replace(run=partial(instead, declared), ranks="all", header=False))
     for group in parser._mutually_exclusive_groups:
         group.required &= not brief
     for action in parser._actions:
@@ -151,24 +157,24 @@ def _convert(to: Any, choices: Any, text: Any) -> Any:
 def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
     """In place of an imagebert command: what it would look up by name exists, and a recipe takes the overrides."""
     given = {k: v for k, v in vars(parsed).items() if isinstance(v, str) and not STANDS_FOR_ANYTHING.fullmatch(v)}
-    if "recipe" in given and not (command is cli._plan and given["recipe"] == "evaluate"):
+    if "recipe" in given and not (command is train.plan and given["recipe"] == "evaluate"):
         task = load_recipe(given["recipe"], parsed.overrides).task
         if task != given.get("task", task):
             raise UsageError(f"{given['recipe']} is a recipe to {task}")
     if "name" in given:
-        (load_ladder if command is cli._ladder else load_recipe)(given["name"])
-    for key, known in (("format", {*FORMATS, "auto", "formats"}), ("dataset", set(cli._DATASETS))):
-        if command is not cli._pairs and given.get(key) not in {None, *known}:
+        (load_ladder if command is train.ladder else load_recipe)(given["name"])
+    for key, known in (("format", {*FORMATS, "auto", "formats"}), ("dataset", set(DATASETS))):
+        if command is not data.pairs and given.get(key) not in {None, *known}:
             raise UsageError(f"no {key} {given[key]}")
     return 0
 
 
 def check_imagebert(words: list[str], brief: bool) -> None:
-    parser = cli._parser()
+    parser = build_parser(cli.COMMANDS)
     loosen(parser, brief, check_names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_parser", lambda: parser)
-        patch.setattr(cli, "give_way", lambda: None)
+        patch.setattr(cli, "build_parser", lambda _: parser)
+        patch.setattr("imagebert.host.give_way", lambda: None)
         if cli.main(words[1:]):
             raise Wrong
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from imagebert import api
 
 ROOT = Path(__file__).parents[1]
 GATES = {
@@ -78,6 +83,69 @@ def test_tests_hide_a_gpu_unless_it_is_asked_for(asked: str | None, seen: str, m
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, imagebert.cli; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, imagebert.cli; print([m for m in ('torch', 'numpy', 'yaml', 'dataclasses') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Options of the scripts in slurm/, of srun, and of another project.
+NOT_OURS = {"--runs", "--from", "--local", "--cpus-per-task", "--exclude", "--mpi", "--background"}
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts of a module, formatted ones with {} for what is put in; docstrings are none."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            yield node.value
+
+
+def test_below_the_command_line_no_sentence_names_an_option() -> None:
+    """It may be read in a notebook; a whole command is understood there, too."""
+    drives = {ROOT / "imagebert/side_by_side.py"}  # it calls the command
+    paths = set((ROOT / "imagebert").rglob("*.py")) - set((ROOT / "imagebert/cli").rglob("*.py")) - drives
+    named = {
+        (str(path.relative_to(ROOT)), option)
+        for path in paths
+        for text in texts_of(path)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"imagebert [a-z][^`\n]*", "", text))
+    }
+    assert {(path, option) for path, option in named if option not in NOT_OURS} == set()
+
+
+def test_the_api_has_what_its_modules_define() -> None:
+    """Its table of names is written by hand, so that it imports nothing before it is asked."""
+    for module, names in api._MODULES.items():
+        found = importlib.import_module(f"imagebert.api.{module}")
+        own = {
+            name
+            for name, value in vars(found).items()
+            if getattr(value, "__module__", "") == found.__name__ and not name.startswith("_")
+        }
+        assert own - {"open_recipe", "names_of", "paths_of"} <= set(names) <= set(vars(found))
+    assert dir(api) == sorted(api._MODULE_OF)
+    with pytest.raises(AttributeError, match=r"has no .pretain.: it has .*pretrain"):
+        api.pretain  # noqa: B018
+
+
+def test_documents_name_what_the_api_has() -> None:
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "imagebert/api/__init__.py",
+    ]
+    named = {name for page in pages for name in re.findall(r"\bapi\.(\w+)\(", page.read_text(encoding="utf-8"))}
+    assert {"pairs", "finetune", "evaluate"} <= named <= set(dir(api))
+
+
+def test_whoever_imports_the_api_imports_nothing_heavy() -> None:
+    code = "import sys; from imagebert import api; print([m for m in ('torch', 'numpy', 'yaml') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

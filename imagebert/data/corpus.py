@@ -331,12 +331,13 @@ def _without_regions(pairs: PairStore, store: RegionStore, missing: list[str], f
     taken = np.zeros(len(store), bool)
     taken[found] = True
     near = suggest(missing, keys_of([store]), taken)
-    call = f"`imagebert pairs ... --regions {store.path}"
     if near is None:
-        name, cure = repr(missing[0]), f": extract it, or leave such images out with {call}`"
+        cure = f": extract it, or leave such images out with `imagebert pairs ... --regions {store.path}`"
+        name = repr(missing[0])
     else:
         name, key = near.example
-        cure = f", which has {key}: {call} --match {near.rule}` finds {near.many:,} of those that are missing"
+        call = f"`imagebert pairs ... --regions {store.path} --match {near.rule}`"
+        cure = f", which has {key}: {call} finds {near.many:,} of those that are missing"
     return f"{pairs.path}: image {name} (one of {len(missing):,}) has captions but no regions in {store.path}{cure}"
 
 

@@ -76,8 +76,8 @@ class Keys:
         if len(twice):
             one, other = (self[self._places[twice[0] + more]] for more in (0, 1))
             raise UsageError(
-                f"--match {rule}: of the keys {' and '.join(apart(one, other))} (one of {len(twice):,} such pairs) it "
-                "makes the same, so that no name is one of them: take a rule before it, or --image-key"
+                f"match {rule}: of the keys {' and '.join(apart(one, other))} (one of {len(twice):,} such pairs) it "
+                "makes the same, so that no name is one of them: take a rule before it, or an `image_key`"
             )
 
     def __getitem__(self, place: int | np.integer) -> str:
@@ -130,22 +130,22 @@ class InStores:
                     before = self._names.setdefault(place, caption.image)
                     if before != caption.image:
                         raise UsageError(
-                            f"--match {keys.rule}: the images {' and '.join(apart(before, caption.image))} both are "
-                            f"{keys[place]!r} of {self.where}: take a rule before it, or --image-key"
+                            f"match {keys.rule}: the images {' and '.join(apart(before, caption.image))} both are "
+                            f"{keys[place]!r} of {self.where}: take a rule before it, or an `image_key`"
                         )
                 yield caption._replace(image=keys[place])
         if self.missing and not self._taken.any():
             name, key = apart(next(iter(self.missing)), keys[0])
             raise UsageError(
                 f"none of the {len(self.missing):,} images that have captions is in {self.where}, which has {key} and "
-                f"not {name}: {self._suggestion(keys) or 'make the names match with --image-key'}"
+                f"not {name}: {self._suggestion(keys) or 'make the names match by an `image_key`'}"
             )
 
     def notes(self) -> list[str]:
         """Sentences on what was found, when all captions were read."""
         notes = []
         if self.keys is not None and (renamed := sum(name != self.keys[at] for at, name in self._names.items())):
-            notes.append(f"{renamed:,} images have their regions under another name, by --match {self.keys.rule}")
+            notes.append(f"{renamed:,} images have their regions under another name, by match {self.keys.rule}")
         if self.keys is not None and self.missing:
             notes.append(
                 f"{len(self.missing):,} images with {sum(self.missing.values()):,} captions have no regions in "
@@ -158,7 +158,7 @@ class InStores:
         """A sentence on the rule that would find more; "" where none does."""
         found = suggest(list(self.missing), keys.known, self._taken, keys.rule)
         many = f"{found.many:,} of the {len(self.missing):,}" if found else ""
-        return f"--match {found.rule} finds {many}, such as {' as '.join(found.example)}" if found else ""
+        return f"match {found.rule} finds {many}, such as {' as '.join(found.example)}" if found else ""
 
 
 class Suggestion(NamedTuple):

@@ -543,7 +543,7 @@ def _check_steps(
         region = suspects[bad[0]]
         raise UsageError(
             f"image {key!r}: beside the {np.abs(features[region]).max():g} of region {region}, {lost[bad[0]]} of its "
-            f"{there[bad[0]]} features are 0 as int8: store the images with --features float16, or repair it"
+            f"{there[bad[0]]} features are 0 as int8: store them with features float16, or repair it"
         )
 
 

@@ -191,7 +191,7 @@ def _row(host: str, here: Sequence[Facts], ranks: Sequence[Facts], config: RunCo
         "free disk GiB": facts.get("disk_free", 0) / 2**30 if config else "",
     }
     if "local_free" in ranks[0] or "local" in ranks[0]["problems"]:
-        row["free --local GiB"] = facts["local_free"] / 2**30 if "local_free" in facts else "none"
+        row["free local GiB"] = facts["local_free"] / 2**30 if "local_free" in facts else "none"
     row |= {name: min(f["speed"][name] for f in here if name in f["speed"]) for name in facts["speed"]}
     row["all-reduce GB/s"] = min(f["all_reduce_gbs"] for f in here) if len(ranks) > 1 else ""
     row["links GB/s"] = median(facts["links"].values()) if facts["links"] else ""

@@ -86,9 +86,7 @@ def _room_of(local: Path) -> int:
         tempfile.TemporaryFile(dir=there).close()
         return shutil.disk_usage(there).free
     except OSError as error:
-        raise UsageError(
-            f"cannot write to --local {local}: {error.strerror}: give a folder of the node's own"
-        ) from None
+        raise UsageError(f"cannot write to local {local}: {error.strerror}: give a folder of the node's own") from None
 
 
 def _version(package: str) -> str:

@@ -65,7 +65,7 @@ def jpeg_decoder(decoder: str = "auto") -> Iterator[DaliJpegs | None]:
             jpegs = DaliJpegs(_BATCH, max(_BATCH_PIXELS, LOCAL.pixels), device)
         except NoDali as error:
             if decoder == "dali":
-                raise UsageError(f"--decoder dali: {error}: pip install imagebert[dali], or take pillow") from None
+                raise UsageError(f"decoder dali: {error}: pip install imagebert[dali], or take pillow") from None
             why = f": {error}"
     elif decoder == "auto":
         why = ": there is no GPU"

@@ -37,6 +37,11 @@ class Extracted(NamedTuple):
     refused: int
     others: Mapping[str, int] = MappingProxyType({})
 
+    @property
+    def other_files(self) -> str:
+        """A phrase about what else the folder holds."""
+        return other_files(self.others)
+
 
 def extract(
     images: Path,

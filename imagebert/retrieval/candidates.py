@@ -58,28 +58,28 @@ def read_embeddings(path: Path, keys: list[str], texts: list[str]) -> Embeddings
             image_keys, caption_texts = file["image_keys"].tolist(), file["caption_texts"].tolist()
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as error:
         raise UsageError(
-            f"--embeddings {path}: {error}; give an .npz with images, captions, image_keys and caption_texts"
+            f"embeddings {path}: {error}; give an .npz with images, captions, image_keys and caption_texts"
         ) from None
     shapes = images.shape, captions.shape
     fits = images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
     if not fits or len(image_keys) != len(images) or len(caption_texts) != len(captions):
         raise UsageError(
-            f"--embeddings {path}: images {shapes[0]} and captions {shapes[1]} do not fit each other or their "
+            f"embeddings {path}: images {shapes[0]} and captions {shapes[1]} do not fit each other or their "
             f"{len(image_keys)} keys and {len(caption_texts)} texts"
         )
     if not (np.isfinite(images).all() and np.isfinite(captions).all()):
-        raise UsageError(f"--embeddings {path} holds numbers that are not finite")
+        raise UsageError(f"embeddings {path} holds numbers that are not finite")
     places: dict[str, int] = {}
     for number, key in enumerate(image_keys):
         if places.setdefault(key, number) != number:
-            raise UsageError(f"--embeddings {path} names image {key!r} twice")
+            raise UsageError(f"embeddings {path} names image {key!r} twice")
     missing = [key for key in keys if key not in places]
     if missing:
-        raise UsageError(f"--embeddings {path} lacks image {missing[0]!r} (one of {len(missing)})")
+        raise UsageError(f"embeddings {path} lacks image {missing[0]!r} (one of {len(missing)})")
     if caption_texts[: len(texts)] != texts:
         number = next(n for n, text in enumerate(texts) if n >= len(caption_texts) or caption_texts[n] != text)
         raise UsageError(
-            f"--embeddings {path}: caption {number} is not {texts[number][:40]!r}: keep the order of the store's split"
+            f"embeddings {path}: caption {number} is not {texts[number][:40]!r}: keep the order of the store's split"
         )
     return Embeddings(images[[places[key] for key in keys]], captions[: len(texts)])
 

@@ -159,7 +159,7 @@ def score(evaluation: Evaluation, out: Path | None) -> tuple[Path, Result | None
         with distributed.together():
             if distributed.rank() == 0:
                 make_folder(folder)
-                held = stack.enter_context(lock(folder / ".lock", folder, "give another --out"))
+                held = stack.enter_context(lock(folder / ".lock", folder, "give another `out`"))
                 _claim(folder, identity)
         return folder, _score(evaluation, identity, folder, held)
 
@@ -209,18 +209,18 @@ def kept_scores(folder: Path) -> tuple[ScoreMatrix, float]:
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     record = folder / "evaluation.json"
     if record.is_file():
-        before, now = read_sealed(record, f"remove {folder}, or give another --out"), sealed(identity)
+        before, now = read_sealed(record, f"remove {folder}, or give another `out`"), sealed(identity)
         changed = [key for key in identity if before.get(key) != now[key]]
         if changed:
-            raise UsageError(f"{folder} is an evaluation with another {', '.join(changed)}: give another --out")
+            raise UsageError(f"{folder} is an evaluation with another {', '.join(changed)}: give another `out`")
         return
     if folder.exists() and any(entry.name[0] != "." for entry in folder.iterdir()):
-        raise UsageError(f"{folder} exists and is no evaluation: give another --out")
+        raise UsageError(f"{folder} exists and is no evaluation: give another `out`")
     make_folder(folder)
     try:
         write_sealed(record, identity)
     except PermissionError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; name a folder with --out") from None
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; name another folder as `out`") from None
 
 
 def check_candidates(evaluation: Evaluation, folds: int, embeddings: Path | None) -> None:
@@ -230,7 +230,7 @@ def check_candidates(evaluation: Evaluation, folds: int, embeddings: Path | None
         UsageError: there are no vectors, or they do not fit; or it is counted in folds.
     """
     if folds > 1:
-        raise UsageError("--candidates are of all images: leave the folds out (coco in place of coco1k)")
+        raise UsageError("candidates are of all images: leave the folds out (coco in place of coco1k)")
     if embeddings is not None:
         read_embeddings(embeddings, *evaluation.names())
     elif not ImageBertConfig.from_pretrained(evaluation.model.path).dual_size:

@@ -54,7 +54,7 @@ def mine(score: ScoreFunction, corpus: Corpus, pool: int, keep: int, seed: int) 
         pools = [draw_pool(len(corpus) if side == 0 else corpus.images, query, side) for query in queries]
         shortest = min(map(len, pools))
         if shortest < keep:
-            raise UsageError(f"only {shortest} negatives were found where {keep} are to be kept: lower --keep")
+            raise UsageError(f"only {shortest} negatives were found where {keep} are to be kept: lower `keep`")
         ends = np.cumsum([len(found) for found in pools])
         asked, drawn = np.repeat(queries, [len(found) for found in pools]), np.concatenate(pools)
         scores = np.split(score(*((asked, drawn) if side == 0 else (drawn, asked))), ends[:-1])

@@ -25,7 +25,7 @@ class Pictures:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         if folder is not None and not folder.is_dir():
-            raise UsageError(f"--pictures {folder} is no folder: name the one that the regions were extracted from")
+            raise UsageError(f"pictures {folder} is no folder: name the one that the regions were extracted from")
         self._kept = lru_cache(_KEPT)(_thumbnail)
 
     @classmethod

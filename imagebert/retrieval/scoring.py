@@ -37,7 +37,7 @@ _AT_ONCE = 4096  # pairs whose encoded sides are in memory together
 
 NO_DUAL = (
     "the model has no dual head to find candidates with: train one (model.dual_size=256 retrieval.dual=1), or bring "
-    "vectors with --embeddings"
+    "vectors as `embeddings`"
 )
 
 
@@ -256,5 +256,5 @@ def find_precision(precision: str, device: torch.device) -> torch.dtype:
         able = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if able else torch.float32
     if precision not in ("fp32", "bf16"):
-        raise UsageError(f"--precision {precision}: give auto, fp32 or bf16")
+        raise UsageError(f"precision {precision}: give auto, fp32 or bf16")
     return torch.bfloat16 if precision == "bf16" else torch.float32

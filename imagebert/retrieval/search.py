@@ -185,7 +185,7 @@ class Finder:
             UsageError: there are no captions, or the regions have features of another size.
         """
         if not self.captions:
-            raise UsageError("there are no captions to choose from: name a pair store with --pairs")
+            raise UsageError("there are no captions to choose from: name a pair store as `pairs`")
         if record.features.shape[1] != self.store.feature_size:
             raise UsageError(
                 f"the picture's regions have {record.features.shape[1]} features and the store's "

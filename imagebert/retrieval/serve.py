@@ -153,7 +153,7 @@ def make_app(
 
             def look() -> RegionRecord:
                 if extract is None:
-                    raise UsageError("this server has no extractor: start it with --extractor to ask about pictures")
+                    raise UsageError("this server has no extractor: start it with an extractor to ask about pictures")
                 return extract(open_picture(data, limits))
 
             record = await looking(request, look)

@@ -179,6 +179,6 @@ def run(app: Any, host: str, port: int, loggers: tuple[str, ...] = ()) -> None:
     try:
         listening = config.bind_socket()
     except (SystemExit, OverflowError):  # uvicorn's answer to an address in use; no port
-        raise UsageError(f"{host}:{port} cannot be used, something may be there already: take another --port") from None
+        raise UsageError(f"{host}:{port} cannot be used, something may be there already: take another `port`") from None
     name = f"[{host}]" if ":" in host else host
     _Server(config, f"http://{name}:{listening.getsockname()[1]}").run([listening])

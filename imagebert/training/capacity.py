@@ -6,7 +6,7 @@ A step of N GPUs takes
     overhead    what does not shrink with more GPUs: launches, the host's sums
 and a run takes its steps, its pauses for checkpoints, and for each failure half an interval and a restart. Formulas
 stand beside the lines that compute them; docs/operations.md says how they were checked, and simulation.py does it again
-event by event. Constants are the vendors' or published ones until `--calibrate` brings measured ones.
+event by event. Constants are the vendors' or published ones until a calibration brings measured ones.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ GPUS = {
     "h100": Constants(matmul=750e12, memory=80e9),
     "h200": Constants(matmul=790e12, memory=141e9),
     "b200": Constants(matmul=1600e12, memory=180e9, inside=600e9),
-    # One core; --calibrate brings this machine's.
+    # One core; a calibration brings this machine's.
     "cpu": Constants(
         matmul=50e9,
         memory=16e9,
@@ -130,7 +130,7 @@ def calibrated(constants: Constants, path: Path) -> Constants:
         values: dict[str, Any] = {name: float(value) for name, value in measured.items()}
         return dataclasses.replace(constants, **values)
     except (OSError, UsageError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UsageError(f"--calibrate {path}: {error}; make it with `python -m benchmarks.calibrate`") from None
+        raise UsageError(f"calibration {path}: {error}; make it with `python -m benchmarks.calibrate`") from None
 
 
 def parameter_count(shape: ImageBertConfig, task: str = "pretrain") -> int:
@@ -349,7 +349,7 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
     c = job.constants
     parts = job.ranks * job.accumulation
     if job.batch_size < parts:
-        raise UsageError(f"--batch-size {job.batch_size:g} cannot be cut into {parts} microbatches: raise it")
+        raise UsageError(f"batch_size {job.batch_size:g} cannot be cut into {parts} microbatches: raise it")
     parameters = job.parameters
     step, trouble = step_time(job), failures(job)
     seconds = run_seconds(job)

@@ -69,7 +69,7 @@ def find_data(config: RunConfig, told: Told, notes: list[str]) -> Data:
     missing = [path for s in config.data.sources for path in (s.regions, s.pairs) if not Path(path).exists()]
     if missing:
         if told.pairs is None and config.schedule.steps is None:
-            raise UsageError(f"{missing[0]} is not there: say how many pairs an epoch has with --pairs, such as 10M")
+            raise UsageError(f"{missing[0]} is not there: say how many `pairs` an epoch has, such as 10M")
         regions = told.regions or config.data.max_regions
         words = told.words or config.data.max_words
         notes.append(f"{missing[0]} is not there: {regions} regions and {words} words a pair, as told or at most")
@@ -99,7 +99,7 @@ def find_shape(config: RunConfig, sizes: dict[str, int], told: Told, notes: list
     if origin is None or Path(origin).exists():
         return model_shape(config, sizes)[0]
     preset = told.model or "base"
-    notes.append(f"{origin} is not there: the model is taken to be {preset} (--model)")
+    notes.append(f"{origin} is not there: the model is taken to be {preset} (`model` says another)")
     model = dataclasses.replace(config.model, preset=preset, initialize_from=None)  # type: ignore[arg-type]
     return model_shape(dataclasses.replace(config, model=model), sizes)[0]
 
@@ -122,7 +122,7 @@ class Planned:
         if config.engine.precision == "fp32" and constants.word_bytes == 2:
             self.constants = dataclasses.replace(constants, word_bytes=4)
             self.notes.append(
-                "engine.precision is fp32 and the matmul rate is that of bf16: --calibrate brings another"
+                "engine.precision is fp32 and the matmul rate is that of bf16: a calibration brings another"
             )
         if "offload" in config.engine.deepspeed:
             self.notes.append(f"{config.engine.deepspeed}: what it keeps and computes on the host is not counted")

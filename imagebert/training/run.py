@@ -96,13 +96,20 @@ def run(
 
     Args:
         profile: record so many steps (profile.py), into the run's folder profile/
-        make_evaluator: what evaluates where the recipe says when; None: nothing does
+        make_evaluator: what evaluates while it trains; a recipe with evaluation.sources needs one, and imagebert.api
+            gives it
 
     Raises:
-        UsageError: the recipe, its data or its checkpoints do not fit, or another process writes the run's folder.
+        UsageError: the recipe, its data or its checkpoints do not fit, another process writes the run's folder, or the
+            recipe wants to be evaluated and nothing does so.
         FloatingPointError: loss or gradient is not finite, again and again.
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
+    if config.evaluation.sources and make_evaluator is None:
+        raise UsageError(
+            "the recipe has evaluation.sources and nothing here evaluates them: train by imagebert.api.pretrain or "
+            "finetune, or set evaluation.sources=[]"
+        )
     folder, minutes = Path(config.output), config.engine.timeout_minutes
     keep_tracebacks(folder / "tracebacks")
     with asked_to_stop() as asked:
@@ -504,7 +511,7 @@ def _check_origin(origin: Path, config: RunConfig, corpus: Corpus) -> None:
         if differs := theirs.difference(corpus.tokenizer):
             raise UsageError(
                 f"{theirs.path} is not the vocabulary that the pairs were tokenised with ({differs}): tokenise them "
-                f"with --vocab {origin}, or start from weights of their vocabulary"
+                f"with the vocabulary {origin}, or start from weights of their vocabulary"
             )
     if is_imagebert(origin):
         open_model(origin).note_differences(corpus.stores[0], Limits.of(config.data))

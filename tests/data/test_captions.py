@@ -206,7 +206,7 @@ def test_lines_end_where_they_were_ended(tmp_path: Path) -> None:
 def test_a_pattern_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "x.token").write_text("a.jpg#0\tone\n")
     with pytest.raises(
-        UsageError, match=r"--image-key '\{id:03d\}' does not fit .*: there are \{image\}, \{stem\}, \{row\}"
+        UsageError, match=r"image_key '\{id:03d\}' does not fit .*: there are \{image\}, \{stem\}, \{row\}"
     ):
         list(Captions(tmp_path / "x.token", image_key="{id:03d}"))
 

@@ -97,7 +97,7 @@ def test_folders_of_no_use(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"")
     with pytest.raises(UsageError, match=r"cannot open .* as LMDB"):
         found(tmp_path)
-    with pytest.raises(UsageError, match="is a folder of uniter: --format coco reads something else"):
+    with pytest.raises(UsageError, match="is a folder of uniter: format coco reads something else"):
         found(tmp_path, kind="coco")
 
 

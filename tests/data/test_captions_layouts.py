@@ -317,10 +317,10 @@ def test_a_line_of_another_layout_is_refused(tmp_path: Path) -> None:
         (
             "mscoco_minival.json",  # LXMERT
             as_json([{"img_id": "COCO_1", "sentf": {"mscoco": ["one"]}}]),
-            "no objects with image and caption, the first has img_id, sentf: name others with --image-column",
+            "no objects with image and caption, the first has img_id, sentf: name the others as `columns`",
         ),
         ("flickr.jsonl", b'{"img_path": "1.jpg", "sentences": ["one"]}\n', "the first has img_path, sentences"),
-        ("x.tsv", b"a.jpg\t0\tone\nb.jpg\t0\ttwo\n", "name the columns of a file without a header line with --columns"),
+        ("x.tsv", b"a.jpg\t0\tone\nb.jpg\t0\ttwo\n", "name the columns of a file without a header line as `columns`"),
         ("x.tsv", b"image\tcaption\ra\tone\rb\ttwo\r", "its lines end in CR alone: save it with LF or CRLF"),
         ("x.zip", b"PK\3\4....", "is a zip: unpack it"),
         ("x.pkl", b"\x80\x04N.", "is a pickle, which may hold a program"),
@@ -343,7 +343,7 @@ def test_sources_of_no_use_end_in_one_sentence(tmp_path: Path, name: str, conten
 @pytest.mark.parametrize("kind", ["img2dataset", "webdataset"])
 def test_a_format_that_the_file_has_not(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x.csv").write_text("image,caption\na,one\n")
-    with pytest.raises(UsageError, match=f"is neither Parquet nor a tar: --format {kind}"):
+    with pytest.raises(UsageError, match=f"is neither Parquet nor a tar: format {kind}"):
         found(tmp_path / "x.csv", kind=kind)
 
 

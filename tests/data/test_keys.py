@@ -85,7 +85,7 @@ def test_a_key_of_the_very_name_needs_no_rule() -> None:
 def test_keys_that_a_rule_makes_the_same_are_refused() -> None:
     keys = known("train/1.jpg", "val/1.jpg", "b.jpg")
     Keys(keys, "casefold")
-    with pytest.raises(UsageError, match=r"--match stem: of the keys 'train/1.jpg' and 'val/1.jpg' \(one of 1 such"):
+    with pytest.raises(UsageError, match=r"match stem: of the keys 'train/1.jpg' and 'val/1.jpg' \(one of 1 such"):
         Keys(keys, "stem")
     with pytest.raises(UsageError, match=r"'cafe\\u0301.jpg' and 'caf\\xe9.jpg'"):
         Keys(known(COMPOSED, DECOMPOSED), "nfc")
@@ -98,7 +98,7 @@ def test_captions_take_the_key_that_the_store_has() -> None:
     assert [caption[:2] for caption in found] == [("a.jpg", "one"), ("b.jpg", "three"), ("a.jpg", "4")]
     assert found.missing == {"lost.png": 2}
     renamed, missing = found.notes()
-    assert renamed.startswith("2 images have their regions under another name, by --match stem")
+    assert renamed.startswith("2 images have their regions under another name, by match stem")
     assert missing.startswith("1 images with 2 captions have no regions in STORE, such as 'lost.png'")
     everything = InStores(captions, None)
     assert list(everything) == captions
@@ -109,7 +109,7 @@ def test_captions_take_the_key_that_the_store_has() -> None:
 def test_two_images_are_never_one() -> None:
     """Not even where the second is the key itself."""
     for captions in (["a.png", "a.jpg"], ["a.jpg", "x/a.jpg"]):
-        with pytest.raises(UsageError, match=r"--match stem: the images 'a.*' and '.*a.jpg' both are 'a.jpg' of STORE"):
+        with pytest.raises(UsageError, match=r"match stem: the images 'a.*' and '.*a.jpg' both are 'a.jpg' of STORE"):
             list(InStores([Caption(name, "words") for name in captions], Keys(known("a.jpg"), "stem"), "STORE"))
 
 
@@ -119,9 +119,9 @@ def test_where_none_is_found_a_rule_is_named() -> None:
         list(found)
     assert str(error.value) == (
         "none of the 2 images that have captions is in STORE, which has 'B.jpg' and not 'cafe\u0301.jpg': "
-        r"--match casefold finds 2 of the 2, such as 'cafe\u0301.jpg' as 'caf\xe9.jpg'"
+        r"match casefold finds 2 of the 2, such as 'cafe\u0301.jpg' as 'caf\xe9.jpg'"
     )
-    with pytest.raises(UsageError, match="make the names match with --image-key"):
+    with pytest.raises(UsageError, match="make the names match by an `image_key`"):
         list(InStores([Caption("x", "words")], Keys(known("a.jpg")), "STORE"))
 
 

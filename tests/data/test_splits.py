@@ -7,7 +7,7 @@ from imagebert.data.splits import SplitList, Splits
 
 
 def lists(**given: str) -> Splits:
-    return Splits([SplitList(name, images.split(), f"--split {name}=FILE") for name, images in given.items()])
+    return Splits([SplitList(name, images.split(), f"split {name}=FILE") for name, images in given.items()])
 
 
 def test_the_split_of_an_image() -> None:
@@ -19,11 +19,11 @@ def test_the_split_of_an_image() -> None:
 
 
 def test_an_image_in_two_splits_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"image 'b' \(one of 2\) is in --split train=FILE and in --split test=FILE"):
+    with pytest.raises(UsageError, match=r"image 'b' \(one of 2\) is in split train=FILE and in split test=FILE"):
         lists(train="a b c", dev="d", test="b e c b")
     twice = SplitList("train", ["a"], "one"), SplitList("train", ["a", "b"], "two")
     assert Splits(twice).plain == {"a": "train", "b": "train"}
-    with pytest.raises(UsageError, match="--split test=FILE lists no image"):
+    with pytest.raises(UsageError, match="split test=FILE lists no image"):
         lists(train="a", test="")
 
 
@@ -32,7 +32,7 @@ def test_images_that_no_caption_is_of_are_counted() -> None:
     for image in ("c", "x", "y", "z"):
         splits.get(image)
     splits.check()
-    assert splits.notes() == ["--split train=FILE: 5 of its 6 images have no caption: 'a', 'b', 'd', ..."]
+    assert splits.notes() == ["split train=FILE: 5 of its 6 images have no caption: 'a', 'b', 'd', ..."]
 
 
 def test_a_list_of_other_names_is_refused() -> None:

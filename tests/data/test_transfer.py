@@ -66,7 +66,7 @@ def test_what_is_found_is_said_before_it_is_stored(tmp_path: Path, capsys: pytes
         "boxes: pixels, xyxy; its size from img_w and img_h",
         f"objects_id; 7 names from {tmp_path / 'names'}",
         "objects_conf",
-        "from 5 images; --layout NAME=VALUE decides otherwise",
+        "from 5 images; `layout` NAME=VALUE decides otherwise",
     ):
         assert part in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["names", "obj36.tsv"]
@@ -168,7 +168,7 @@ def test_a_number_beside_which_int8_leaves_nothing(tmp_path: Path, capsys: pytes
         patch.setattr("logging.Logger.warning", lambda _, text, *values: print(text % values))
         assert main(["import", "auto", str(path), str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "beside the 9000 of region 1, 31 of its 32 features are 0 as int8: store the images with --features" in said
+    assert "beside the 9000 of region 1, 31 of its 32 features are 0 as int8: store them with features" in said
     assert "5 images: 4 stored" in said
     assert main(["import", "auto", str(path), str(tmp_path / "half"), "--features", "float16"]) == 0
     assert len(RegionStore(tmp_path / "half")) == 5

@@ -49,11 +49,11 @@ def test_a_local_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "file").touch()
     assert main(["doctor", "--quick", "--local", str(tmp_path / "file/local")]) == 2
     out = capsys.readouterr().out
-    assert f"problem: cannot write to --local {tmp_path}/file/local: Not a directory: give a folder of the" in out
+    assert f"problem: cannot write to local {tmp_path}/file/local: Not a directory: give a folder of the" in out
     assert main(["doctor", "--quick", "--local", str(tmp_path / "new/local"), "--json", str(tmp_path / "figures")]) == 0
     assert not (tmp_path / "new").exists()
     (row,) = json.loads((tmp_path / "figures").read_text())["hosts"]
-    assert row["free --local GiB"] == pytest.approx(shutil.disk_usage(tmp_path).free / 2**30, rel=0.05)
+    assert row["free local GiB"] == pytest.approx(shutil.disk_usage(tmp_path).free / 2**30, rel=0.05)
 
 
 def test_a_disk_that_fails_is_found_and_ends_nothing(recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

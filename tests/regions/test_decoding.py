@@ -144,7 +144,7 @@ def test_without_dali_pillow_decodes(
 ) -> None:
     """Not installed, half installed, and one that ends its process."""
     stand_in(code, tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match=rf"--decoder dali: .*{why}.*: pip install imagebert\[dali\], or take pillow"):
+    with pytest.raises(UsageError, match=rf"decoder dali: .*{why}.*: pip install imagebert\[dali\], or take pillow"):
         decoded([], "dali")
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -229,4 +229,4 @@ def test_the_command_says_what_became_of_all_files(
     assert last == f"1 pictures: 1 stored in {out}, 0 refused; 1 other files are not read (by suffix: 1 of .mp4)"
     stand_in("raise ImportError('none')", tmp_path, monkeypatch)
     assert main([*command, "dali", "--overwrite"]) == 2
-    assert "--decoder dali: DALI does not start (ImportError: none): pip install" in capsys.readouterr().err
+    assert "decoder dali: DALI does not start (ImportError: none): pip install" in capsys.readouterr().err

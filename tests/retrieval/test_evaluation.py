@@ -85,7 +85,7 @@ def test_another_evaluation_has_another_folder(model: Path, source: SourceConfig
     out = tmp_path / "out"
     assert call(model, source, "--images", "6", "--out", str(out)) == 0
     assert call(model, source, "--images", "9", "--out", str(out)) == 2
-    assert "is an evaluation with another images: give another --out" in capsys.readouterr().err
+    assert "is an evaluation with another images: give another `out`" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert call(model, source, "--images", "6", "--out", str(tmp_path / "mine")) == 2

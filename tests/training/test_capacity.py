@@ -86,7 +86,7 @@ def test_the_whole_answer_and_its_mistakes(tmp_path: Path) -> None:
     assert figures["data"]["store, TB"] == pytest.approx(2.07, rel=0.01)
     assert figures["memory of a GPU, GB"]["ZeRO 3"] < figures["memory of a GPU, GB"]["ZeRO 0"]
     assert 0 < figures["scaling"]["pace of a GPU, of what it has on one node"] < 1
-    with pytest.raises(UsageError, match="--batch-size 8 cannot be cut into 128 microbatches"):
+    with pytest.raises(UsageError, match="batch_size 8 cannot be cut into 128 microbatches"):
         plan(job(16, batch_size=8))
     (tmp_path / "measured.json").write_text(json.dumps({"constants": {"share": 0.25, "disk": 1e9}}))
     slower = calibrated(GPUS["h200"], tmp_path / "measured.json")

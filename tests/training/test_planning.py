@@ -151,7 +151,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "evaluate", "--images", "5k", "--captions", "25k", "--gpus-per-node", "1", "--words", "14"
     )
     for words, error in {
-        ("stage1_lait",): "data/lait/regions is not there: say how many pairs an epoch has with --pairs",
+        ("stage1_lait",): "data/lait/regions is not there: say how many `pairs` an epoch has",
         ("stage1_lait", "--epochs", "3"): "--epochs is the recipe's: give it as schedule.epochs=",
         ("evaluate", "--images", "5k"): "imagebert plan evaluate --images 5k --captions 25k",
         ("--images", "5k"): "--images is of an evaluation",

@@ -289,7 +289,7 @@ def test_another_vocabulary_of_equal_size_is_no_start(recipe: list[str], source:
     vocabulary.write_text(right)
     (tmp_path / "run/model/tokenizer_config.json").write_text('{"do_lower_case": false}')
     with pytest.raises(
-        UsageError, match=r"tokenised with \(do_lower_case is false, not true\): tokenise them with --vocab"
+        UsageError, match=r"tokenised with \(do_lower_case is false, not true\): tokenise them with the vocabulary"
     ):
         run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
 

@@ -124,7 +124,7 @@ class Captions:
             key = line.image if self.image_key is None else self.image_key.format_map(fields)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise UsageError(
-                f"--image-key {self.image_key!r} does not fit {line.where} ({error}): there are "
+                f"image_key {self.image_key!r} does not fit {line.where} ({error}): there are "
                 + ", ".join(f"{{{name}}}" for name in fields)
             ) from None
         return Caption(key, line.text, self.image_splits.get(line.image) or line.split, line.relevance)

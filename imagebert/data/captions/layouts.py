@@ -54,10 +54,10 @@ def layout_of(path: Path, kind: str, columns: Columns) -> Layout:
     if binary := _of_bytes(path, start):
         fits = {"parquet": ("table", "img2dataset")}.get(binary, (binary,))
         if kind != "auto" and kind not in fits:
-            raise UsageError(f"{path} is {_FILES[binary]}: --format {kind} reads another kind of file")
+            raise UsageError(f"{path} is {_FILES[binary]}: format {kind} reads another kind of file")
         return Layout(f"parquet:{kind}" if binary == "parquet" else binary)
     if kind in ("img2dataset", "webdataset"):
-        raise UsageError(f"{path} is neither Parquet nor a tar: --format {kind} reads such, or a folder of them")
+        raise UsageError(f"{path} is neither Parquet nor a tar: format {kind} reads such, or a folder of them")
     if kind == "list" or kind in _JSON:
         return Layout(kind, _load(path))
     layout = Layout(kind, is_lines=kind == "table" and _is_lines(path, start))
@@ -85,7 +85,7 @@ def _of_folder(path: Path, kind: str) -> str:
             "give the captions' own file"
         )
     if kind not in fits:
-        raise UsageError(f"{path} is a folder of {found}: --format {kind} reads something else")
+        raise UsageError(f"{path} is a folder of {found}: format {kind} reads something else")
     return f"parquet:{kind}" if found == "parquet" else found
 
 

@@ -71,5 +71,5 @@ def text_of(value: Any) -> str:
 def list_of(content: Any, name: str, path: Path) -> list[Any]:
     value = content.get(name) if isinstance(content, dict) else None
     if not isinstance(value, list):
-        raise UsageError(f"{path} has no list of {name}: it is of another format, see --format")
+        raise UsageError(f"{path} has no list of {name}: it is of another format: say which with `format`")
     return value

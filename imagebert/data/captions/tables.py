@@ -91,7 +91,7 @@ def delimited(path: Path, columns: Columns) -> Found:
     if missing:
         raise UsageError(
             f"{path} has no column {' and no column '.join(sorted(missing))}: name the columns of a file without a "
-            "header line with --columns image,caption, those of another name with --image-column, --caption-column"
+            "header line as `columns`, such as image,caption, and those of another name one by one"
         )
     between = "commas" if delimiter == "," else "tabs"
     what = f"a table in UTF-8, {', '.join(columns.read(names))} between {between}"
@@ -107,7 +107,7 @@ def _delimited(path: Path, columns: Columns, names: list[str], delimiter: str) -
         if error:
             yield where, error
         elif (row.get(columns.image), row.get(columns.caption)) == (columns.image, columns.caption):
-            raise UsageError(f"{where}: is a header line, leave --columns out")
+            raise UsageError(f"{where}: is a header line, leave `columns` out")
         elif len(fields) <= last:
             yield where, "it has no caption beside its image"
         elif len(fields) > len(names):
@@ -179,7 +179,9 @@ def json_list(path: Path, content: Any, columns: Columns) -> Found:
         )
         return Found(f"captions of {len(content):,} images", lines_of(rows, columns))
     if not isinstance(content, list):
-        raise UsageError(f"{path} holds {type(content).__name__}, not a list: it is of another format, see --format")
+        raise UsageError(
+            f"{path} holds {type(content).__name__}, not a list: it is of another format: say which with `format`"
+        )
     columns = _list_columns(content, columns)
     rows, there = _looked_at(path, _list_rows(path, content), columns)
     what = f"a JSON list of {len(content):,} objects with {', '.join(columns.read(there))}"
@@ -217,7 +219,7 @@ def _looked_at(
     if objects and not any(columns.image in row and columns.caption in row for row in objects):
         raise UsageError(
             f"{path} has no objects with {columns.image} and {columns.caption}, the first has "
-            f"{', '.join(map(str, objects[0]))[:200]}: name others with --image-column, --caption-column"
+            f"{', '.join(map(str, objects[0]))[:200]}: name the others as `columns`"
         )
     return chain(ahead, rows), [str(name) for row in objects for name in row]
 

@@ -61,7 +61,7 @@ _LOOKED_AT = 4096  # numbers of an image
 
 @dataclass(frozen=True)
 class Layout:
-    """What holds for a source. Each can be given: `--layout NAME=VALUE`.
+    """What holds for a source. Each can be given, as NAME=VALUE of `layout`.
 
     Args:
         names: what -> the field that has it
@@ -127,7 +127,7 @@ class Layout:
             if len(features) == 0:
                 raise BadRecord("all its regions are rows of zeros")
         if not self.largest > max(float(features.max()), -float(features.min())):  # nor where one is no number
-            raise BadRecord(f"a feature is not finite, or {self.largest:g} and more (--layout largest=)")
+            raise BadRecord(f"a feature is not finite, or {self.largest:g} and more (layout largest=)")
         if not (classes.min() >= 0 and classes.max() < self.classes):
             raise BadRecord(f"a class is {classes.min()} or {classes.max()}: there are {self.classes}")
         if not (confidences.min() >= 0 and confidences.max() <= 1.001):  # half floats round up
@@ -232,7 +232,7 @@ class Layout:
             if "probabilities" not in self.names and self.background == "counted" and (classes < 0).any():
                 raise BadRecord(
                     f"{(classes < 0).sum()} of its regions are background, and no probabilities tell another class "
-                    "(--layout classes=none reads none)"
+                    "(layout classes=none reads none)"
                 )
         if "confidences" in self.names:
             value = self._needed(fields, "confidences")
@@ -279,16 +279,16 @@ def decide(sample: Sequence[Sample], classes: int, given: Mapping[str, str] | No
     layout = Layout(names, 0, classes)
     for name, values in _CHOICES.items():
         if name in given and given[name] not in values:
-            raise UsageError(f"--layout {name}={given[name]}: give one of {', '.join(values)}")
+            raise UsageError(f"layout {name}={given[name]}: give one of {', '.join(values)}")
     unknown = sorted(given.keys() - NAMES.keys() - _CHOICES.keys() - {"largest"})
     if unknown:
-        raise UsageError(f"--layout has no {unknown[0]!r}: it has {', '.join(sorted([*NAMES, *_CHOICES, 'largest']))}")
+        raise UsageError(f"layout has no {unknown[0]!r}: it has {', '.join(sorted([*NAMES, *_CHOICES, 'largest']))}")
     if "largest" in given:
         layout = replace(layout, largest=_positive(given["largest"]))
     if any(isinstance(one.get(names["features"]), str | bytes) for one in fields):
         layout = replace(layout, encoded=True, numbers=given.get("numbers") or _numbers(layout, fields))
     elif "numbers" in given:
-        raise UsageError("--layout numbers=: its features say themselves of what type they are")
+        raise UsageError("layout numbers=: its features say themselves of what type they are")
     layout = replace(layout, axis=given.get("axis") or _vote(fields, lambda one: _axis(layout, one), "axis"))
     width = int(_vote(fields, layout.width_of, "size"))
     geometry = width == VISUAL_GENOME_FEATURES + GEOMETRY
@@ -296,7 +296,7 @@ def decide(sample: Sequence[Sample], classes: int, given: Mapping[str, str] | No
     if "boxes" not in names and not geometry:
         raise UsageError(
             f"{sample[0].where} has no boxes, as ImageBERT needs them ({', '.join(NAMES['boxes'])}): it has "
-            f"{_listed(fields[0])}. Name them with --layout boxes=FIELD"
+            f"{_listed(fields[0])}. Name them with layout boxes=FIELD"
         )
     corners = given.get("corners") or _vote(fields, lambda one: _corners(layout, one), "corners", "xyxy")
     layout = replace(layout, corners=corners)
@@ -319,14 +319,14 @@ def _names(fields: Sequence[Fields], given: Mapping[str, str], named: bool) -> d
                 names[what] = found
         elif wanted != "none":
             if not there[wanted]:
-                raise UsageError(f"--layout {what}={wanted}: there is no such field, there are {_listed(there)}")
+                raise UsageError(f"layout {what}={wanted}: there is no such field, there are {_listed(there)}")
             names[what] = wanted
     if "key" not in names and not named:
-        raise UsageError(f"no field names the image, there are {_listed(there)}: say which with --layout key=FIELD")
+        raise UsageError(f"no field names the image, there are {_listed(there)}: say which with layout key=FIELD")
     if "features" not in names:
         raise UsageError(
             f"no field of features is known ({', '.join(NAMES['features'])}), there are {_listed(there)}: name it "
-            "with --layout features=FIELD"
+            "with layout features=FIELD"
         )
     # MMF's extract_features_frcnn.py keeps the top class' probability alone under the table's name.
     table = names.get("probabilities")
@@ -358,7 +358,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise UsageError(f"--layout largest={text}: give a positive number")
+        raise UsageError(f"layout largest={text}: give a positive number")
     return value
 
 
@@ -388,7 +388,7 @@ def _vote(
     if most < _AGREED * votes.total():
         raise UsageError(
             f"of {votes.total()} sampled images {most} say {option}={winner} and {others[0][1]} "
-            f"{option}={others[0][0]}: say which with --layout {option}="
+            f"{option}={others[0][0]}: say which with layout {option}="
         )
     return winner
 
@@ -419,7 +419,7 @@ def _numbers(layout: Layout, fields: Sequence[Fields]) -> str:
         if problem and not fitting.total():
             raise UsageError(f"the features of no sampled image can be used: {problem}")
         raise UsageError(
-            f"whether the bytes of {name} are float32 or float16 is not to be told: say it with --layout numbers="
+            f"whether the bytes of {name} are float32 or float16 is not to be told: say it with layout numbers="
         )
     return good[0]
 
@@ -469,15 +469,15 @@ def _with_classes(layout: Layout, fields: Sequence[Fields], given: str | None) -
     names = dict(layout.names)
     if "probabilities" not in names:
         if given in ("first", "last"):
-            raise UsageError(f"--layout background={given}: it has no probabilities")
+            raise UsageError(f"layout background={given}: it has no probabilities")
         if "classes" not in names:
             return replace(layout, background="none")
         background = given or _background_of_numbers(names, fields)
         top = max((int(found.max()) for one in fields if len(found := _numbers_of(layout, one, "classes"))), default=0)
         if given is None and top - (background == "counted") >= layout.classes:
             raise UsageError(
-                f"{names['classes']} has class {top}, and there are {layout.classes} classes: name them with "
-                "--classes FILE; if class 0 is the background, say --layout background=counted"
+                f"{names['classes']} has class {top}, and there are {layout.classes} classes: name them "
+                "by `classes`; if class 0 is the background, say layout background=counted"
             )
         return replace(layout, background=background)
     tables, numbers = [], []
@@ -499,7 +499,7 @@ def _with_classes(layout: Layout, fields: Sequence[Fields], given: str | None) -
         if columns not in (layout.classes, layout.classes + 1):
             raise UsageError(
                 f"{names['probabilities']} has {columns} columns, and there are {layout.classes} classes: name them "
-                "with --classes FILE"
+                "by `classes`"
             )
         given = "none" if columns == layout.classes else _background(tables, numbers)
     return replace(layout, names=names, background=given)
@@ -517,8 +517,8 @@ def _background_of_numbers(names: Mapping[str, str], fields: Sequence[Fields]) -
         return "counted"
     if names["classes"] == "objects" and names.get("confidences") not in NAMES["probabilities"]:
         raise UsageError(
-            "objects may count the background as class 0 (MMF's --background), and no cls_prob tells: say --layout "
-            "background=counted where they do, --layout background=none where they do not"
+            "objects may count the background as class 0 (MMF's --background), and no cls_prob tells: say layout "
+            "background=counted where they do, layout background=none where they do not"
         )
     return "none"
 
@@ -549,7 +549,7 @@ def _background(tables: Sequence[NDArray[Any]], numbers: Sequence[NDArray[Any] |
     if mean[best] < _AGREED:
         raise UsageError(
             "the class numbers fit the probabilities neither with the background in front nor behind: say where it is "
-            "with --layout background="
+            "with layout background="
         )
     return best
 

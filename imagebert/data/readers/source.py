@@ -94,12 +94,14 @@ class Survey:
         return [
             f"{self.source}, about {self.images:,} images, the first is {self.first!r}",
             *(f"    {what:13} {text}" for what, text in rows.items()),
-            f"    from {self.sampled} images; --layout NAME=VALUE decides otherwise",
+            f"    from {self.sampled} images; `layout` NAME=VALUE decides otherwise",
         ]
 
 
 class LaidOutReader:
     """A reader's images as region records."""
+
+    beside: Sequence[Path] = ()
 
     def __init__(self, reader: Reader, layout: Layout) -> None:
         self._reader, self._layout = reader, layout

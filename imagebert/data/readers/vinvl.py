@@ -43,7 +43,7 @@ class VinvlReader(LineReader):
         self._labels = {named.features: _Lines(named.labels) if named.labels else None for named in found}
         self._sizes = {named.features: _Lines(named.sizes) if named.sizes else None for named in found}
         if not classes and any(named.labels or named.features.name.startswith("predictions") for named in found):
-            raise UsageError("VinVL's labels hold class names: give their list with --classes FILE, one a line")
+            raise UsageError("VinVL's labels hold class names: give their list as `classes`, a file of one a line")
 
     def _image(self, file: Path, line: bytes) -> tuple[str, Callable[[], Any]]:
         columns = line.split(b"\t", 3)

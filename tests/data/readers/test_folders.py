@@ -207,7 +207,7 @@ def test_mmfs_classes_without_probabilities_are_not_guessed(counted: bool, tmp_p
         del info["cls_prob"]
         info["objects"] = info["objects"] + counted
         np.save(file, np.array(info, dtype=object), allow_pickle=True)
-    with pytest.raises(UsageError, match=r"--layout background=counted .* --layout background=none"):
+    with pytest.raises(UsageError, match=r"layout background=counted .* layout background=none"):
         open_laid_out(name, path)
     reader = open_laid_out(name, path, background="counted" if counted else "none")
     for item, image in zip(reader.items(0, 1), images, strict=True):

@@ -67,7 +67,7 @@ def test_boxes_of_another_unit_than_their_source_are_refused() -> None:
     layout = decided(*[image(i, boxes=image(i)["boxes"] / SIZE) for i in range(8)])
     with pytest.raises(BadRecord, match="is outside of the image, whose boxes are shares"):
         read(layout, image(9))
-    with pytest.raises(UsageError, match="4 say unit=pixels and 4 unit=shares: say which with --layout unit="):
+    with pytest.raises(UsageError, match="4 say unit=pixels and 4 unit=shares: say which with layout unit="):
         decided(*[image(i, boxes=image(i)["boxes"] / (SIZE if i % 2 else 1)) for i in range(8)])
 
 
@@ -119,7 +119,7 @@ def test_the_type_of_numbers_in_bytes(dtype: str) -> None:
 
 def test_bytes_that_could_be_either() -> None:
     constant = [image(i, features=b64(np.ones((5, 16), np.float32)), num_boxes=5) for i in range(3)]
-    with pytest.raises(UsageError, match="float32 or float16 is not to be told: say it with --layout numbers="):
+    with pytest.raises(UsageError, match="float32 or float16 is not to be told: say it with layout numbers="):
         decided(*constant)
     assert decided(*constant, numbers="float32").size == 16
 
@@ -222,11 +222,11 @@ def test_without_classes_nothing_claims_to_have_some() -> None:
 def test_class_numbers_that_have_no_name() -> None:
     fields = image(0, obj_id=np.array([0, 1, 2, 3, CLASSES]))
     del fields["cls_prob"]
-    with pytest.raises(UsageError, match=r"obj_id has class 7, .* are 7 classes.* --layout background=counted"):
+    with pytest.raises(UsageError, match=r"obj_id has class 7, .* are 7 classes.* layout background=counted"):
         decided(fields)
     record = read(decided(fields, background="counted"), fields | {"obj_id": np.array([1, 2, 3, 4, CLASSES])})
     np.testing.assert_array_equal(record.classes, [0, 1, 2, 3, 6])
-    with pytest.raises(UsageError, match="cls_prob has 10 columns, and there are 7 classes: name them with --classes"):
+    with pytest.raises(UsageError, match="cls_prob has 10 columns, and there are 7 classes: name them by `classes`"):
         decided(image(0, cls_prob=np.full((5, 10), 0.1, np.float32)))
 
 
@@ -269,12 +269,12 @@ def test_a_record_that_contradicts_its_source_is_refused(changed: dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"unit": "inches"}, "--layout unit=inches: give one of pixels, shares"),
-        ({"units": "pixels"}, "--layout has no 'units': it has .*unit"),
-        ({"features": "roi"}, "--layout features=roi: there is no such field, there are boxes, cls_prob, features"),
-        ({"largest": "-1"}, "--layout largest=-1: give a positive number"),
+        ({"unit": "inches"}, "layout unit=inches: give one of pixels, shares"),
+        ({"units": "pixels"}, "layout has no 'units': it has .*unit"),
+        ({"features": "roi"}, "layout features=roi: there is no such field, there are boxes, cls_prob, features"),
+        ({"largest": "-1"}, "layout largest=-1: give a positive number"),
         ({"numbers": "float16"}, "its features say themselves"),
-        ({"probabilities": "none", "background": "last"}, "--layout background=last: it has no probabilities"),
+        ({"probabilities": "none", "background": "last"}, "layout background=last: it has no probabilities"),
     ],
 )
 def test_what_cannot_be_given(given: dict[str, str], message: str) -> None:

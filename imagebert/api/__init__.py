@@ -1,0 +1,112 @@
+"""What the command line and a notebook call: all that this program does, as functions of Python values.
+
+    from imagebert import api
+
+    api.pairs("captions.json", "data/coco/pairs", "bert-base-uncased", regions=["data/coco/regions"])
+    trained = api.finetune("finetune_coco", {"schedule.steps": 1000})
+    api.evaluate(trained.folder, api.dataset("coco1k")).figures["rsum"]
+
+Paths are text or os.PathLike; None stands for what the model, the run or the recipe says. Each function returns what it
+found or made, and prints nothing but progress. A call that is wrong raises UsageError, whose one sentence says what to
+do; a disk, a machine or another rank that fails raises OSError. Under a launcher (srun, torchrun, mpirun) all ranks
+make the same call and share the work of pretrain, finetune, evaluate, mine, ladder, extract, import_features, merge,
+split, quantize and doctor; figures are rank 0's. Functions are imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagebert.api.data import CaptionOptions as CaptionOptions
+    from imagebert.api.data import Columns as Columns
+    from imagebert.api.data import Features as Features
+    from imagebert.api.data import Paired as Paired
+    from imagebert.api.data import accept as accept
+    from imagebert.api.data import extract as extract
+    from imagebert.api.data import formats as formats
+    from imagebert.api.data import import_features as import_features
+    from imagebert.api.data import pairs as pairs
+    from imagebert.api.data import survey_features as survey_features
+    from imagebert.api.data import verify as verify
+    from imagebert.api.planning import Cluster as Cluster
+    from imagebert.api.planning import Plan as Plan
+    from imagebert.api.planning import Schedule as Schedule
+    from imagebert.api.planning import Told as Told
+    from imagebert.api.planning import plan as plan
+    from imagebert.api.planning import plan_evaluation as plan_evaluation
+    from imagebert.api.retrieval import Data as Data
+    from imagebert.api.retrieval import Evaluated as Evaluated
+    from imagebert.api.retrieval import Mined as Mined
+    from imagebert.api.retrieval import Searched as Searched
+    from imagebert.api.retrieval import compare as compare
+    from imagebert.api.retrieval import dataset as dataset
+    from imagebert.api.retrieval import evaluate as evaluate
+    from imagebert.api.retrieval import mine as mine
+    from imagebert.api.retrieval import recount as recount
+    from imagebert.api.retrieval import search as search
+    from imagebert.api.retrieval import serve as serve
+    from imagebert.api.stores import Quantized as Quantized
+    from imagebert.api.stores import Staged as Staged
+    from imagebert.api.stores import StoreOptions as StoreOptions
+    from imagebert.api.stores import inspect as inspect
+    from imagebert.api.stores import keys as keys
+    from imagebert.api.stores import merge as merge
+    from imagebert.api.stores import quantize as quantize
+    from imagebert.api.stores import split as split
+    from imagebert.api.stores import stage as stage
+    from imagebert.api.train import Exported as Exported
+    from imagebert.api.train import Trained as Trained
+    from imagebert.api.train import demo as demo
+    from imagebert.api.train import doctor as doctor
+    from imagebert.api.train import doctor_on_paper as doctor_on_paper
+    from imagebert.api.train import export as export
+    from imagebert.api.train import finetune as finetune
+    from imagebert.api.train import ladder as ladder
+    from imagebert.api.train import ladder_tables as ladder_tables
+    from imagebert.api.train import ladders as ladders
+    from imagebert.api.train import onnx as onnx
+    from imagebert.api.train import pretrain as pretrain
+    from imagebert.api.train import recipe as recipe
+    from imagebert.api.train import recipes as recipes
+
+_MODULES = {
+    "data": (
+        *(
+            "CaptionOptions",
+            "Columns",
+            "Features",
+            "Paired",
+            "accept",
+            "extract",
+            "formats",
+            "import_features",
+            "pairs",
+        ),
+        *("survey_features", "verify"),
+    ),
+    "planning": ("Cluster", "Plan", "Schedule", "Told", "plan", "plan_evaluation"),
+    "retrieval": (
+        *("Data", "Evaluated", "Mined", "Searched", "compare", "dataset", "evaluate", "mine", "recount", "search"),
+        "serve",
+    ),
+    "stores": ("Quantized", "Staged", "StoreOptions", "inspect", "keys", "merge", "quantize", "split", "stage"),
+    "train": (
+        *("Exported", "Trained", "demo", "doctor", "doctor_on_paper", "export", "finetune", "ladder"),
+        *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes"),
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"imagebert.api has no {name!r}: it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"imagebert.api.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,257 @@
+"""Region stores from Python: look at them, make others of them, bring them to a node's own disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagebert.data.readers import share_of
+from imagebert.data.records import FeatureType
+from imagebert.data.regions import RegionStore
+from imagebert.data.staging import room_for_stage, shards_to_stage
+from imagebert.data.staging import stage as copy_shards
+from imagebert.data.transfer import StoreReader, Target, Transferred, transfer
+from imagebert.errors import UsageError
+from imagebert.files import text_lines
+from imagebert.log import Progress
+from imagebert.workers import workers
+
+PathLike = str | os.PathLike[str]
+# One, or several.
+Paths = PathLike | Sequence[PathLike]
+# A file of names, one a line, or the names themselves.
+Names = PathLike | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """How a region store is written.
+
+    Args:
+        features: their type; None: as they are
+        shard_gib: size of a shard in GiB
+        overwrite: whether to replace the store that is there, when the new one is whole
+    """
+
+    features: FeatureType | None = None
+    shard_gib: int = 4
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What `stage` left on a local disk: how many of the store's shards are there."""
+
+    folder: Path
+    there: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote.
+
+    Attributes:
+        done: how many images came and were stored
+        relative_error: the root-mean-square error that the new type causes, as a share of the features' own
+            root-mean-square
+    """
+
+    done: Transferred
+    relative_error: float
+
+
+def inspect(store: PathLike) -> dict[str, Any]:
+    """Says what a region store holds: counts of images and regions, the features' type and statistics, sizes.
+
+    Raises:
+        UsageError: there is no store, or it is damaged.
+    """
+    opened = RegionStore(Path(store))
+    return {
+        "images": len(opened),
+        "regions": int(opened.region_counts.sum()),
+        "regions_per_image": float(opened.region_counts.mean()),
+        "feature_size": opened.feature_size,
+        "feature_type": opened.feature_type,
+        "classes": len(opened.classes) if opened.has_classes else "none, all are of class 0",
+        "extractor": opened.extractor.get("name"),
+        "shards": len(opened.shards),
+        "bytes": sum(shard["bytes"] for shard in opened.shards),
+        **{f"feature_{name}": value for name, value in opened.statistics.items()},
+    }
+
+
+def keys(store: PathLike) -> Iterator[str]:
+    """The keys of a region store's images, sorted.
+
+    Raises:
+        UsageError: there is no store, or it is damaged.
+    """
+    opened = RegionStore(Path(store))
+    return (opened.key(image) for image in range(len(opened)))
+
+
+def merge(
+    stores: Paths,
+    out: PathLike,
+    *,
+    options: StoreOptions = StoreOptions(),
+) -> Transferred:
+    """Writes one region store of several; ranks share the work. A call that was killed is made again and goes on.
+
+    Args:
+        stores: what is merged: features of one size, and the same classes
+        out: the store to write
+        options: how it is written
+
+    Returns:
+        How many images came and were stored.
+
+    Raises:
+        UsageError: the stores do not fit together, an image is in two, or `out` is there already.
+        OSError: the disk is full or fails, or another rank is gone.
+    """
+    return _write(paths_of(stores), Path(out), None, options)
+
+
+def split(
+    store: PathLike,
+    out: PathLike,
+    *,
+    keys: Names | None = None,
+    parts: int | None = None,
+    options: StoreOptions = StoreOptions(),
+) -> dict[Path, Transferred]:
+    """Writes chosen images of a region store as another, or all of them as equal parts; ranks share the work.
+
+    Args:
+        store: what is split
+        out: the store to write; of parts each has its number behind it: out-0, out-1, ...
+        keys: of the images that are chosen, as a list, or as a file of one a line
+        parts: how many equal parts; give either this or `keys`
+        options: how the stores are written
+
+    Returns:
+        The stores, and how many images of each came and were stored.
+
+    Raises:
+        UsageError: both or neither of `keys` and `parts` is given, an image is not there, or a store is there already.
+        OSError: the disk is full or fails, or another rank is gone.
+    """
+    if (keys is None) == (parts is None):
+        raise UsageError("give either the `keys` of chosen images, or a number of `parts`")
+    source, target = Path(store), Path(out)
+    if parts is None:
+        return {target: _write([source], target, names_of(keys or (), "keys"), options)}
+    opened, done = RegionStore(source), {}
+    for number in range(parts):
+        chosen = [opened.key(image) for image in share_of(len(opened), number, parts)]
+        part = target.with_name(f"{target.name}-{number}")
+        done[part] = _write([source], part, chosen, options)
+    return done
+
+
+def quantize(
+    store: PathLike,
+    out: PathLike,
+    *,
+    options: StoreOptions = StoreOptions(features="int8"),
+) -> Quantized:
+    """Writes a region store with smaller features; ranks share the work.
+
+    Args:
+        store: what is quantized
+        out: the store to write
+        options: how it is written
+
+    Returns:
+        How many images came and were stored, and the error that the new type causes.
+
+    Raises:
+        UsageError: there is no such store, or `out` is there already.
+        OSError: the disk is full or fails, or another rank is gone.
+    """
+    done = _write([Path(store)], Path(out), None, options)
+    return Quantized(done, RegionStore(Path(out)).statistics["relative_storage_error"])
+
+
+def _write(sources: list[Path], out: Path, keys: list[str] | None, options: StoreOptions) -> Transferred:
+    with workers() as team:
+        reader = StoreReader(sources, keys)
+        target = Target(
+            *(out, reader.classes, reader.extractor, options.features or reader.feature_type),
+            shard_bytes=options.shard_gib << 30,
+            overwrite=options.overwrite,
+            made_from=reader.contents,
+            has_classes=reader.has_classes,
+        )
+        chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        return transfer(reader, target, {"stores": reader.contents, "keys": chosen}, strict=True, workers=team)
+
+
+def stage(
+    store: PathLike,
+    folder: PathLike,
+    *,
+    part: tuple[int, int] = (0, 1),
+    room_gib: int | None = None,
+    as_fits: bool = False,
+) -> Staged:
+    """Copies shards of a region store to a local disk; the folder is a store that reads the others from afar.
+
+    Args:
+        store: what is copied
+        folder: where to
+        part: (k, n): every nth shard from the kth on, with k from 0 to n - 1
+        room_gib: stop before more than so many GiB; None: no limit
+        as_fits: leave a tenth of the disk free, instead of `room_gib`
+
+    Returns:
+        How many shards are in the folder now, and how many there are.
+
+    Raises:
+        UsageError: the folder holds something else, or a copy differs from what was written.
+        OSError: the disk is full or fails; what was copied stays for the next call.
+    """
+    opened, target = RegionStore(Path(store)), Path(folder)
+    room = room_for_stage(target) if as_fits else room_gib << 30 if room_gib else None
+    shards = shards_to_stage(opened, *part, room)
+    total = sum(shard["file_bytes"] for shard in shards)
+    with Progress(f"Staging {Path(store).name}", total, "GB", scale=1e9) as progress:
+        for done in copy_shards(opened, target, shards):
+            progress.update(done)
+    there = sum((target / shard["name"]).exists() for shard in opened.shards)
+    return Staged(target, there, len(opened.shards))
+
+
+def paths_of(given: Paths) -> list[Path]:
+    """One path, or several."""
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
+
+
+def names_of(given: Names, what: str) -> list[str]:
+    """Names that are given as a list, or as a file: its lines without spaces around them, and without empty ones.
+
+    Args:
+        what: they are, for people
+
+    Raises:
+        UsageError: the file cannot be read, or a line of it is no text.
+    """
+    if not isinstance(given, str | os.PathLike):
+        return list(given)
+    path = Path(given)
+    try:
+        lines = list(text_lines(path))
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+    # One name less in a list is another list.
+    if wrong := next((line for line in lines if line.error), None):
+        raise UsageError(f"{what}: {path}, line {wrong.number}: {wrong.error}")
+    names = (name.strip() for line in lines for name in line.text.split("\r"))  # a CR alone ends a line, too
+    return [name for name in names if name]

@@ -1,0 +1,357 @@
+"""Training from Python: both tasks, export, ladders, the demo, the doctor, and the recipes that ship."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from imagebert.config import RECIPES, RunConfig, build_recipe, load_recipe, to_plain
+from imagebert.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from imagebert.doctor.compare import Findings
+
+PathLike = str | os.PathLike[str]
+Task = Literal["pretrain", "finetune"]
+# The name of one that ships, a YAML file, a plain tree of keys, or what `imagebert.config.load_recipe` returned.
+Recipe = PathLike | Mapping[str, Any] | RunConfig
+# "schedule.steps=100" and so on, or {"schedule.steps": 100}.
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a call of `pretrain` or `finetune` ended.
+
+    Attributes:
+        folder: of the run: config.yaml, log.jsonl, checkpoints/, and model/ once it is finished
+        steps: done so far, those of earlier calls included
+        finished: whether the recipe is at its end; otherwise the same call goes on from here
+        losses: the last that were logged, such as {"total": 2.1, "mlm": 1.3}; empty on ranks but the first
+        figures: of the last evaluation while training, such as {"ir_r1": 40.2, "rsum": 310.5}; likewise empty
+        profile: seconds of the parts of a step, where this call recorded some; likewise empty
+    """
+
+    folder: Path
+    steps: int
+    finished: bool
+    losses: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    profile: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model folder that `export` wrote, and after how many steps of training."""
+
+    folder: Path
+    steps: int
+
+
+def pretrain(
+    recipe: Recipe, overrides: Overrides = (), *, stop_at: int | None = None, profile: int | None = None
+) -> Trained:
+    """Pre-trains by a recipe, or goes on where an earlier call of the same recipe stopped.
+
+    While it trains it evaluates what `evaluation.sources` names, as often as the recipe says. Under a launcher all
+    ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
+
+    Args:
+        recipe: the name of one that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`
+        overrides: "key=value" texts, or a mapping such as {"schedule.steps": 100, "output": "runs/mine"}
+        stop_at: stop with a checkpoint when so many steps are done in all; None: at the end of the recipe
+        profile: record where the time of so many steps goes, into the run's folder profile/; None: of none
+
+    Returns:
+        The run's folder, its steps, whether it is finished, and the figures that were logged last.
+
+    Raises:
+        UsageError: the recipe is one to fine-tune; or it, its data and its checkpoints do not fit together.
+        FloatingPointError: loss or gradient is not finite, again and again.
+        OSError: the disk is full or fails, or another rank is gone.
+        SystemExit: a signal asked to stop before the first step; its code is 75.
+    """
+    return _train("pretrain", recipe, overrides, stop_at, profile)
+
+
+def finetune(
+    recipe: Recipe, overrides: Overrides = (), *, stop_at: int | None = None, profile: int | None = None
+) -> Trained:
+    """Fine-tunes for retrieval by a recipe, or goes on where an earlier call of the same recipe stopped.
+
+    While it trains it evaluates what `evaluation.sources` names, as often as the recipe says. Under a launcher all
+    ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
+
+    Args:
+        recipe: the name of one that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`
+        overrides: "key=value" texts, or a mapping such as {"model.initialize_from": "runs/stage2"}
+        stop_at: stop with a checkpoint when so many steps are done in all; None: at the end of the recipe
+        profile: record where the time of so many steps goes, into the run's folder profile/; None: of none
+
+    Returns:
+        The run's folder, its steps, whether it is finished, and the figures that were logged last.
+
+    Raises:
+        UsageError: the recipe is one to pre-train; or it, its data and its checkpoints do not fit together.
+        FloatingPointError: loss or gradient is not finite, again and again.
+        OSError: the disk is full or fails, or another rank is gone.
+        SystemExit: a signal asked to stop before the first step; its code is 75.
+    """
+    return _train("finetune", recipe, overrides, stop_at, profile)
+
+
+def _train(task: Task, recipe: Recipe, overrides: Overrides, stop_at: int | None, profile: int | None) -> Trained:
+    from imagebert.endings import asked_to_stop
+    from imagebert.header import announce_recipe
+
+    config, name = open_recipe(recipe, overrides)
+    if config.task != task:
+        raise UsageError(f"{name} is a recipe to {config.task}: call `imagebert {config.task}`")
+    if isinstance(recipe, str | os.PathLike):
+        announce_recipe(name, config)
+    with asked_to_stop():  # also while all this is imported
+        from imagebert import distributed
+        from imagebert.engine.metrics import read_log
+        from imagebert.retrieval.validation import Validation
+        from imagebert.training.run import run
+
+        stopped = run(config, stop_at, profile or 0, Validation)
+    folder = Path(config.output)
+    if distributed.rank() != 0:
+        return Trained(folder, stopped.step, stopped.finished)
+    lines = read_log(folder / "log.jsonl")
+    losses, figures = (_last(lines, group) for group in ("loss/", "recall/"))
+    recorded = folder / "profile/profile.json"
+    seconds = json.loads(recorded.read_text(encoding="utf-8")) if profile and recorded.is_file() else {}
+    return Trained(folder, stopped.step, stopped.finished, losses, figures, seconds)
+
+
+def _last(lines: Sequence[Mapping[str, float]], group: str) -> dict[str, float]:
+    """What the last line of a log that has a group says of it."""
+    for line in reversed(lines):
+        if found := {name.removeprefix(group): value for name, value in line.items() if name.startswith(group)}:
+            return found
+    return {}
+
+
+def open_recipe(recipe: Recipe, overrides: Overrides = ()) -> tuple[RunConfig, str]:
+    """A recipe with overrides, and what it is called in messages.
+
+    Raises:
+        UsageError: there is no such recipe, or a key or a value of it is wrong.
+    """
+    texts = _texts(overrides)
+    if isinstance(recipe, RunConfig):
+        name = f"the recipe of {recipe.output}"
+        return (build_recipe(to_plain(recipe), texts, name) if texts else recipe), name
+    if isinstance(recipe, Mapping):
+        name = f"the recipe of {recipe.get('output')}"
+        return build_recipe(copy.deepcopy(dict(recipe)), texts, name), name
+    name = os.fspath(recipe)
+    return load_recipe(name, texts), name
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, str):
+        raise UsageError(f"overrides is the text {overrides!r}: give a list of such")
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def export(run: PathLike, out: PathLike | None = None) -> Exported:
+    """Writes the newest complete checkpoint of a run, which may still be training, as a model folder.
+
+    Args:
+        run: the run's folder; its data need not be there
+        out: the folder to write; None: model/ in the run's folder
+
+    Returns:
+        The folder, and after how many steps its model is.
+
+    Raises:
+        UsageError: the folder holds no run or no checkpoint.
+        OSError: the disk is full or fails.
+    """
+    from imagebert.training.run import export_run
+
+    folder = Path(run) / "model" if out is None else Path(out)
+    return Exported(folder, export_run(Path(run), folder))
+
+
+def onnx(model: PathLike, out: PathLike) -> list[Path]:
+    """Writes a fine-tuned model as ONNX graphs, which onnxruntime runs: scorer.onnx; image.onnx and text.onnx.
+
+    Inputs are the padded tensors that ImageBertProcessor makes, by their names; the towers are those of a dual head.
+
+    Args:
+        model: a model folder, or a finished run
+        out: the folder to write
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: there is no fine-tuned model, it has changed, or a package of PyTorch's exporter is missing.
+        OSError: the disk is full or fails.
+    """
+    from imagebert.model import ImageBertForImageTextRetrieval
+    from imagebert.model.exportable import write_onnx
+    from imagebert.model_folder import open_model
+
+    folder = open_model(Path(model)).path
+    return write_onnx(ImageBertForImageTextRetrieval.from_pretrained(folder), Path(out))
+
+
+def ladder(
+    name: PathLike,
+    overrides: Overrides = (),
+    *,
+    data: PathLike = "data",
+    out: PathLike | None = None,
+    seeds: int = 1,
+    seed: int | None = None,
+    only: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """Trains and evaluates the rungs of a ladder, one of the paper's ablations; what is there already is kept.
+
+    Args:
+        name: one of `ladders()`, or a YAML file
+        overrides: "key=value" texts, or a mapping, for every run
+        data: the folder that {data} stands for in the ladder's file
+        out: the folder of the runs; None: runs/ and the ladder's name
+        seeds: how many seeds, 0 to `seeds` - 1
+        seed: only this one of them; None: all
+        only: names of rungs to train, with what they start from; none: all
+
+    Returns:
+        The figures of all rungs and the relations between them, as ladder.json has them; empty on ranks but the first.
+        None: it was asked to stop, and the same call goes on.
+
+    Raises:
+        UsageError: there is no such ladder, rung or seed, or what is there was trained by another recipe.
+        OSError: the disk is full or fails, or another rank is gone.
+    """
+    from imagebert import distributed
+    from imagebert.ladder import climb, load_ladder
+
+    loaded = load_ladder(os.fspath(name))
+    folder = Path("runs") / Path(name).stem if out is None else Path(out)
+    distributed.start(timeout_minutes=60)
+    return climb(loaded, folder, Path(data), range(seeds), _texts(overrides), only, seed)
+
+
+def ladder_tables(figures: Mapping[str, Any]) -> list[Table]:
+    """What the paper's table shows of a ladder's figures, and its relations, as tables of rich."""
+    from imagebert.ladder import tables
+
+    return tables(dict(figures))
+
+
+def ladders() -> list[str]:
+    """The names of the ladders that ship with the package."""
+    from imagebert.ladder import LADDERS
+
+    return sorted(path.stem for path in LADDERS.glob("*.yaml"))
+
+
+def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = ()) -> dict[str, Any] | None:
+    """Runs the whole of ImageBERT, small, on CPUs: corpus, two stages, fine-tuning, exact R@K, a report.
+
+    Args:
+        out: the folder of the results, report.html among them
+        seed: of the corpus and of every run
+        overrides: "key=value" texts, or a mapping, for every run
+
+    Returns:
+        The figures, as report.json has them. None: it was asked to stop, and the same call goes on.
+
+    Raises:
+        UsageError: what is there was made by another call.
+        OSError: a run failed, or the disk is full.
+    """
+    from imagebert.demo.run import run_demo
+
+    return run_demo(Path(out), seed, _texts(overrides))
+
+
+def doctor(
+    recipe: PathLike | None = None,
+    overrides: Overrides = (),
+    *,
+    task: Task | None = None,
+    local: PathLike | None = None,
+    quick: bool = False,
+) -> Findings:
+    """Says whether this machine, or under a launcher this job, is fit to train.
+
+    Args:
+        recipe: a recipe whose data, disk and batch are checked too; None: the machines alone
+        overrides: "key=value" texts, or a mapping
+        task: what the recipe has to be for; None: either
+        local: a folder on each host's own disk that has to be writable; None: none is needed
+        quick: take shorter measurements
+
+    Returns:
+        A row for each host, notes, problems of the call, and faults of machines; `fit` says it in a word.
+
+    Raises:
+        UsageError: the recipe or the launcher's variables are wrong.
+        OSError: the ranks do not meet, or lose each other.
+    """
+    from imagebert.doctor.examine import examine
+    from imagebert.doctor.on_paper import check_task
+
+    config = None
+    if recipe is not None:
+        config, name = open_recipe(recipe, overrides)
+        check_task(config, name, task)
+    return examine(config, quick, None if local is None else Path(local))
+
+
+def doctor_on_paper(
+    recipe: PathLike,
+    overrides: Overrides = (),
+    *,
+    ranks: Sequence[int] = (1,),
+    task: Task | None = None,
+    later: bool = False,
+) -> list[str]:
+    """Says what training by a recipe would refuse, as far as it can be said without the machines, in a second.
+
+    Args:
+        recipe: a recipe's name or file
+        overrides: "key=value" texts, or a mapping
+        ranks: numbers of processes, each of which has to do
+        task: what the recipe has to be for; None: either
+        later: whether what the run starts from is made by a job before it, and need not be there yet
+
+    Returns:
+        A sentence for each problem; none: there is nothing to say.
+    """
+    from imagebert.doctor.on_paper import problems
+
+    return problems(os.fspath(recipe), _texts(overrides), task, ranks, later)
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe(name: str) -> str:
+    """The text of a recipe that ships with the package, its comments included.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in recipes():
+        raise UsageError(f"no recipe {name!r}: there are {', '.join(recipes())}")
+    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
