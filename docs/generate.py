@@ -50,14 +50,17 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """MkDocs' event: leaves out of python.md what does not exist."""
-    if page.file.src_uri != "python.md":
-        return markdown
-    return re.sub(r"^<!-- if (\S+) -->\n(.*?)^<!-- end -->\n", _if_it_exists, markdown, flags=re.M | re.S)
+    """MkDocs' event: leaves out what does not exist."""
+    return only_what_exists(markdown)
 
 
-def _if_it_exists(found: re.Match[str]) -> str:
-    return found[2] if importlib.util.find_spec(found[1]) else ""
+def only_what_exists(markdown: str) -> str:
+    """Without the parts between `<!-- if MODULE -->` and `<!-- end -->` whose module is not there."""
+
+    def kept(found: re.Match[str]) -> str:
+        return found[2] if importlib.util.find_spec(found[1]) else ""
+
+    return re.sub(r"^<!-- if (\S+) -->\n(.*?)^<!-- end -->\n", kept, markdown, flags=re.M | re.S)
 
 
 def beside_the_readme(name: str) -> str:
