@@ -31,6 +31,7 @@ from imagebert.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/first_steps.ipynb"
+ROW_BY_ROW = {"index.md", "commands.md", "keys.md", "faults.md", "formats.md", "kernels.md"}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -52,6 +53,11 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """MkDocs' event: leaves out what does not exist."""
     return only_what_exists(markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """MkDocs' event: marks the pages whose tables a phone shows row by row (site.css)."""
+    return f'<div class="rows">{html}</div>' if page.file.src_uri in ROW_BY_ROW else html
 
 
 def only_what_exists(markdown: str) -> str:
@@ -79,9 +85,9 @@ def commands() -> str:
     head = """\
 # Command line
 
-Written from the program's own parser; `imagebert COMMAND --help` says the same. `key=value` changes a key of the
-recipe ([all keys](keys.md)). Every command ends with 0 when the work is done, 1 when it failed on this machine, 2 when
-the call was wrong, and 75 when it was stopped and the same call goes on.
+Written from the program's own parser; `imagebert COMMAND --help` says the same. What stands in brackets is the default,
+and `key=value` changes a key of the recipe ([all keys](keys.md)). Every command ends with 0 when the work is done, 1
+when it failed on this machine, 2 when the call was wrong, and 75 when it was stopped and the same call goes on.
 """
     return head + "".join(_command(parser(), 1))
 
@@ -93,8 +99,9 @@ def _command(command: argparse.ArgumentParser, level: int) -> Iterator[str]:
         if not nested:
             yield f"\n```text\n{_usage(command)}\n```\n"
             rows = [row for action in command._actions if (row := _argument(command, action))]
-            if rows:
-                yield "\n| argument | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
+            if any(meaning for _, meaning in rows):
+                lines = [f"| `{_cell(name)}` | {_cell(meaning)} |" for name, meaning in rows]
+                yield "\n".join(["", "| argument | meaning |", "|---|---|", *lines, ""])
     for action in nested:
         summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
         for name, sub in action.choices.items():
@@ -110,20 +117,21 @@ def _usage(command: argparse.ArgumentParser) -> str:
     return "\n".join([first, *(f"    {line.strip()}" for line in more)])
 
 
-def _argument(command: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """A row of the table; "" for what --help does not show either."""
+def _argument(command: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, str] | None:
+    """An argument and its meaning; None: --help does not show it either."""
     if action.help is argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
-        return ""
+        return None
     value = ""
     if action.nargs != 0:
-        value = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else None)
-        value = str(value or action.dest.upper())
+        choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
+        value = str(action.metavar or choices)
     name = ", ".join(f"{option} {value}".strip() for option in action.option_strings) or value
-    text = command._get_formatter()._expand_help(action) if action.help else ""
-    if action.option_strings and not action.help and action.default not in (None, False, argparse.SUPPRESS):
-        text = f"({action.default})"
-    needed = "; required" if action.required and action.option_strings else ""
-    return f"| `{_cell(name)}` | {_cell(_words(text))}{needed} |"
+    if action.help:
+        meaning = _words(command._get_formatter()._expand_help(action))
+    else:
+        told = action.option_strings and action.nargs != 0 and action.default is not None
+        meaning = f"({action.default})" if told else ""
+    return name, meaning + ("; required" if action.option_strings and action.required else "")
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
@@ -145,7 +153,7 @@ def _section(kind: Any, prefix: str = "", told_of: dict[Any, str] | None = None)
     """The table of a dataclass's keys, then those of the dataclasses in it, each told once."""
     told_of = {} if told_of is None else told_of
     yield f"\n## {prefix.rstrip('.') or 'The recipe'}\n\n{_words(inspect.getdoc(kind) or '')}\n"
-    yield "\n| key | value | default | meaning |\n|---|---|---|---|\n"
+    yield "\n| key | value (default) | meaning |\n|---|---|---|\n"
     below = []
     hints, comments = typing.get_type_hints(kind), meanings(kind)
     for field in dataclasses.fields(kind):
@@ -158,7 +166,7 @@ def _section(kind: Any, prefix: str = "", told_of: dict[Any, str] | None = None)
             value = f"{'list of ' if listed else ''}keys: `{told_of[inner]}`"
         else:
             value = _kind(hint)
-        yield f"| `{name}` | {_cell(value)} | {_default(field)} | {_cell(comments[field.name])} |\n"
+        yield f"| `{name}` | {_cell(value)}{_default(field)} | {_cell(comments[field.name])} |\n"
     for inner in below:
         yield from _section(inner, f"{told_of[inner]}.", told_of)
 
@@ -201,11 +209,11 @@ def _kind(hint: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.default_factory is not dataclasses.MISSING:
-        return "theirs"  # of the keys in it
+        return ""
     if field.default is dataclasses.MISSING:
-        return "required"
+        return ", required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
+    return f" (`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`)"
 
 
 # ----------------------------------------------------------------------------------------------------------- notebook

@@ -54,7 +54,7 @@ def keys_of(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_defaults_are_those_of_the_program() -> None:
-    rows = dict(re.findall(r"^\| `([^`]+)` \| .*? \| `([^`]*)` \|", generate.keys(), re.M))
+    rows = dict(re.findall(r"^\| `([^`]+)` \| [^|]* \(`([^`]*)`\) \|", generate.keys(), re.M))
     assert yaml.safe_load(rows["data.max_regions"]) == config.DataConfig(sources=()).max_regions
     assert yaml.safe_load(rows["optimizer.betas"]) == list(config.OptimizerConfig().betas)
     assert float(rows["optimizer.epsilon"]) == config.OptimizerConfig().epsilon
@@ -83,6 +83,19 @@ def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
 def test_what_does_not_exist_is_left_out() -> None:
     there, not_there = (f"<!-- if imagebert.{name} -->\n{name}\n<!-- end -->\n" for name in ("config", "nothing"))
     assert generate.only_what_exists(f"before\n{there}{not_there}behind\n") == "before\nconfig\nbehind\n"
+
+
+def test_faults_quote_sentences_of_the_program() -> None:
+    """Three words in a row of each error on the page stand in the sources."""
+    files = [ROOT / "Makefile", *ROOT.glob("imagebert/**/*.py")]
+    sources = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in files)
+    page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    quoted = [code for row in re.findall(r"^\| (.*?) \|", page, re.M) for code in re.findall(r"`([^`]+)`", row)]
+    sentences = [code.split() for code in quoted if len(code.split()) > 3]
+    assert len(sentences) > 15
+    for words in sentences:
+        runs = [" ".join(words[at : at + 3]) for at in range(len(words) - 2)]
+        assert any(run in sources for run in runs), " ".join(words)
 
 
 class Sources(HTMLParser):
