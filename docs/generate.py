@@ -31,7 +31,6 @@ from imagebert.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/first_steps.ipynb"
-ROW_BY_ROW = {"index.md", "commands.md", "keys.md", "faults.md", "formats.md", "kernels.md"}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -56,8 +55,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """MkDocs' event: marks the pages whose tables a phone shows row by row (site.css)."""
-    return f'<div class="rows">{html}</div>' if page.file.src_uri in ROW_BY_ROW else html
+    """MkDocs' event: each cell of a table says its column, for phones, which show a row as lines (site.css)."""
+    return re.sub(r"<table>.*?</table>", lambda table: with_columns(table[0]), html, flags=re.S)
+
+
+def with_columns(table: str) -> str:
+    """Where there are more than two: of two the second needs no name."""
+    columns = [re.sub("<.*?>", "", column) for column in re.findall(r"<th[^>]*>(.*?)</th>", table, re.S)]
+
+    def named(row: re.Match[str]) -> str:
+        names = iter(["", *columns[1:]] if len(columns) > 2 else [])
+        return re.sub("<td", lambda cell: f'<td data-column="{name}"' if (name := next(names, "")) else cell[0], row[0])
+
+    return re.sub(r"<tr>.*?</tr>", named, table, flags=re.S)
 
 
 def only_what_exists(markdown: str) -> str:

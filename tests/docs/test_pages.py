@@ -98,6 +98,14 @@ def test_faults_quote_sentences_of_the_program() -> None:
         assert any(run in sources for run in runs), " ".join(words)
 
 
+def test_cells_say_their_columns() -> None:
+    head, row = "<tr><th>a</th><th>b</th><th><code>c</code></th></tr>", "<tr><td>1</td><td>2</td><td>3</td></tr>"
+    named = '<tr><td>1</td><td data-column="b">2</td><td data-column="c">3</td></tr>'
+    assert generate.with_columns(f"<table>{head}{row}{row}</table>") == f"<table>{head}{named}{named}</table>"
+    two = "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>"
+    assert generate.with_columns(two) == two
+
+
 class Sources(HTMLParser):
     """What a browser fetches by itself for a page."""
 
