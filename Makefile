@@ -37,8 +37,9 @@ bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training bes
 	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train
 
+# Without --quiet, which also keeps --strict from seeing a warning.
 docs: $(VENV)/.dev  ## the documentation as a site, build/site/index.html: links are checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.
