@@ -50,13 +50,29 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """MkDocs' event: leaves out what does not exist."""
-    return only_what_exists(markdown)
+    """MkDocs' event: what python.md asks for.
+
+    <!-- if MODULE -->    up to <!-- end -->: only where there is such a module
+    <!-- head MODULE -->  its docstring as it stands
+    <!-- fields MODULE.CLASS -->    a table of the class's fields, of their types and the comments beside them
+    """
+    markdown = only_what_exists(markdown)
+    markdown = re.sub(r"^<!-- head (\S+) -->$", lambda found: head(found[1]), markdown, flags=re.M)
+    return re.sub(r"^<!-- fields (\S+)\.(\w+) -->$", lambda found: fields(*found.groups()), markdown, flags=re.M)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """MkDocs' event: each cell of a table says its column, for phones, which show a row as lines (site.css)."""
     return re.sub(r"<table>.*?</table>", lambda table: with_columns(table[0]), html, flags=re.S)
+
+
+def only_what_exists(markdown: str) -> str:
+    """Without the parts between `<!-- if MODULE -->` and `<!-- end -->` whose module is not there."""
+
+    def kept(found: re.Match[str]) -> str:
+        return found[2] if importlib.util.find_spec(found[1]) else ""
+
+    return re.sub(r"^<!-- if (\S+) -->\n(.*?)^<!-- end -->\n", kept, markdown, flags=re.M | re.S)
 
 
 def with_columns(table: str) -> str:
@@ -68,15 +84,6 @@ def with_columns(table: str) -> str:
         return re.sub("<td", lambda cell: f'<td data-column="{name}"' if (name := next(names, "")) else cell[0], row[0])
 
     return re.sub(r"<tr>.*?</tr>", named, table, flags=re.S)
-
-
-def only_what_exists(markdown: str) -> str:
-    """Without the parts between `<!-- if MODULE -->` and `<!-- end -->` whose module is not there."""
-
-    def kept(found: re.Match[str]) -> str:
-        return found[2] if importlib.util.find_spec(found[1]) else ""
-
-    return re.sub(r"^<!-- if (\S+) -->\n(.*?)^<!-- end -->\n", kept, markdown, flags=re.M | re.S)
 
 
 def beside_the_readme(name: str) -> str:
@@ -92,14 +99,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def commands() -> str:
-    head = """\
+    top = """\
 # Command line
 
 Written from the program's own parser; `imagebert COMMAND --help` says the same. What stands in brackets is the default,
 and `key=value` changes a key of the recipe ([all keys](keys.md)). Every command ends with 0 when the work is done, 1
 when it failed on this machine, 2 when the call was wrong, and 75 when it was stopped and the same call goes on.
 """
-    return head + "".join(_command(parser(), 1))
+    return top + "".join(_command(parser(), 1))
 
 
 def _command(command: argparse.ArgumentParser, level: int) -> Iterator[str]:
@@ -148,7 +155,7 @@ def _argument(command: argparse.ArgumentParser, action: argparse.Action) -> tupl
 
 
 def keys() -> str:
-    head = """\
+    top = """\
 # Recipe keys
 
 Written from `imagebert/config.py`. A recipe is a YAML file of these keys; what it leaves out has the default that
@@ -156,7 +163,7 @@ stands here, and an unknown key is refused. `imagebert recipes NAME` prints a re
 a command changes one key: `schedule.steps=100`, `data.sources.0.weight=0.5`. How they work together is told in
 [Recipes and runs](recipes.md).
 """
-    return head + "".join(_section(RunConfig))
+    return top + "".join(_section(RunConfig))
 
 
 def _section(kind: Any, prefix: str = "", told_of: dict[Any, str] | None = None) -> Iterator[str]:
@@ -165,7 +172,7 @@ def _section(kind: Any, prefix: str = "", told_of: dict[Any, str] | None = None)
     yield f"\n## {prefix.rstrip('.') or 'The recipe'}\n\n{_words(inspect.getdoc(kind) or '')}\n"
     yield "\n| key | value (default) | meaning |\n|---|---|---|\n"
     below = []
-    hints, comments = typing.get_type_hints(kind), meanings(kind)
+    hints, comments = typing.get_type_hints(kind), meanings(inspect.getsource(kind))
     for field in dataclasses.fields(kind):
         hint, name = hints[field.name], f"{prefix}{field.name}"
         if inner := _dataclass_in(hint):
@@ -181,20 +188,26 @@ def _section(kind: Any, prefix: str = "", told_of: dict[Any, str] | None = None)
         yield from _section(inner, f"{told_of[inner]}.", told_of)
 
 
-def meanings(kind: Any) -> dict[str, str]:
-    """Of each field of a dataclass the comment above it and behind it."""
-    lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
-    [tree] = ast.parse("\n".join(lines)).body
+def meanings(source: str) -> dict[str, str]:
+    """Of each field of a class its comment, be that above it, behind it, or both."""
+    lines = textwrap.dedent(source).splitlines()
     found = {}
-    for node in typing.cast(ast.ClassDef, tree).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            above = node.lineno - 1
-            while lines[above - 1].lstrip().startswith("#"):
-                above -= 1
-            behind = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :].decode()
-            comment = [*lines[above : node.lineno - 1], behind]
-            found[node.target.id] = " ".join(line.strip().lstrip("# ") for line in comment).strip()
+    for node in _fields(source):
+        above = node.lineno - 1
+        while lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        behind = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :].decode()
+        parts = (
+            " ".join(line.strip().lstrip("# ") for line in lines[above : node.lineno - 1]),
+            behind.strip().lstrip("# "),
+        )
+        found[ast.unparse(node.target)] = ": ".join(part for part in parts if part)
     return found
+
+
+def _fields(source: str) -> list[ast.AnnAssign]:
+    [tree] = ast.parse(textwrap.dedent(source)).body
+    return [node for node in typing.cast(ast.ClassDef, tree).body if isinstance(node, ast.AnnAssign)]
 
 
 def _dataclass_in(hint: Any) -> Any:
@@ -224,6 +237,30 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return ", required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     return f" (`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`)"
+
+
+# ------------------------------------------------------------------------------------------------------------- Python
+
+
+def _source(module: str) -> str:
+    root = ROOT / "kernels" if module.startswith("imagebert_kernels.") else ROOT
+    return (root / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def head(module: str) -> str:
+    """The docstring of a module, which has formulas and layouts."""
+    return f"```text\n{ast.get_docstring(ast.parse(_source(module)))}\n```"
+
+
+def fields(module: str, name: str) -> str:
+    """The table of a class's fields."""
+    source = _source(module)
+    [node] = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
+    text = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
+    told = meanings(text)
+    rows = [(ast.unparse(field.target), ast.unparse(field.annotation)) for field in _fields(text)]
+    lines = [f"| `{field}` | `{_cell(kind)}` | {_cell(told[field])} |" for field, kind in rows]
+    return "\n".join(["| field | type | meaning |", "|---|---|---|", *lines])
 
 
 # ----------------------------------------------------------------------------------------------------------- notebook

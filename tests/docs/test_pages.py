@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 
 from docs import generate
 from imagebert import config
+from imagebert.batch import PackedBatch
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
@@ -24,7 +26,7 @@ CONFIGURATIONS = [kind for kind in vars(config).values() if dataclasses.is_datac
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS, ids=lambda kind: kind.__name__)
 def test_every_key_has_a_meaning(kind: Any) -> None:
-    said = generate.meanings(kind)
+    said = generate.meanings(inspect.getsource(kind))
     assert set(said) == {field.name for field in dataclasses.fields(kind)}
     assert [name for name, meaning in said.items() if not re.match(r"\w", meaning)] == []
     assert kind.__doc__
@@ -32,9 +34,16 @@ def test_every_key_has_a_meaning(kind: Any) -> None:
 
 
 def test_a_meaning_may_stand_above_and_behind() -> None:
-    assert generate.meanings(config.EngineConfig)["step"].startswith("eager; or with all microbatches filled up")
-    assert "auto: what is fastest" in generate.meanings(config.EngineConfig)["step"]
-    assert generate.meanings(config.CheckpointConfig)["keep_every"].endswith("; 0: none")
+    lines = "# one", "# two", "a: int = 1  # three", "b: str = '#'  # four", "# five", "c: int", "d: int"
+    source = "\n    ".join(["class A:", *lines])
+    assert generate.meanings(source) == {"a": "one two: three", "b": "four", "c": "five", "d": ""}
+
+
+def test_fields_and_heads_are_the_sources() -> None:
+    table = generate.fields("imagebert.batch", "PackedBatch")
+    assert "| `region_scales` | `Tensor` | [R] float32; a feature is region_features * region_scales |" in table
+    assert len(table.splitlines()) == 2 + len(PackedBatch._fields)
+    assert "softmax_j(scale * q[i, n] . k[j, n])" in generate.head("imagebert_kernels.attention")
 
 
 def test_every_key_of_a_recipe_is_in_the_table() -> None:
