@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-browser test-slurm check format bench release clean help
+.PHONY: demo test test-browser test-slurm check format bench docs release clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -39,6 +39,10 @@ bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training bes
 
 release:  ## sdist and wheel in dist/, the wheel checked in a fresh environment of PYTHON outside the repository
 	$(PYTHON) .ci/release.py
+
+# Without --quiet, which also keeps --strict from seeing a warning.
+docs: $(VENV)/.dev  ## the documentation as a site, build/site/index.html: links are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # torch first and by itself: the registry's newest build would bring the CUDA packages. DeepSpeed's set-up imports
 # torch, so it is built without isolation, and without compiling its CUDA operations.

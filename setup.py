@@ -112,9 +112,13 @@ setup(
             "beartype>=0.18",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "ipykernel>=6.29",  # runs the notebook in docs/
             "mpi4py>=4.0",
             "msgpack-numpy>=0.4.8",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
             "mypy>=1.10",
+            "nbclient>=0.10",
             "nvidia-dali-cuda130>=1.40",
             "onnx>=1.16",
             "onnxscript>=0.5",

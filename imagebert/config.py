@@ -6,6 +6,9 @@ that YAML would read as text (`1e-4`) are read as numbers, a key given twice is 
 trees (tags, keys that are lists, dates, merges) no recipe needs and is refused or text; what aliases unfold to is
 bounded, since a few bytes of them could become gigabytes. The tree is plain data: it imports nothing of ImageBERT but
 how files are read, so that every floor may read it.
+
+What a key means is said by the comment behind it, or above it where that is too long; the documentation's table of keys
+is made of these and of the classes' docstrings.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ _INTEGERS = 1 << 63  # those of 64 bits are below
 class SourceConfig:
     """One corpus: regions of its images and the captions that belong to them; which of these, and how often."""
 
-    regions: str
-    pairs: str
-    split: str | None = "train"  # None: every pair
-    min_relevance: float | None = None  # captions below it, or without a score, are left out
+    regions: str  # folder of the region store
+    pairs: str  # folder of the pair store
+    split: str | None = "train"  # only its pairs of this split; null: every pair
+    min_relevance: float | None = None  # captions below it, or without a score, are left out; null: none is
     weight: float = 1.0  # how many times a pair is sampled in an epoch, on average
-    sampling: Literal["uniform", "relevance"] = "uniform"  # relevance: pairs come in proportion to their scores
+    sampling: Literal["uniform", "relevance"] = "uniform"  # uniform: all alike; relevance: by scores
 
     @property
     def weighted(self) -> bool:
@@ -54,13 +57,14 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    sources: tuple[SourceConfig, ...]
-    max_regions: int = 100  # paper, section 3: 100 RoIs
-    max_words: int = 41  # 144 tokens less 100 RoIs and 3 specials
+    """What is fed. The keys from `feeder` on say how it comes; none of them changes what comes."""
+
+    sources: tuple[SourceConfig, ...]  # the corpora, sampled together
+    max_regions: int = 100  # of an image, the most confident first (paper, section 3: 100 RoIs)
+    max_words: int = 41  # word pieces of a caption; the default is 144 tokens less 100 RoIs and 3 specials
     whole_image: bool = True  # feed the whole-image region, where the store has one
-    # How the data comes; none of these changes what comes.
-    feeder: Literal["plain", "dali"] = "plain"
-    prefetch_steps: int = 2  # ready or being packed while a step runs
+    feeder: Literal["plain", "dali"] = "plain"  # dali: through NVIDIA DALI, the same bytes
+    prefetch_steps: int = 2  # steps that are ready or being packed while one runs
     workers: int = 2  # threads that pack
     read_ahead: bool = True  # ask the system for records before they are packed; for stores larger than memory
     verify_records: bool = True  # check each record's CRC-32 when it is read
@@ -71,14 +75,14 @@ class DataConfig:
 class ModelConfig:
     """Give a preset (new weights) or a folder to start from (an ImageBERT or any BERT in Hugging Face's format)."""
 
-    preset: Literal["tiny", "small", "base", "large", "xl"] | None = None
-    initialize_from: str | None = None
+    preset: Literal["tiny", "small", "base", "large", "xl"] | None = None  # shape of new weights; base is the paper's
+    initialize_from: str | None = None  # a model folder, or a run, whose shape and weights are taken
     allow_partial: bool = False  # start from it even where it lacks parts of the encoder
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    pooler: bool = False
-    global_image_token: bool = False
-    gradient_checkpointing: bool = False
+    hidden_dropout: float = 0.1  # probability, of embeddings and of each layer's two outputs
+    attention_dropout: float = 0.1  # probability, of attention's weights
+    pooler: bool = False  # score [CLS] through BERT's tanh pooler instead of directly
+    global_image_token: bool = False  # mark the whole-image region with an embedding of its own (paper, section 5.4)
+    gradient_checkpointing: bool = False  # compute each layer again in backward: less memory, more time
     dual_size: int = 0  # length of the vectors by which candidates are found; 0: no such head, as in the paper
 
 
@@ -86,46 +90,47 @@ class ModelConfig:
 class PretrainingObjectives:
     """Weights of the four losses (paper, section 4) and the corruption they learn from."""
 
-    mlm: float = 1.0
-    moc: float = 1.0
-    mrfr: float = 1.0
-    itm: float = 1.0
-    dual: float = 0.0  # of the dual head, contrastive; not in the paper
+    mlm: float = 1.0  # weight of masked language modelling: words that were masked
+    moc: float = 1.0  # weight of masked object classification: classes of regions that were masked
+    mrfr: float = 1.0  # weight of masked region feature regression: features of regions that were masked
+    itm: float = 1.0  # weight of image-text matching: does the caption belong to the image
+    dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 32  # pairs that it is contrasted over: those matched among them
-    masked_words: float = 0.15
-    masked_regions: float = 0.15
+    masked_words: float = 0.15  # probability that a word piece is masked
+    masked_regions: float = 0.15  # probability that a region is masked
     negatives: float = 0.5  # share of pairs that are mismatched
-    negatives_from: Literal["batch", "corpus"] = "batch"
+    negatives_from: Literal["batch", "corpus"] = "batch"  # where the other half of these is from
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalObjectives:
     """Weights of the three fine-tuning losses (paper, section 5.3) over groups of one positive and P-1 negatives."""
 
-    binary: float = 1.0
-    multiclass: float = 0.0
-    triplet: float = 0.0
-    dual: float = 0.0  # of the dual head, contrastive; not in the paper
+    binary: float = 1.0  # weight of the binary loss: each pair of a group by itself
+    multiclass: float = 0.0  # weight of the multi-class loss: which of a group is the positive
+    triplet: float = 0.0  # weight of the triplet loss: the positive above the hardest negative by a margin
+    dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 8  # groups that it is contrasted over
-    candidates: int = 4  # P
-    margin: float = 0.2
-    negatives_from: Literal["batch", "corpus"] = "batch"
-    hard_negatives: str | None = None  # file written by `imagebert mine`
+    candidates: int = 4  # P, pairs of a group: one positive, the others negatives
+    margin: float = 0.2  # of the triplet loss, between probabilities
+    negatives_from: Literal["batch", "corpus"] = "batch"  # where negatives come from: the same step, or anywhere
+    hard_negatives: str | None = None  # file written by `imagebert mine`; null: none
     hard_share: float = 0.5  # of the negatives, how many are drawn from that file
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    name: Literal["adamw", "lamb"] = "adamw"
+    """How weights follow gradients. Biases and LayerNorms are not decayed."""
+
+    name: Literal["adamw", "lamb"] = "adamw"  # lamb needs ZeRO 0
     implementation: Literal["auto", "torch", "deepspeed", "apex"] = "auto"  # auto: the fastest that is installed
-    learning_rate: float = 1e-4
-    # The pairs a step that learning_rate is for, and how it grows with those that there are; see docs/recipes.md.
-    learning_rate_batch: int | None = None
-    learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    gradient_clipping: float = 1.0  # 0: off
+    learning_rate: float = 1e-4  # the highest, behind the warm-up
+    learning_rate_batch: int | None = None  # pairs a step that learning_rate is for; null: the rate is taken as it is
+    learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"  # how it grows with the pairs that there are
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the two moments
+    epsilon: float = 1e-6  # added to the root of the second moment
+    weight_decay: float = 0.01  # share of the learning rate by which weights shrink in a step
+    gradient_clipping: float = 1.0  # largest norm of a step's whole gradient; 0: off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,22 +138,24 @@ class ScheduleConfig:
     """Length and shape of training. One step is one update of the weights by `batch_size` pairs over all ranks, or by
     about `batch_tokens` tokens: regions, words and specials."""
 
-    batch_size: int | None = None
-    batch_tokens: int | None = None
+    batch_size: int | None = None  # pairs a step, over all ranks; fine-tuning: groups
+    batch_tokens: int | None = None  # instead: tokens a step, to within a pair
     accumulation: int = 1  # microbatches per rank and step, at least
     microbatch_size: int | None = None  # pairs at most in a microbatch: fewer ranks accumulate more
     microbatch_tokens: int | None = None  # instead, where steps have batch_tokens
-    epochs: float | None = None
-    steps: int | None = None
-    warmup: float = 0.1  # share of all steps
-    decay: Literal["linear", "constant"] = "linear"
+    epochs: float | None = None  # length of training; or:
+    steps: int | None = None  # length of training, in updates
+    warmup: float = 0.1  # share of all steps in which the rate rises to learning_rate
+    decay: Literal["linear", "constant"] = "linear"  # of the rate behind the warm-up: to zero, or none
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    deepspeed: str = "zero0"  # a file, or a name in ds_configs/
+    """How the work is done. A run may be resumed with others of these."""
+
+    deepspeed: str = "zero0"  # DeepSpeed's JSON: a file, or a name in ds_configs/
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
-    deterministic: bool = False
+    deterministic: bool = False  # PyTorch's deterministic algorithms: the same bits on the same GPU, slower
     kernels: Literal["auto", "reference", "triton"] = "auto"  # auto: Triton's on a GPU, else plain PyTorch
     # eager; or with all microbatches filled up to one shape: each layer compiled, or the model as two CUDA graphs.
     # auto: what is fastest of those that this run can have (docs/recipes.md); the log says which, and why
@@ -159,8 +166,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int = 1000
-    keep: int = 2  # the newest
+    """What a run can go on from. One is also written when a run is asked to stop."""
+
+    every_steps: int = 1000  # steps between two checkpoints
+    keep: int = 2  # how many of the newest stay
     keep_every: int = 0  # those at multiples of so many steps stay too; 0: none
 
 
@@ -168,36 +177,38 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Exact R@K during training, on all ranks; the clock of the rates stands still meanwhile."""
 
-    sources: tuple[SourceConfig, ...] = ()  # none: no evaluation
-    images: int = 100  # the first of the split, with all their captions
-    every_steps: int = 1000
+    sources: tuple[SourceConfig, ...] = ()  # what is evaluated, without weights; none: no evaluation
+    images: int = 100  # how many: the first of the split, with all their captions
+    every_steps: int = 1000  # steps between two evaluations
     max_share: float = 0.05  # of the time of training; where it takes more, the log says so
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    every_steps: int = 10
-    monitors: tuple[Literal["tensorboard", "wandb", "csv"], ...] = ()
+    """Besides these, every line goes to `log.jsonl` in the run's folder."""
+
+    every_steps: int = 10  # steps between two lines
+    monitors: tuple[Literal["tensorboard", "wandb", "csv"], ...] = ()  # DeepSpeed's, which get the same numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The whole recipe. `stage` names the run's place in multi-stage training and keys its random choices."""
 
-    task: Literal["pretrain", "finetune"]
-    stage: str
-    output: str
-    seed: int = 0
-    data: DataConfig
-    model: ModelConfig
-    pretraining: PretrainingObjectives = field(default_factory=PretrainingObjectives)
-    retrieval: RetrievalObjectives = field(default_factory=RetrievalObjectives)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    task: Literal["pretrain", "finetune"]  # which of the two this recipe does
+    stage: str  # the run's place among several stages; with the seed it keys all random choices
+    output: str  # folder of the run
+    seed: int = 0  # another one gives another run
+    data: DataConfig  # what is fed
+    model: ModelConfig  # its shape, and the weights it starts from
+    pretraining: PretrainingObjectives = field(default_factory=PretrainingObjectives)  # what pre-training learns
+    retrieval: RetrievalObjectives = field(default_factory=RetrievalObjectives)  # what fine-tuning learns
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # how weights follow gradients
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # batch, length, rate over time
+    engine: EngineConfig = field(default_factory=EngineConfig)  # how the work is done
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # what a run can go on from
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # R@K during training
+    logging: LoggingConfig = field(default_factory=LoggingConfig)  # what is written while it runs
 
     def __post_init__(self) -> None:
         check = _Checker()

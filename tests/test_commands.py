@@ -16,6 +16,7 @@ import re
 import shlex
 import string
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
@@ -29,7 +30,7 @@ from imagebert import cli
 from imagebert.api.retrieval import DATASETS
 from imagebert.cli import data, train
 from imagebert.cli.commands import Parser, build_parser
-from imagebert.config import UsageError, load_recipe
+from imagebert.config import RunConfig, UsageError, load_recipe
 from imagebert.data.readers.source import FORMATS
 from imagebert.ladder import load_ladder
 
@@ -158,7 +159,7 @@ def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
     """In place of an imagebert command: what it would look up by name exists, and a recipe takes the overrides."""
     given = {k: v for k, v in vars(parsed).items() if isinstance(v, str) and not STANDS_FOR_ANYTHING.fullmatch(v)}
     if "recipe" in given and not (command is train.plan and given["recipe"] == "evaluate"):
-        task = load_recipe(given["recipe"], parsed.overrides).task
+        task = read_recipe(given["recipe"], parsed.overrides).task
         if task != given.get("task", task):
             raise UsageError(f"{given['recipe']} is a recipe to {task}")
     if "name" in given:
@@ -167,6 +168,18 @@ def check_names(command: Callable[..., int], parsed: argparse.Namespace) -> int:
         if command is not data.pairs and given.get(key) not in {None, *known}:
             raise UsageError(f"no {key} {given[key]}")
     return 0
+
+
+def read_recipe(name: str, overrides: list[str]) -> RunConfig:
+    """A recipe by name, or one that a page has its reader write: a block with title="NAME"."""
+    for path in ROOT.glob("docs/*.md"):
+        if written := re.search(
+            rf'^```yaml title="{re.escape(name)}"\n(.*?)^```', path.read_text("utf-8"), re.M | re.S
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / name).write_text(written[1], encoding="utf-8")
+                return load_recipe(f"{folder}/{name}", overrides)
+    return load_recipe(name, overrides)
 
 
 def check_imagebert(words: list[str], brief: bool) -> None:
