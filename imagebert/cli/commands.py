@@ -60,6 +60,7 @@ class Parser(ArgumentParser):
     declared: Command | None = None
 
     def complete(self) -> None:
+        """Adds the options and actions, where they are not there yet."""
         if (declared := self.declared) is not None:
             self.declared = None
             declared.options(self)
