@@ -7,6 +7,7 @@ tests/training/test_run.py's test_launchers.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -117,6 +118,8 @@ def _serve(asked: socket.socket) -> None:
     import imagebert.training.run  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "threads would be missing in a fork"
+    gc.collect()
+    gc.freeze()  # else each child looks through all modules, at its end at the latest, and so copies their memory
     while True:
         length, files, _, _ = socket.recv_fds(asked, 4, 2)
         if not length:
@@ -142,6 +145,7 @@ def _become(message: dict[str, Any], files: list[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(message["environment"])
+    sys.path[:0] = message["environment"].get("PYTHONPATH", "").split(":")
     sys.argv = ["-c", *message["arguments"]]
     exec(message["code"], {"__name__": "__main__"})
 
