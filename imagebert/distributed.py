@@ -10,10 +10,12 @@ import itertools
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +84,7 @@ def start(timeout_minutes: float = 10) -> Launch:
             "network that all hosts are on"
         ) from None
     # Not sooner: DeepSpeed keeps groups for the life of the process.
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     _names, gpus = map(list, zip(*(text.split("\t") for text in gather(f"{place().host}\t{gpu}")), strict=True))
     announce_machines(_names, gpus)
@@ -96,6 +98,31 @@ def _bind(device: int) -> None:
     cores = cores_beside(address, os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores)
     log.info("bound to %d cores beside GPU %s", len(cores), address)
+
+
+def _leave() -> None:
+    """At the end of the process: leaves the group, whose threads may not be at work any more when Python ends.
+
+    gloo's threads take Python's lock to let go of a collective's tensors, perhaps long after those who waited for it
+    went on. Python ends a thread that asks for it too late, within C++, which ends the process by SIGABRT.
+    """
+    dist.destroy_process_group()
+    come_to_rest()
+
+
+def come_to_rest(seconds: float = 2.0) -> None:
+    """Waits until all other threads of this process sleep, or so long."""
+    until, idle = time.monotonic() + seconds, 0
+    while idle < 2 and time.monotonic() < until:  # twice: one may have slept for want of Python's lock
+        time.sleep(0.002)
+        idle = 0 if any(_runs(task) for task in Path("/proc/self/task").iterdir()) else idle + 1
+
+
+def _runs(task: Path) -> bool:
+    try:
+        return int(task.name) != threading.get_native_id() and ") S" not in (task / "stat").read_text()
+    except OSError:  # it has ended
+        return False
 
 
 def _meet(store: Store, mine: Mapping[str, object], place: str, seconds: float) -> None:

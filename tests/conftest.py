@@ -13,6 +13,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
 # Models here are so small that threads wait for each other longer than they work; several ranks on two cores more so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from collections.abc import Generator
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def recipe(source: SourceConfig, tmp_path: Path) -> list[str]:
         f"data.sources.0.regions={source.regions}",
         f"data.sources.0.pairs={source.pairs}",
     ]
+
+
+def pytest_collection_finish() -> None:
+    """All modules are imported by now: DeepSpeed looks for garbage at each run's end, and need not look in those."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

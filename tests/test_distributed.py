@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import socket
-import subprocess
-import sys
+import threading
 from typing import Any
 
 import pytest
 
-from imagebert.distributed import judge_gpus, lost_hosts
+from imagebert.distributed import come_to_rest, judge_gpus, lost_hosts
+from tests import forked
+from tests.forked import free_port
 
 MEETS = """
 import logging, sys
@@ -25,28 +26,16 @@ print(distributed.gather(str(distributed.rank())), distributed.total([1.0]))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(rank: int, size: int, port: int, seconds: float, **env: str) -> subprocess.Popen[str]:
+def start(rank: int, size: int, port: int, seconds: float, **env: str) -> forked.Forked:
     layout = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen(
-        [sys.executable, "-c", MEETS, str(seconds)],
-        env={**os.environ, **layout, **env},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return forked.start(MEETS, seconds, **layout, **env)
 
 
 def test_ranks_meet() -> None:
     port = free_port()
     ranks = [start(rank, 2, port, 60) for rank in (1, 0)]
     for process in ranks:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert out.split("\n")[0] == "['0', '1'] [2.0]"
 
@@ -55,7 +44,7 @@ def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
     port = free_port()
     hosts = {"SLURM_STEP_NODELIST": "n[1-3]"}
     ranks = [start(rank, 4, port, 6, SLURMD_NODENAME=f"n{rank + 1}", **hosts) for rank in (0, 1)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    errors = [process.communicate()[1] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
     assert f"rank 0 on n1 waits at 127.0.0.1:{port} for ranks 2, 3\n" in errors[0]
     assert f"imagebert: fault on n3: no rank of it came to 127.0.0.1:{port} within 6 s\n" in errors[0]
@@ -68,7 +57,7 @@ def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
 def test_a_rank_0_that_is_not_there_is_named() -> None:
     port = free_port()
     process = start(1, 2, port, 3, SLURMD_NODENAME="n2")
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate()[1]
     assert process.returncode == 1
     waits = f"rank 1 on n2 waits for rank 0 at 127.0.0.1:{port} (Connection refused)\n"
     assert error.startswith(waits)
@@ -83,9 +72,18 @@ def test_a_port_that_is_taken_is_named() -> None:
         other.bind(("", 0))
         other.listen()
         process = start(0, 2, other.getsockname()[1], 3)
-        error = process.communicate(timeout=120)[1]
+        error = process.communicate()[1]
     assert process.returncode == 1
     assert "export another MASTER_PORT" in error.splitlines()[-1]
+
+
+def test_threads_at_work_are_waited_for() -> None:
+    """Without Python's lock, as gloo's are."""
+    done: list[bytes] = []
+    thread = threading.Thread(target=lambda: done.append(hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)))
+    thread.start()
+    come_to_rest(60)
+    assert done
 
 
 @pytest.mark.parametrize(

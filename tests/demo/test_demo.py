@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from imagebert.demo.corpus import RETRIEVAL, WEAK, build
 from imagebert.demo.extractor import FEATURE_SIZE, SceneExtractor
 from imagebert.demo.run import run_demo
 from imagebert.demo.scenes import COLORS, SHAPES, Thing, describe, make_scene, render, write_set
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_things_do_not_touch_and_lie_inside() -> None:
@@ -83,8 +87,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_the_whole_demo_in_small(tmp_path: Path) -> None:
+def test_the_whole_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ["schedule.steps=20", "schedule.batch_size=4"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(tmp_path / "demo")
     report = run_demo(tmp_path / "demo", 0, short)
     assert report is not None
     assert json.loads((tmp_path / "demo/report.json").read_text()) == report
@@ -102,6 +108,13 @@ def test_the_whole_demo_in_small(tmp_path: Path) -> None:
     again = run_demo(tmp_path / "demo", 0, short)  # goes on from what is there: nothing is trained again
     assert again is not None
     assert again["ladder"][-1]["ir"] == report["ladder"][-1]["ir"]
+    # The README's lines of Python are for this.
+    (lines,) = re.findall(r"^```python\n(from PIL.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    exec(lines, known)
+    assert known["probabilities"].shape == (1, 2)
+    assert bool(((known["probabilities"] > 0) & (known["probabilities"] < 1)).all())
 
 
 @pytest.mark.usefixtures("small")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.doctor.compare import Fault, Findings
-from tests.test_distributed import free_port
+from tests.forked import IMAGEBERT, free_port, start
 
 RECIPE = "tests/recipe.yaml"
 PYTHON = Path(sys.executable)
@@ -86,17 +85,19 @@ def test_a_job_that_was_fit_leaves_what_it_had(
 def test_hosts_that_do_not_see_the_same(recipe: list[str], tmp_path: Path, change: str, code: int, said: str) -> None:
     """Two processes that take themselves for hosts; the second is called otherwise, as if it saw another disk."""
     layout = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    call = ["doctor", "--quick", RECIPE, *recipe]
     ranks = [
-        subprocess.Popen(
-            [PYTHON, "-m", "imagebert", "doctor", "--quick", RECIPE, *recipe, *([change.format(tmp_path)] * rank)],
-            env={**os.environ, **layout, "RANK": str(rank), "SLURMD_NODENAME": f"n{rank + 1}"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        start(
+            IMAGEBERT,
+            *call,
+            *([change.format(tmp_path)] * rank),
+            **layout,
+            RANK=f"{rank}",
+            SLURMD_NODENAME=f"n{rank + 1}",
         )
         for rank in range(2)
     ]
-    texts = [process.communicate(timeout=120)[0] for process in ranks]
+    texts = ["".join(process.communicate()) for process in ranks]
     assert [process.returncode for process in ranks] == [code, code], texts
     assert [sum(line.startswith(said.format(tmp_path)) for line in text.splitlines()) for text in texts] == [1, 0], (
         texts

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from imagebert.doctor.folder import see_together
-from tests.test_distributed import free_port
+from tests.forked import free_port, start
 
 SEES = """
 import sys
@@ -25,16 +22,8 @@ print(folder.see_together(Path(sys.argv[1])))
 
 def ask(*folders: Path) -> list[str]:
     layout = {"WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SEES, folder],
-            env={**os.environ, **layout, "RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-        )
-        for rank, folder in enumerate(folders)
-    ]
-    return [process.communicate(timeout=120)[0].strip() for process in ranks]
+    ranks = [start(SEES, folder, **layout, RANK=str(rank)) for rank, folder in enumerate(folders)]
+    return [process.communicate()[0].strip() for process in ranks]
 
 
 def test_one_folder_and_another(tmp_path: Path) -> None:

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +23,7 @@ from imagebert.retrieval.matrix import score_all
 from imagebert.retrieval.metrics import evaluate
 from imagebert.retrieval.scoring import PairScorer
 from tests.corpora import WORDS, random_record, write_corpus, write_vocabulary
+from tests.forked import IMAGEBERT, start_ranks
 from tests.model.test_modeling import SHAPE
 from tests.retrieval.test_scoring import LIMITS, make_model, one_at_a_time
 
@@ -145,26 +142,22 @@ def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path
     big = write_corpus(tmp_path, images=120, captions=3)
     make_model().save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "imagebert", "evaluate", str(tmp_path / "model"), "--regions", big.regions]
+    command = ["evaluate", str(tmp_path / "model"), "--regions", big.regions]
     command += ["--pairs", big.pairs, "--split", "train", "--max-regions", "6", "--max-words", "8", "--out", str(out)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*torchrun, *command], env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    ranks = start_ranks(2, IMAGEBERT, *command)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and all(process.poll() is None for process in ranks):
         if sum(p.stat().st_size for p in out.glob("tiles/*")) > 30_000:
             break
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for process in ranks:
+        process.kill()
+        process.wait()
     assert not (out / "scores.npy").exists(), "it was over before it was killed: make the corpus larger"
     written = {p: p.stat().st_size for p in out.glob("tiles/*.tiles")}
     assert len(written) == 2, "both ranks scored tiles"
     done = sum(written.values())
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert main(command) == 0
     whole = np.load(out / "scores.npy")
     assert done < whole.nbytes
     corpus = Corpus([big])

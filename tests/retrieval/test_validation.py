@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import track
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.endings import Stop
 from imagebert.engine.metrics import read_log
 from imagebert.files import write_sealed
 from tests.corpora import change_last_feature, write_corpus
+from tests.forked import IMAGEBERT, finish, start_ranks
 
 RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
 STEPS = 6
@@ -106,32 +106,28 @@ def test_data_of_another_kind(source: SourceConfig, tmp_path: Path, capsys) -> N
 
 
 @pytest.mark.parametrize("stage", ["zero3"])
-def test_two_ranks_see_what_one_sees(source: SourceConfig, tmp_path: Path, stage: str) -> None:
+def test_two_ranks_see_what_one_sees(
+    source: SourceConfig, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     """Weights that no rank has whole, tiles that ranks share."""
     assert main(["pretrain", RECIPE, *settings(source, tmp_path / "one")]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "imagebert", "pretrain"]
     given = [*settings(source, tmp_path / "two"), f"engine.deepspeed={stage}"]
-    subprocess.run(
-        [*command, RECIPE, *given], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True
-    )
+    finish(start_ranks(2, IMAGEBERT, "pretrain", RECIPE, *given))
     one, two = (read_log(tmp_path / run / "log.jsonl")[-1] for run in ("one", "two"))
     for name in one:
         if name.startswith("recall/") and name != "recall/seconds":
             assert two[name] == pytest.approx(one[name], abs=1e-6)
     assert two["time/ranks"] == 2
-    text = subprocess.run(
-        [sys.executable, "-m", "benchmarks.track", str(tmp_path / "one"), str(tmp_path / "two"),
-         "--plot", str(tmp_path / "track.png"), "--keep", str(tmp_path / "kept.json")],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    assert "GPU-hours" in text
+    runs, kept = [str(tmp_path / name) for name in ("one", "two")], str(tmp_path / "kept.json")
+    monkeypatch.setattr(sys, "argv", ["track", *runs, "--plot", str(tmp_path / "track.png"), "--keep", kept])
+    capsys.readouterr()
+    track.main()
+    assert "GPU-hours" in capsys.readouterr().out
     assert (tmp_path / "track.png").stat().st_size > 10_000
     curves = json.loads((tmp_path / "kept.json").read_text())["curves"]
     assert [p["step"] for p in curves[1]["points"]] == [4, STEPS]
     ratio = curves[1]["points"][-1]["gpu_hours"] / curves[1]["points"][-1]["hours"]
     assert ratio == pytest.approx(2)
-    again = subprocess.run(
-        [sys.executable, "-m", "benchmarks.track", str(tmp_path / "kept.json"), "--plot", str(tmp_path / "x.png")],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    assert again.count("not reached") == 0
+    monkeypatch.setattr(sys, "argv", ["track", kept, "--plot", str(tmp_path / "x.png")])
+    track.main()
+    assert "not reached" not in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Worker of test_capacity.py and test_run.py: what the engine really holds, and what it sends.
 
-    python -m torch.distributed.run ... tests/training/probe.py OUT REGIONS PAIRS SETTING...
+    probe.py OUT REGIONS PAIRS SETTING...
 
 A SETTING is `name:key=value,key=value`. Rank 0 writes OUT: of each, the parameters, bytes of all tensors alive between
 steps (the batch's left out), and elements that ranks exchanged in a step.

@@ -1,6 +1,6 @@
 """Worker of test_run.py: trains one recipe several times in this process group, once per setting.
 
-    python -m torch.distributed.run ... tests/training/sweep.py FOLDER REGIONS PAIRS SETTING...
+    sweep.py FOLDER REGIONS PAIRS SETTING...
 
 A SETTING is `name:key=value,key=value`; the run goes to FOLDER/name. `name@12:...` stops after 12 steps.
 SKEWED_RANK names a rank whose clock is an hour ahead.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,34 +17,26 @@ from imagebert.cli import main
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.lock import TakenOver
 from imagebert.training.run import run
-from tests.training.test_run import ENVIRONMENT, RECIPE, ROOT, cli, losses
+from tests.forked import IMAGEBERT, Forked, start, start_ranks
+from tests.training.test_run import RECIPE, losses
 
 
-def begun(settings: list[str], ranks: int, **env: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    plain = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("SLURM_")} | env
-    layout = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            cli("pretrain", RECIPE, *settings),
-            cwd=ROOT,
-            env=plain | layout | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+@pytest.fixture(autouse=True)
+def _in_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    texts = [process.communicate(timeout=120)[0] for process in processes]
+def begun(settings: list[str], ranks: int, **env: str) -> list[Forked]:
+    return start_ranks(ranks, IMAGEBERT, "pretrain", RECIPE, *settings, **env)
+
+
+def ends(processes: list[Forked]) -> list[tuple[int | None, str]]:
+    texts = ["".join(process.communicate()) for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
 
 
-def reach(processes: list[subprocess.Popen[str]], folder: Path, steps: int) -> None:
+def reach(processes: list[Forked], folder: Path, steps: int) -> None:
     while len(losses(folder)) < steps and all(process.poll() is None for process in processes):
         time.sleep(0.02)
 
@@ -144,16 +135,16 @@ def test_two_evaluations_of_one_folder(
     """One scores, the other says whose it is; one of another folder of the same model does not mind."""
     run(load_recipe(RECIPE, [*recipe, "schedule.steps=2"]))
     data = ["--regions", source.regions, "--pairs", source.pairs, "--split", "train"]
-    command = cli("evaluate", tmp_path / "run", *data, "--out", tmp_path / "out")
-    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["evaluate", str(tmp_path / "run"), *data, "--out", str(tmp_path / "out")]
+    first = start(IMAGEBERT, *command)
     while not list(tmp_path.glob("out/tiles/*")) and first.poll() is None:
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)
     assert (tmp_path / "out/tiles").exists(), "it was over before the second"
-    assert main([*command[3:]]) == 2
+    assert main(command) == 2
     assert f"another process is writing {tmp_path}/out: process {first.pid} on" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "run"), *data, "--images", "9", "--out", str(tmp_path / "other")]) == 0
     first.send_signal(signal.SIGCONT)
-    assert first.wait(120) == 0
+    assert first.wait() == 0
     assert (tmp_path / "out/recall.json").exists()
     assert list(tmp_path.glob("o*/.lock")) == []
