@@ -26,12 +26,13 @@ from rich.table import Table
 from benchmarks.length_mixes import write_random_corpus
 from benchmarks.report import Line, publish
 from imagebert import distributed
-from imagebert.config import RunConfig, build
+from imagebert.config import RunConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.checkpoints import Checkpoints
 from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
+from imagebert.strict_yaml import build
 from imagebert.training.capacity import checkpoint_bytes, pair_flops
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan

@@ -30,7 +30,7 @@ from benchmarks.length_mixes import write_random_corpus
 from benchmarks.report import publish
 from benchmarks.train import waits
 from imagebert import distributed
-from imagebert.config import RunConfig, build
+from imagebert.config import RunConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import read_log
@@ -38,6 +38,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import Purpose, draw
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.sizes import choose_sizes
+from imagebert.strict_yaml import build
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan, run
 from imagebert_kernels import backend

@@ -41,13 +41,14 @@ from benchmarks.length_mixes import write_random_corpus
 from benchmarks.report import Line, publish
 from imagebert import distributed
 from imagebert.batch import PackedBatch
-from imagebert.config import RunConfig, build
+from imagebert.config import RunConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.engine.metrics import read_log
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.host import keep_memory
+from imagebert.strict_yaml import build
 from imagebert.training.objectives import make_objective
 from imagebert.training.run import make_masking, make_model, make_plan, make_sizes, run
 

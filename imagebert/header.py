@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from imagebert import __version__
-from imagebert.config import RECIPES, UsageError, load_recipe, to_plain
+from imagebert.config import RECIPES, UsageError, load_recipe
 from imagebert.launch import find_job
 from imagebert.log import is_told_by_lines
+from imagebert.strict_yaml import to_plain
 
 log = logging.getLogger(__name__)
 

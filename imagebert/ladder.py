@@ -21,21 +21,13 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from imagebert import distributed
-from imagebert.config import (
-    SourceConfig,
-    UsageError,
-    build,
-    check_unweighted,
-    differences,
-    load_recipe,
-    read_yaml,
-    to_plain,
-)
+from imagebert.config import SourceConfig, UsageError, check_unweighted, differences, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import Evaluation, report, score
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.validation import Validation
+from imagebert.strict_yaml import build, read_yaml, to_plain
 from imagebert.training.run import run
 
 LADDERS = Path(__file__).parent / "ladders"

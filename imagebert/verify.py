@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imagebert.config import load_recipe, to_plain
+from imagebert.config import load_recipe
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore, content_of, read_array
 from imagebert.data.staging import check_records
@@ -24,6 +24,7 @@ from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.model_folder import open_model
 from imagebert.retrieval.queries import FILE as QUERIES
+from imagebert.strict_yaml import to_plain
 from imagebert.training.hard_negatives import check_hard_negatives
 
 Tick = Callable[[str], None]  # told what is being looked at

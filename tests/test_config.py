@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebert.config import RECIPES, UsageError, differences, load_recipe, parse_yaml, to_plain
+from imagebert.config import RECIPES, UsageError, differences, load_recipe
+from imagebert.strict_yaml import parse_yaml, to_plain
 
 RECIPE = "tests/recipe.yaml"
 # 400 bytes, 9^9 values.

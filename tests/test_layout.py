@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 GATES = {
     "lmdb": {"imagebert/data/environments.py"},
     "deepspeed": {"imagebert/engine/engine.py", "imagebert/engine/optimizers.py"},
-    "yaml": {"imagebert/config.py"},
+    "yaml": {"imagebert/strict_yaml.py"},
     "onnxruntime": {"imagebert/regions/networks.py"},
     "mpi4py": {"imagebert/workers.py"},
     "apex": {"imagebert/engine/optimizers.py"},

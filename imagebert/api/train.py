@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imagebert.config import RECIPES, RunConfig, build_recipe, load_recipe, to_plain
+from imagebert.config import RECIPES, RunConfig, build_recipe, load_recipe
 from imagebert.errors import UsageError
+from imagebert.strict_yaml import to_plain
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,7 +24,7 @@ from torch.profiler import record_function
 
 from imagebert import distributed
 from imagebert.batch import PackedBatch
-from imagebert.config import RunConfig, UsageError, check_monitors, shown
+from imagebert.config import RunConfig, UsageError, check_monitors
 from imagebert.engine.graphs import Graphed
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
 from imagebert.engine.shards import Piece, Shards, Snapshot
@@ -39,6 +39,7 @@ from imagebert.engine.states import (
     updates,
 )
 from imagebert.files import read_json, write_bytes
+from imagebert.strict_yaml import shown
 
 # Loaded late and quietly: its import looks for compilers and prints.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

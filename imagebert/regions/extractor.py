@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagebert.config import UsageError, build, read_yaml
+from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.files import read_text
 from imagebert.regions.networks import NetworkSpec, load_network, prepare
+from imagebert.strict_yaml import build, read_yaml
 
 
 class Extractor(Protocol):

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from imagebert import distributed
-from imagebert.config import RunConfig, UsageError, build, check_monitors, differences, to_plain, to_yaml
+from imagebert.config import RunConfig, UsageError, check_monitors, differences
 from imagebert.data.corpus import Corpus
 from imagebert.data.folder import clear_lock
 from imagebert.data.tokens import Tokenizer
@@ -56,6 +56,7 @@ from imagebert.model import (
 from imagebert.model.card import model_digest
 from imagebert.model.initialization import find_model, is_imagebert, read_architecture
 from imagebert.model_folder import Processing, is_whole, open_model, processing_of, write_model
+from imagebert.strict_yaml import build, to_plain, to_yaml
 from imagebert.training.attempts import Attempt, attempt, ended, read_attempts
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives

@@ -10,8 +10,9 @@ import pytest
 
 from imagebert import api
 from imagebert.api.train import open_recipe
-from imagebert.config import SourceConfig, UsageError, load_recipe, to_plain
+from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.engine.metrics import read_log
+from imagebert.strict_yaml import to_plain
 from imagebert.training.run import run
 
 RECIPE = "tests/recipe.yaml"

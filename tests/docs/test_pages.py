@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from docs import generate
-from imagebert import config
+from imagebert import config, strict_yaml
 from imagebert.batch import PackedBatch
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_fields_and_heads_are_the_sources() -> None:
 def test_every_key_of_a_recipe_is_in_the_table() -> None:
     rows = set(re.findall(r"^\| `([^`]+)` \|", generate.keys(), re.M))
     for name in ("stage1_lait", "finetune_coco"):
-        plain = config.to_plain(config.load_recipe(name))
+        plain = strict_yaml.to_plain(config.load_recipe(name))
         assert set(keys_of(plain)) <= rows
 
 

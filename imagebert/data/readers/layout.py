@@ -19,9 +19,10 @@ import numpy as np
 import pybase64
 from numpy.typing import NDArray
 
-from imagebert.config import UsageError, shown
+from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, Loaded
 from imagebert.data.records import RegionRecord
+from imagebert.strict_yaml import shown
 
 # One image's arrays as a file has them. Text and bytes are base64 of an array's own bytes.
 Fields = Mapping[str, Any]

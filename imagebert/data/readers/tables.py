@@ -21,7 +21,7 @@ import numpy as np
 import pybase64
 from numpy.typing import NDArray
 
-from imagebert.config import UsageError, shown
+from imagebert.config import UsageError
 from imagebert.data.readers import (
     LARGEST,
     BadRecord,
@@ -37,6 +37,7 @@ from imagebert.data.readers.folders import flat, read_npy, read_npz
 from imagebert.data.readers.layout import NAMES
 from imagebert.data.scripts import started
 from imagebert.files import parse_json, read_json
+from imagebert.strict_yaml import shown
 
 _SUFFIXES = (".parquet", ".arrow", ".datasets")
 _SCRIPT = Path(__file__).with_name("table_rows.py")

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagebert.config import UsageError, read_yaml, shown
+from imagebert.config import UsageError
 from imagebert.data.readers import BadRecord, check_files
 from imagebert.data.readers.layout import GEOMETRY, VISUAL_GENOME_FEATURES, decode_base64
 from imagebert.data.readers.tsv import LONGEST, LineReader, read_line
 from imagebert.files import open_regular, parse_json, read_text
+from imagebert.strict_yaml import read_yaml, shown
 
 _LABELS = ("predictions.tsv", "label.tsv", "labels.tsv", "predictions_gt.tsv")
 
