@@ -33,9 +33,9 @@ from imagebert.engine.engine import Engine, resolve_precision
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.strict_yaml import build
+from imagebert.training.assemble import make_masking, make_model, make_plan
 from imagebert.training.capacity import checkpoint_bytes, pair_flops
 from imagebert.training.objectives import make_objective
-from imagebert.training.run import make_masking, make_model, make_plan
 
 GPU = torch.cuda.is_available()
 DEEPSPEED = "zero1" if GPU else "zero0"  # in bf16 zero0's step reads 169 numbers on the host: DeepSpeed 0.19.8, base

@@ -39,8 +39,9 @@ from imagebert.feed.draws import Purpose, draw
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.sizes import choose_sizes
 from imagebert.strict_yaml import build
+from imagebert.training.assemble import make_masking, make_model, make_plan
 from imagebert.training.objectives import make_objective
-from imagebert.training.run import make_masking, make_model, make_plan, run
+from imagebert.training.run import run
 from imagebert_kernels import backend
 
 GPU = torch.cuda.is_available()

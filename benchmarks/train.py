@@ -49,8 +49,9 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.host import keep_memory
 from imagebert.strict_yaml import build
+from imagebert.training.assemble import make_masking, make_model, make_plan, make_sizes
 from imagebert.training.objectives import make_objective
-from imagebert.training.run import make_masking, make_model, make_plan, make_sizes, run
+from imagebert.training.run import run
 
 GPU = torch.cuda.is_available()
 DISTINCT = 8  # batches that go round

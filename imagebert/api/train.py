@@ -181,7 +181,7 @@ def export(run: PathLike, out: PathLike | None = None) -> Exported:
         UsageError: the folder holds no run or no checkpoint.
         OSError: the disk is full or fails.
     """
-    from imagebert.training.run import export_run
+    from imagebert.training.export import export_run
 
     folder = Path(run) / "model" if out is None else Path(out)
     return Exported(folder, export_run(Path(run), folder))

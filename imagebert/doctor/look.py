@@ -28,9 +28,10 @@ from imagebert.files import file_digest
 from imagebert.launch import host_name
 from imagebert.model.initialization import find_model
 from imagebert.retrieval.validation import validation_corpus
+from imagebert.training.assemble import make_carrier, make_model, model_shape, prepare, sizes_of
 from imagebert.training.capacity import checkpoint_bytes, parameter_count
+from imagebert.training.identity import check_resumable
 from imagebert.training.ownership import check_folder
-from imagebert.training.run import check_resumable, make_carrier, make_model, model_shape, prepare, sizes_of
 
 PACKAGES = ("torch", "deepspeed", "triton", "transformers", "lmdb", "numpy")
 Answer = TypeVar("Answer")

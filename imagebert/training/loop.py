@@ -42,33 +42,40 @@ class Steps(NamedTuple):
     total: int
 
 
-def train(
-    engine: Engine,
-    feeder: Feeder,
-    objective: Objective,
-    meter: Meter,
-    health: Health,
-    checkpoints: Checkpoints,
-    ownership: Ownership,
-    steps: Steps,
-    *,
-    key: int,
-    learning_rate: Callable[[int], float],
-    log_every: int,
-    save_every: int,
-    evaluate_every: int,
-    evaluate: Callable[[int], Iterable[tuple[str, float]]],
-    state: Callable[[], dict[str, Any]],
-    tick: Callable[[], None],
-    asked: Stop,
-) -> Stopped:
+class Work(NamedTuple):
+    """What a step is done with."""
+
+    engine: Engine
+    feeder: Feeder
+    objective: Objective
+    meter: Meter
+    health: Health
+    checkpoints: Checkpoints
+    ownership: Ownership
+
+
+class Every(NamedTuple):
+    """After how many steps each is done; 0: never."""
+
+    log: int
+    save: int
+    evaluate: int
+
+
+class Calls(NamedTuple):
+    """What a run answers the loop."""
+
+    learning_rate: Callable[[int], float]  # of a step
+    evaluate: Callable[[int], Iterable[tuple[str, float]]]  # names and values of figures after so many steps; all ranks
+    state: Callable[[], dict[str, Any]]  # what a checkpoint keeps beside weights and moments
+    tick: Callable[[], None]  # called at every step boundary
+
+
+def train(work: Work, steps: Steps, every: Every, calls: Calls, key: int, asked: Stop) -> Stopped:
     """Runs steps.start to steps.stop - 1.
 
     Args:
-        evaluate_every: steps; 0: never
-        evaluate: names and values of figures of the model after so many steps; all ranks call it
-        state: what a checkpoint keeps beside weights and moments
-        tick: called at every step boundary
+        key: of the run's draws
         asked: whether to stop: from now on at the next step boundary
 
     Raises:
@@ -76,13 +83,14 @@ def train(
         FloatingPointError: loss or gradient was not finite in too many steps in a row, or in the run's last one.
         OSError: the last checkpoint could not be written, or another rank is gone.
     """
+    engine, feeder, objective, meter, health, checkpoints, ownership = work
     save_due = False
     distributed.total([0])  # who is asked before all are here ends at once
     asked.at_once = False
     own = OwnTime()
     batches = iter(feeder)
     for step in range(steps.start, steps.stop):
-        tick()
+        calls.tick()
         waited = time.perf_counter()
         with record_function("data"):
             microbatches = next(batches)
@@ -98,7 +106,7 @@ def train(
         ownership.settle(lost)
         checkpoints.settle(*saved)
 
-        engine.set_learning_rate(learning_rate(step))
+        engine.set_learning_rate(calls.learning_rate(step))
         sums = torch.zeros_like(counts)
         for number, batch in enumerate(microbatches):
             torch.manual_seed(int(draw(key, Purpose.DROPOUT, step, distributed.rank(), number) >> 1))
@@ -112,20 +120,20 @@ def train(
         meter.count(pairs_fed, tokens_fed, waited)
         last, stopping = done == steps.stop, stop > 0 or done == steps.stop
         # Who wishes to stop has no time for it; the run that goes on evaluates at its next turn.
-        evaluating = evaluate_every > 0 and (done == steps.total or (done % evaluate_every == 0 and stop == 0))
-        logging = done % log_every == 0 or done == steps.total or evaluating
-        save_due |= done % save_every == 0 or stopping
+        evaluating = every.evaluate > 0 and (done == steps.total or (done % every.evaluate == 0 and stop == 0))
+        logging = done % every.log == 0 or done == steps.total or evaluating
+        save_due |= done % every.save == 0 or stopping
         if logging or save_due:
             skipped = health.look()
             if logging:
                 values = objective.values(distributed.total_on_device(sums), counts, skipped)
-                values |= {"learning_rate": learning_rate(step), "skipped_updates": engine.skipped_updates()}
+                values |= {"learning_rate": calls.learning_rate(step), "skipped_updates": engine.skipped_updates()}
                 values |= {"damaged_records": damaged, **checkpoints.figures(), **own.gather()}
                 if not skipped:
                     values["gradient_norm"] = float(engine.gradient_norm())
                 if evaluating:
                     with meter.paused():
-                        values |= dict(evaluate(done))
+                        values |= dict(calls.evaluate(done))
                 engine.write_monitors(meter.write(done, values), done)
             if done == steps.total and health.in_a_row >= min(2, done):  # one may be a bad batch
                 raise FloatingPointError(
@@ -138,7 +146,7 @@ def train(
                 save_due = False
                 with meter.paused():
                     ownership.check()
-                    checkpoints.save(engine, done, state())
+                    checkpoints.save(engine, done, calls.state())
                 if stopping:
                     checkpoints.finish()
                     return Stopped(done, finished=done == steps.total)

@@ -23,8 +23,8 @@ from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
 from imagebert.feed.plan import SPECIAL_TOKENS, fit_microbatches
 from imagebert.model import ImageBertConfig
+from imagebert.training.assemble import model_shape, sizes_of
 from imagebert.training.capacity import Constants, Job, run_seconds, score_flops, step_memory, step_time
-from imagebert.training.run import model_shape, sizes_of
 
 _PAYS = 1.2  # times as fast by twice the GPUs, at least
 _MOST = 4096  # GPUs

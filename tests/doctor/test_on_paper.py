@@ -11,7 +11,7 @@ import pytest
 from imagebert.config import load_recipe
 from imagebert.doctor.on_paper import problems
 from imagebert.errors import UsageError
-from imagebert.training.run import prepare
+from imagebert.training.assemble import prepare
 
 RECIPE = "tests/recipe.yaml"
 

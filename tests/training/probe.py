@@ -25,8 +25,8 @@ from imagebert.data.corpus import Corpus
 from imagebert.engine.engine import Engine
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
+from imagebert.training.assemble import make_masking, make_model, make_plan
 from imagebert.training.objectives import make_objective
-from imagebert.training.run import make_masking, make_model, make_plan
 
 
 def alive(without: set[int]) -> int:

@@ -22,9 +22,9 @@ from imagebert.feed.packer import Limits
 from imagebert.launch import Launch
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
 from imagebert.retrieval.scoring import PairScorer
+from imagebert.training.assemble import prepare
 from imagebert.training.capacity import GPUS, score_flops, steps_of
 from imagebert.training.planning import Exact, Planned, Size, Told, knee
-from imagebert.training.run import prepare
 
 RECIPE = "tests/recipe.yaml"
 FINETUNE = ["task=finetune", "retrieval.candidates=3"]

@@ -33,17 +33,12 @@ from imagebert.model import PRESETS, ImageBertForImageTextRetrieval, ImageBertFo
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.mining import mine
+from imagebert.training.assemble import choose_step, make_plan
 from imagebert.training.attempts import read_attempts
+from imagebert.training.export import export_run
 from imagebert.training.hard_negatives import read_hard_negatives, write_hard_negatives
-from imagebert.training.run import (
-    Limits,
-    check_same,
-    choose_step,
-    export_run,
-    identity_of,
-    make_plan,
-    run,
-)
+from imagebert.training.identity import check_same, identity_of
+from imagebert.training.run import Limits, run
 from tests.corpora import WORDS, change_last_feature, write_corpus
 from tests.forked import IMAGEBERT, finish, free_port, start, start_ranks
 
