@@ -41,7 +41,7 @@ from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
-from imagebert.feed.feeder import Feeder
+from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
 
@@ -230,20 +230,9 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     # No pair is mismatched: each record is read once an epoch, as the peers do.
     negatives = Negatives(share=0.0, candidates=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=PAIRS, parts=1)
-    feeder = Feeder(
-        plan,
-        packer,
-        None,
-        rank=0,
-        world=1,
-        start=0,
-        stop=2**31,
-        ahead=2,
-        device=data.device,
-        workers=workers,
-        read_ahead=read_ahead,
-        carrier=DaliCarrier(data.device) if dali else None,
-    )
+    share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
+    carrier = DaliCarrier(data.device) if dali else None
+    feeder = Feeder(plan, packer, None, share, range(2**31), prefetch, carrier=carrier)
     with feeder:
         for (batch,) in feeder:
             yield batch.real_pairs, batch.region_features.nbytes

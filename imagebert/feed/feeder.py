@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -65,15 +65,28 @@ class CopyCarrier:
         pass
 
 
+class Share(NamedTuple):
+    """Whose microbatches they are, and where they go."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+class Prefetch(NamedTuple):
+    """How far, and by how many threads, steps are packed ahead."""
+
+    ahead: int  # steps that are ready or being packed while one is consumed
+    workers: int = 1  # threads that pack; one fills a GPU's bus where its core copies fast enough
+    read_ahead: bool = True  # have the system fetch a step's records before; for stores larger than memory
+
+
 class Feeder:
-    """Iterates over the microbatches of steps `start` to `stop` - 1 of one rank.
+    """Iterates over the microbatches of one rank's steps, which lie one behind the other.
 
     A step's batches stay valid until the next step is asked for. Use as a context manager: leaving it ends the threads.
 
     Args:
-        ahead: steps that are ready or being packed while one is consumed
-        workers: threads that pack; one fills a GPU's bus where its core copies fast enough
-        read_ahead: have the system fetch a step's records before they are packed; for stores larger than memory
         carrier: how microbatches reach the device; None: CopyCarrier
     """
 
@@ -82,26 +95,20 @@ class Feeder:
         plan: Plan,
         packer: Packer,
         masking: Masking | None,
-        *,
-        rank: int,
-        world: int,
-        start: int,
-        stop: int,
-        ahead: int,
-        device: torch.device,
+        share: Share,
+        steps: range,
+        prefetch: Prefetch,
         sizes: Sizes | None = None,
-        workers: int = 1,
-        read_ahead: bool = True,
         carrier: Carrier | None = None,
     ) -> None:
         self._plan, self._packer, self._masking = plan, packer, masking
-        self._rank, self._world, self._device = rank, world, device
-        self._sizes, self._workers, self._read_ahead = sizes, workers, read_ahead
-        self._carrier = carrier or CopyCarrier(device)
-        self._steps = range(start, stop)
+        self._rank, self._world, self._device = share
+        ahead, self._workers, self._read_ahead = prefetch
+        self._sizes, self._steps = sizes, steps
+        self._carrier = carrier or CopyCarrier(share.device)
         self._free = threading.Semaphore(ahead + 1)
-        self._slots = [[Slot(self._carrier.pinned) for _ in range(plan.parts // world)] for _ in range(ahead + 1)]
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._slots = [[Slot(self._carrier.pinned) for _ in range(plan.parts // share.world)] for _ in range(ahead + 1)]
+        self._stream = torch.cuda.Stream(share.device) if share.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ready: queue.SimpleQueue[tuple[list[Slot], list[Future[PackedBatch]]] | BaseException | None] = (
             queue.SimpleQueue()
         )

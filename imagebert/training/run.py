@@ -32,7 +32,7 @@ from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
 from imagebert.errors import LostRank, MachineFault
 from imagebert.feed.arena import Arena
-from imagebert.feed.feeder import Feeder
+from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits
 from imagebert.feed.sizes import first_held
@@ -221,21 +221,10 @@ def _first_batch(prepared: Prepared, masking: Masking | None) -> PackedBatch:
 
 def _make_feeder(prepared: Prepared, masking: Masking | None, steps: Steps) -> Feeder:
     config, _, packer, plan, sizes = prepared
-    return Feeder(
-        plan,
-        packer,
-        masking,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        start=steps.start,
-        stop=steps.stop,
-        ahead=config.data.prefetch_steps,
-        device=distributed.device(),
-        sizes=sizes,
-        workers=config.data.workers,
-        read_ahead=config.data.read_ahead,
-        carrier=make_carrier(config),
-    )
+    share = Share(distributed.rank(), distributed.world_size(), distributed.device())
+    prefetch = Prefetch(config.data.prefetch_steps, config.data.workers, config.data.read_ahead)
+    todo = range(steps.start, steps.stop)
+    return Feeder(plan, packer, masking, share, todo, prefetch, sizes, make_carrier(config))
 
 
 def _evaluate(

@@ -16,7 +16,7 @@ from imagebert.data.corpus import Corpus
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder, Slot
+from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Negatives, Plan
@@ -36,8 +36,9 @@ def make(
     negatives = Negatives(share=0.5, candidates=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=8, parts=4)
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
-    where = {"rank": 1, "world": 2, "start": start, "stop": stop, "ahead": 2, "device": device}
-    return Feeder(plan, packer, masking, **where, **options), plan, packer, masking
+    prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
+    feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)
+    return feeder, plan, packer, masking
 
 
 @pytest.mark.parametrize("through", ["plain", "dali"])
