@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import ast
 import os
 import re
 import runpy
