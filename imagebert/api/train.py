@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from imagebert.config import RECIPES, RunConfig, build_recipe, load_recipe, to_plain
 from imagebert.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,11 +129,20 @@ def _train(task: Task, recipe: Recipe, overrides: Overrides, stop_at: int | None
     folder = Path(config.output)
     if distributed.rank() != 0:
         return Trained(folder, stopped.step, stopped.finished)
+    _write_report(folder)
     lines = read_log(folder / "log.jsonl")
     losses, figures = (_last(lines, group) for group in ("loss/", "recall/"))
     recorded = folder / "profile/profile.json"
     seconds = json.loads(recorded.read_text(encoding="utf-8")) if profile and recorded.is_file() else {}
     return Trained(folder, stopped.step, stopped.finished, losses, figures, seconds)
+
+
+def _write_report(folder: Path) -> None:
+    """The page of a run that has ended for now; that there is none ends nothing."""
+    try:
+        report(folder)
+    except Exception as error:
+        log.warning("no page of the run: %s", error)
 
 
 def _last(lines: Sequence[Mapping[str, float]], group: str) -> dict[str, float]:
@@ -184,6 +196,29 @@ def export(run: PathLike, out: PathLike | None = None) -> Exported:
 
     folder = Path(run) / "model" if out is None else Path(out)
     return Exported(folder, export_run(Path(run), folder))
+
+
+def report(run: PathLike, beside: PathLike | None = None, *, out: PathLike | None = None) -> Path:
+    """Writes the page of a run, finished or not: curves of what its log has, attempts, R@K, and its recipe.
+
+    Args:
+        run: the run's folder; nothing else need be there
+        beside: another run's folder, which each plot and table shows too; None: none
+        out: the HTML file to write, which loads nothing from elsewhere; None: report.html in the run's folder
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: a folder holds no run, or the file cannot be written.
+        OSError: the disk is full or fails.
+    """
+    from imagebert.report.folder import read_run
+    from imagebert.report.write import FILE, write_report
+
+    file = Path(run) / FILE if out is None else Path(out)
+    write_report([read_run(Path(folder)) for folder in (run, beside) if folder is not None], file)
+    return file
 
 
 def ladder(

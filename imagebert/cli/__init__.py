@@ -30,6 +30,7 @@ COMMANDS = (
     train.pretrain,
     train.finetune,
     train.export,
+    train.report,
     train.plan,
     train.doctor,
     retrieval.evaluate,

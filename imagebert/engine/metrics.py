@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import time
 import zlib
 from collections import deque
@@ -21,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -111,6 +113,7 @@ class Meter:
             "rate/share_waiting_for_data": self._seconds_data / elapsed,
             "time/seconds": self.seconds,
             "time/ranks": self._ranks,
+            **_peak_memory(),
         }
         if self._peak_share:
             line["rate/share_of_matmul"] = self._peak_share * line["rate/pairs_per_second"]
@@ -143,6 +146,14 @@ class Meter:
             self._live.stop()
         if self._log is not None:
             self._log.close()
+
+
+def _peak_memory() -> dict[str, float]:
+    """The most that this process had so far, in GiB: of the host's memory, and of the GPU's where it has one."""
+    peak = {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # it is in KiB
+    if torch.cuda.is_available():
+        peak["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return peak
 
 
 class _Log:

@@ -164,7 +164,7 @@ def _run(
         engine.capture(first)
     _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
-    this.begin(start)
+    this.begin(start, total)
 
     ranks = distributed.world_size()
     with distributed.together():
