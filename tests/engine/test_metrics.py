@@ -157,7 +157,7 @@ def test_a_console_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(meter._console, "print", fail)
+    monkeypatch.setattr(metrics, "say", fail)
     meter.write(1, {})
     meter.close()
     assert len(read_log(tmp_path / "log.jsonl")) == 1
