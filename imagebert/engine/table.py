@@ -14,13 +14,31 @@ from rich.text import Text
 
 from imagebert.log import trend
 
-_KEPT = 4096  # values of a figure; of more every second is dropped
+_KEPT = 4096  # values of a figure at most
 
 
 class _Row(NamedTuple):
     name: str
     form: str
     scale: float = 1
+
+
+class _Figure:
+    """A figure's values in order: all, or of more than `_KEPT` every second, every fourth, and so on."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.last = 0.0
+        self._every, self._seen = 1, 0
+
+    def add(self, value: float) -> None:
+        self.last = value
+        if self._seen % self._every == 0:
+            self.values.append(value)
+        self._seen += 1
+        if len(self.values) > _KEPT:
+            del self.values[1::2]
+            self._every *= 2
 
 
 _RATES = {
@@ -48,7 +66,7 @@ class RunTable:
     def __init__(self, name: str, start: int, total: int) -> None:
         self._name, self._step, self._total = name, start, total
         self._left: float | None = None
-        self._values: dict[str, list[float]] = {}
+        self._figures: dict[str, _Figure] = {}
         self._evaluated = 0
         self._skipped = 0.0
         self._lock = threading.Lock()
@@ -65,10 +83,7 @@ class RunTable:
             self._skipped = line.get("skipped_updates", 0.0)
             for name, value in line.items():
                 if (name.startswith("loss/") or name in _RATES or name in _RECALLS) and math.isfinite(value):
-                    values = self._values.setdefault(name, [])
-                    values.append(value)
-                    if len(values) > _KEPT:
-                        del values[::2]
+                    self._figures.setdefault(name, _Figure()).add(value)
             if "recall/rsum" in line:
                 self._evaluated = self._step
 
@@ -82,11 +97,11 @@ class RunTable:
             table.add_column()
             table.add_column(justify="right")
             table.add_column(no_wrap=True)
-            losses = {name: _Row(name.removeprefix("loss/"), ".4f") for name in self._values if name[:5] == "loss/"}
+            losses = {name: _Row(name.removeprefix("loss/"), ".4f") for name in self._figures if name[:5] == "loss/"}
             for name, row in {**losses, **_RATES, **_RECALLS}.items():
-                if values := self._values.get(name):
+                if figure := self._figures.get(name):
                     at = f" at step {self._evaluated:,}" if name in _RECALLS else ""
-                    table.add_row(row.name, f"{row.scale * values[-1]:{row.form}}", trend(values) + at)
+                    table.add_row(row.name, f"{row.scale * figure.last:{row.form}}", trend(figure.values) + at)
             if self._skipped:
                 table.add_row("skipped updates", f"{self._skipped:,.0f}", "")
         return Group(head, table)
