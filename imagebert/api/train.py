@@ -217,7 +217,11 @@ def report(run: PathLike, beside: PathLike | None = None, *, out: PathLike | Non
     from imagebert.report.write import FILE, write_report
 
     file = Path(run) / FILE if out is None else Path(out)
-    write_report([read_run(Path(folder)) for folder in (run, beside) if folder is not None], file)
+    runs = [read_run(Path(folder)) for folder in (run, beside) if folder is not None]
+    for read in runs:
+        for note in read.notes:
+            log.warning("%s: %s", read.folder, note)
+    write_report(runs, file)
     return file
 
 

@@ -166,10 +166,10 @@ def _read_evaluation(path: Path) -> Evaluated:
     try:
         wanted = [figures[way][k] for way in WAYS for k in CUTOFFS]
         wanted += [figures["chance"][way][k] for way in WAYS for k in CUTOFFS]
-        wanted += [figures[name] for name in ("rsum", "images", "captions")]
+        wanted += [figures[name] for name in ("rsum", "images", "captions", "folds")]
     except (KeyError, TypeError, IndexError):
         wanted = [None]
-    if not all(type(value) in (int, float) for value in wanted):
+    if not all(type(value) in (int, float) and abs(value) < 2**53 for value in wanted):
         raise UsageError(f"{path} has no R@K both ways: evaluate again")
     record = folder / "evaluation.json"
     identity = read_json(record) if record.is_file() else {}

@@ -202,7 +202,7 @@ def _recalls(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[str, dict
             {"label": labels[n], "color": n, "name": one.name, "rsum": one.figures["rsum"], "cells": list(_cells(one))}
             for n, one in those
         ]
-        many = f", mean of {folds} folds" if isinstance(folds, int) and folds > 1 else ""
+        many = f", mean of {folds} folds" if folds > 1 else ""
         found.append((name + many, those[0][1].figures["chance"], rows))
     return found
 
@@ -212,7 +212,7 @@ def _cells(evaluated: Evaluated) -> Iterator[tuple[float, str]]:
     for way in WAYS:
         for k in CUTOFFS:
             shown = ""
-            with suppress(KeyError, TypeError, ValueError):  # of an older version
+            with suppress(KeyError, TypeError, ValueError, OverflowError):  # of an older version
                 low, high = evaluated.figures[way]["interval"][k]
                 shown = f"{float(low):.1f}\N{EN DASH}{float(high):.1f}"
             yield evaluated.figures[way][k], shown

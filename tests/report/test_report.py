@@ -160,7 +160,7 @@ DAMAGE = {
     "config.yaml": [b"\xff", b"[]", b"a: b"],
     "log.jsonl": [b"{}\n", b"\xff\n", b""],
     "jobs.jsonl": [b"\xff\n", b'{"event": "start", "step": [1], "of": "x"}\n{"event": "end", "exit": [], "why": {}}\n'],
-    "evaluation/test-1/recall.json": [b"[]", b"{}", json.dumps({**FIGURES, "chance": FIGURES, "images": "x"}).encode()],
+    "evaluation/test-1/recall.json": [b"[]", b"{}", json.dumps({**FIGURES, "chance": FIGURES, "folds": []}).encode()],
     "evaluation/test-1/digests.json": [b"{}"],
 }
 
