@@ -74,7 +74,7 @@ def _ladder(report: dict[str, Any]) -> list[Markup]:
     plots = []
     for way, title in (("ir", "text finds image"), ("tr", "image finds text")):
         rows = [(rung["name"], rung[way]["r1"]) for rung in report["ladder"]]
-        plots.append(bars(f"R@1, {title}, % (dotted: chance)", rows, report["chance"][way]["r1"], most=5))
+        plots.append(bars(f"R@1, {title}, % (line: chance)", rows, report["chance"][way]["r1"], most=5))
     return plots
 
 

@@ -21,6 +21,7 @@ from imagebert.errors import UsageError
 from imagebert.files import read_json
 from imagebert.ladder import Ladder
 from imagebert.log import Board, say, trend
+from imagebert.side_by_side import chains
 
 FILE = "demo.log"
 _SECONDS = 2.0  # between looks into the folders
@@ -49,7 +50,9 @@ class Stages:
         self._corpus_done = False
         self._done: dict[str, _Stage] = {}
         self._looked, self._table = -float("inf"), Table()
+        self._chain = {rung.run: chain[-1].run for chain in chains(ladder) for rung in chain}  # whose lines a run's are
         self._tails: dict[str, deque[str]] = {}
+        self._scoring: dict[str, str] = {}  # what was last said of that, if it was the last that was said
         self._board = Board(self._draw)
 
     def __enter__(self) -> Self:
@@ -71,7 +74,9 @@ class Stages:
 
     def tell(self, line: str) -> None:
         """A line that a run printed, its name before it."""
-        self._tails.setdefault(line.partition(":")[0], deque(maxlen=_TAIL)).append(line)
+        chain = line.partition(":")[0]
+        self._tails.setdefault(chain, deque(maxlen=_TAIL)).append(line)
+        self._scoring[chain] = line.partition(" Scoring: ")[2]
         with suppress(OSError, ValueError):  # a full disk costs these lines only
             self._file.write(line + "\n")
             self._file.flush()
@@ -96,6 +101,8 @@ class Stages:
             return _Stage("running")
         if stage.state == "done":
             self._done[run] = stage
+        if stage.figures == "evaluates" and (scored := self._scoring.get(self._chain[run])):
+            return stage._replace(figures=f"evaluates: {scored}")
         return stage
 
 

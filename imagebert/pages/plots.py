@@ -1,7 +1,7 @@
 """Plots as inline SVG whose colours are the page's (page.html.j2): no font, no script, milliseconds, light and dark.
 
-A curve of many points is cut into `_PARTS` equal stretches of steps: the line is each stretch's mean, the band around
-it the least and the largest, so that a spike of one step stays in sight.
+A curve of many points is cut into at most `_PARTS` equal stretches of steps: the line is each stretch's mean, the band
+around it the least and the largest, so that a spike of one step stays in sight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 COLORS, DASHES = 6, 3  # of page.html.j2
-_PARTS = 150
+_PARTS = 60
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 46, 354, 8, 158  # of the picture, and of the curves' frame in it
 _ROW, _BAR = 32, 11  # heights of a bar's row, and of the bar
 
@@ -116,8 +116,8 @@ def bars(title: str, rows: Sequence[tuple[str, float]], mark: float, most: float
         parts.append(f'<text class="name" x="0" y="{top + 12}">{escape(name)}</text>')
         parts.append(f'<rect class="f{color}" x="0" y="{top + 17}" width="{long:.1f}" height="{_BAR}" rx="2"/>')
         parts.append(f'<text x="{long + 5:.1f}" y="{top + 26}">{value:.1f}</text>')
-    at = f"{width * mark / most:.1f}"
-    parts.append(f'<line class="mark" x1="{at}" x2="{at}" y1="0" y2="{_ROW * len(rows)}"/>')
+        at = f"{width * mark / most:.1f}"
+        parts.append(f'<line class="chance" x1="{at}" x2="{at}" y1="{top + 15}" y2="{top + 30}"/>')
     return _figure(title, _ROW * len(rows) + 2, parts, [])
 
 
@@ -133,11 +133,11 @@ def _thin(points: Sequence[Point]) -> list[Stretch]:
     if len(points) <= _PARTS:
         return [(step, value, value, value) for step, value in points]
     first, last = points[0][0], points[-1][0]
+    parts = min(_PARTS, len(points) // 3)
     stretches: dict[int, list[Point]] = {}
     for step, value in points:
-        stretches.setdefault(min(_PARTS - 1, int(_PARTS * (step - first) / (last - first or 1))), []).append(
-            (step, value)
-        )
+        part = min(parts - 1, int(parts * (step - first) / (last - first or 1)))
+        stretches.setdefault(part, []).append((step, value))
     found = []
     for those in stretches.values():
         values = [value for _, value in those]

@@ -42,6 +42,11 @@ def test_stages_wait_run_and_are_done(tmp_path: Path, monkeypatch: pytest.Monkey
     found = rows(stages)
     assert found["corpus"][0] == "done"
     assert found["after stage 1 only (weak pairs)"] == ["running", "evaluates", "0.200 █▃▁"]
+    monkeypatch.setattr(stages, "_file", io.StringIO(), raising=False)
+    stages.tell("finetune: 10:00:00 Scoring: 5 of 10 pairs, 1 a second, 0:00:05 left")
+    assert rows(stages)["after stage 1 only (weak pairs)"][1] == "evaluates: 5 of 10 pairs, 1 a second, 0:00:05 left"
+    stages.tell("finetune: 10:00:01 another line")
+    assert rows(stages)["after stage 1 only (weak pairs)"][1] == "evaluates"
     assert found["after both, in two stages"] == ["running", "step 10 of 40, 1,234 pairs/s", "0.800 ▁"]
     assert found["after both mixed in one stage"] == ["running", "starts", ""]
     assert found["after stage 2 only (clean pairs)"] == ["waiting", "", ""]
