@@ -16,6 +16,8 @@ from imagebert.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+_LONG_LOG = 8 << 20  # bytes: over ten thousand lines, read in half a second
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -138,9 +140,10 @@ def _train(task: Task, recipe: Recipe, overrides: Overrides, stop_at: int | None
 
 
 def _write_report(folder: Path) -> None:
-    """The page of a run that has ended for now; that there is none ends nothing."""
+    """The page of a run that has ended for now, where that takes no second; that there is none ends nothing."""
     try:
-        report(folder)
+        if (folder / "log.jsonl").stat().st_size <= _LONG_LOG:
+            report(folder)
     except Exception as error:
         log.warning("no page of the run: %s", error)
 
