@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tu
 test: check  ## all checks and tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --ignore tests/slurm --ignore tests/browser
 
-test-browser: $(VENV)/.dev  ## the search page in a real browser: Debian's chromium, which root installs
+test-browser: $(VENV)/.dev  ## pages in a real browser: Debian's chromium, which root installs
 	$(BIN)/python -m pytest tests/browser
 
 test-slurm: $(VENV)/.dev  ## slurm/ on a real cluster of three nodes on this machine: root, Debian's Slurm is installed

@@ -21,11 +21,12 @@ DATA = [
 TRAIN = [
     *DATA,
     "deepspeed>=0.18",
+    *("jinja2>=3.1", "markupsafe>=2.1"),  # a run's page
     "tensorboard>=2.15",  # the shipped recipes log with it
 ]
 EXTRACT = [*DATA, "onnxruntime>=1.17", "pillow>=10.0"]
-SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
-DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, "matplotlib>=3.8", "scipy>=1.11"]))
+SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "markupsafe>=2.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
+DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, "scipy>=1.11"]))
 
 setup(
     name="imagebert",
@@ -73,6 +74,8 @@ setup(
             "recipes/*.yaml",
             "ladders/*.yaml",
             "demo/*.html.j2",
+            "pages/*.html.j2",
+            "report/*.html.j2",
             "retrieval/*.html.j2",
             "retrieval/page/*",
             "py.typed",
@@ -113,6 +116,7 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "ipykernel>=6.29",  # runs the notebook in docs/
+            "matplotlib>=3.8",  # the benchmarks' plots
             "mpi4py>=4.0",
             "msgpack-numpy>=0.4.8",
             "mkdocs-material>=9.5",

@@ -20,7 +20,7 @@ OPTIONAL = frozenset(
         "jinja2",
         "lmdb",
         "lz4",
-        "matplotlib",
+        "markupsafe",
         "msgpack",
         "onnxruntime",
         "pyarrow",

@@ -81,10 +81,10 @@ def recipe_changes(name: str, config: Any) -> list[str]:
     """`key=value` of each key at which a recipe differs from the one that ships by its name, else from its own file."""
     shipped = RECIPES / f"{Path(name).stem}.yaml"
     try:
-        before = _flat(to_plain(load_recipe(str(shipped) if shipped.is_file() else name)))
+        before = flat(to_plain(load_recipe(str(shipped) if shipped.is_file() else name)))
     except UsageError:  # whole with its overrides only
         return ["(differences unknown)"]
-    now = _flat(to_plain(config))
+    now = flat(to_plain(config))
     changed = [f"{key}={now.get(key)}" for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return changed[:_SHOWN] + [f"and {len(changed) - _SHOWN} more"] * (len(changed) > _SHOWN)
 
@@ -115,8 +115,9 @@ def _ranges(numbers: list[int], width: int) -> str:
     return texts[0] if len(numbers) == 1 else f"[{','.join(texts)}]" if texts else ""
 
 
-def _flat(tree: Any, key: str = "") -> dict[str, Any]:
+def flat(tree: Any, key: str = "") -> dict[str, Any]:
+    """The values of a plain recipe by their dotted keys, such as data.sources.0.pairs."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
     if items is None:
         return {key: tree}
-    return {k: v for name, value in items for k, v in _flat(value, f"{key}.{name}" if key else str(name)).items()}
+    return {k: v for name, value in items for k, v in flat(value, f"{key}.{name}" if key else str(name)).items()}

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import pty
 import re
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import imagebert.log as log_module
-from imagebert.log import BY_RANK_0, Place, Progress, place, say, set_up, track
+from imagebert.log import BY_RANK_0, Board, Place, Progress, has_board, place, say, set_up, track, trend
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
@@ -107,3 +112,121 @@ def test_set_up_twice_says_things_once(alone: pytest.MonkeyPatch) -> None:
     logging.getLogger("imagebert.x").warning("hello %d", 1)
     assert re.fullmatch(r"\d\d:\d\d:\d\d hello 1\n", stream.getvalue())
     logging.captureWarnings(False)
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "blocks"),
+    [
+        ([], 5, ""),
+        ([3.0], 5, "▁"),
+        ([2.0, 2.0], 5, "▁▁"),
+        ([0.0, 7.0, 3.5], 5, "▁█▅"),
+        ([0.0, 0.0, 4.0, 4.0, 8.0, 8.0], 3, "▁▅█"),  # means of two each
+        ([float(n) for n in range(1000)], 8, "▁▂▃▄▅▆▇█"),
+    ],
+)
+def test_a_trend_goes_from_least_to_largest(values: list[float], width: int, blocks: str) -> None:
+    assert trend(values, width) == blocks
+
+
+@pytest.mark.parametrize(("term", "has"), [("xterm", True), ("dumb", False), (None, False)])
+def test_a_table_needs_a_terminal_that_moves_its_cursor(term: str | None, has: bool, alone: pytest.MonkeyPatch) -> None:
+    alone.setattr(sys, "stderr", Terminal())
+    alone.delenv("TERM", raising=False)
+    if term is not None:
+        alone.setenv("TERM", term)
+    assert has_board() is has
+    alone.setattr(sys, "stderr", io.StringIO())
+    assert not has_board()
+
+
+# What a process does at a terminal: each says or shows what it is called with, then waits, fails, or ends.
+SHOWS = """
+import sys, time
+from rich.text import Text
+from imagebert.log import Board, Progress, say, set_up
+set_up()
+what, end = sys.argv[1:]
+shown = Board(lambda: Text("THE TABLE")) if what == "board" else Progress("Scoring", 10, "pairs")
+with shown:
+    say("a line")
+    print("an answer", flush=True)
+    if what == "board":
+        with Progress("Writing", 4, "pictures") as progress:
+            progress.update(3)
+            time.sleep(0.6)
+    else:
+        shown.update(3)
+        time.sleep(0.6)
+    say("ready")
+    if end == "error":
+        raise ValueError("went wrong")
+    if end == "wait":
+        time.sleep(60)
+print("after", flush=True)
+"""
+
+
+def at_terminal(*arguments: str, ends_with: int | None = None) -> tuple[int, str, str]:
+    """Exit code, standard output, which is a pipe, and what came to the terminal."""
+    above, below = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOWS, *arguments],
+        stdin=below,
+        stdout=subprocess.PIPE,
+        stderr=below,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=env | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+    )
+    os.close(below)
+    seen, sent = b"", False
+    while True:
+        try:
+            seen += os.read(above, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if ends_with is not None and not sent and b"ready" in seen:
+            sent = True
+            process.send_signal(ends_with)
+    out, _ = process.communicate(timeout=30)
+    os.close(above)
+    return process.returncode, out, seen.decode()
+
+
+@pytest.mark.parametrize("what", ["board", "bar"])
+@pytest.mark.parametrize(
+    ("end", "number", "code"),
+    [
+        ("end", None, 0),
+        ("error", None, 1),
+        ("wait", signal.SIGINT, -signal.SIGINT),
+        ("wait", signal.SIGTERM, -signal.SIGTERM),
+        ("wait", signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_a_terminal_is_left_clean(what: str, end: str, number: int | None, code: int) -> None:
+    """The cursor is to be seen however it ends, lines stand above, and what is printed goes where stdout goes."""
+    returned, out, seen = at_terminal(what, end, ends_with=number)
+    assert returned == code
+    assert seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l") >= 0
+    assert out == "an answer\n" + "after\n" * (end == "end")
+    assert "a line" in seen
+    if what == "board":
+        assert "Writing: 3 of 4 pictures, " in seen
+        if number not in (signal.SIGKILL, signal.SIGTERM):
+            assert seen.rfind("THE TABLE") > max(
+                seen.rfind("ready"), seen.rfind("Writing")
+            )  # it stays, below the lines
+    else:
+        assert "3 of 10 pairs, " in seen
+    if end == "error":
+        assert "ValueError: went wrong" in seen[seen.rfind("\x1b[?25h") :]
+
+
+def test_without_a_start_a_table_shows_nothing() -> None:
+    def draw() -> str:
+        raise AssertionError("nobody looks")
+
+    Board(draw).stop()

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from imagebert.api.train import pretrain as pretrain
     from imagebert.api.train import recipe as recipe
     from imagebert.api.train import recipes as recipes
+    from imagebert.api.train import report as report
 
 _MODULES = {
     "data": (
@@ -94,7 +95,7 @@ _MODULES = {
     "stores": ("Quantized", "Staged", "StoreOptions", "inspect", "keys", "merge", "quantize", "split", "stage"),
     "train": (
         *("Exported", "Trained", "demo", "doctor", "doctor_on_paper", "export", "finetune", "ladder"),
-        *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes"),
+        *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes", "report"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

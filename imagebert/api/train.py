@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from imagebert.config import RECIPES, RunConfig, build_recipe, load_recipe
 from imagebert.errors import UsageError
 from imagebert.strict_yaml import to_plain
+
+log = logging.getLogger(__name__)
+
+_LONG_LOG = 8 << 20  # bytes: over ten thousand lines, read in half a second
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,11 +132,21 @@ def _train(task: Task, recipe: Recipe, overrides: Overrides, stop_at: int | None
     folder = Path(config.output)
     if distributed.rank() != 0:
         return Trained(folder, stopped.step, stopped.finished)
+    _write_report(folder)
     lines = read_log(folder / "log.jsonl")
     losses, figures = (_last(lines, group) for group in ("loss/", "recall/"))
     recorded = folder / "profile/profile.json"
     seconds = json.loads(recorded.read_text(encoding="utf-8")) if profile and recorded.is_file() else {}
     return Trained(folder, stopped.step, stopped.finished, losses, figures, seconds)
+
+
+def _write_report(folder: Path) -> None:
+    """The page of a run that has ended for now, where that takes no second; that there is none ends nothing."""
+    try:
+        if (folder / "log.jsonl").stat().st_size <= _LONG_LOG:
+            report(folder)
+    except Exception as error:
+        log.warning("no page of the run: %s", error)
 
 
 def _last(lines: Sequence[Mapping[str, float]], group: str) -> dict[str, float]:
@@ -209,6 +224,33 @@ def onnx(model: PathLike, out: PathLike) -> list[Path]:
 
     folder = open_model(Path(model)).path
     return write_onnx(ImageBertForImageTextRetrieval.from_pretrained(folder), Path(out))
+
+
+def report(run: PathLike, beside: PathLike | None = None, *, out: PathLike | None = None) -> Path:
+    """Writes the page of a run, finished or not: curves of what its log has, attempts, R@K, and its recipe.
+
+    Args:
+        run: the run's folder; nothing else need be there
+        beside: another run's folder, which each plot and table shows too; None: none
+        out: the HTML file to write, which loads nothing from elsewhere; None: report.html in the run's folder
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: a folder holds no run, or the file cannot be written.
+        OSError: the disk is full or fails.
+    """
+    from imagebert.report.folder import read_run
+    from imagebert.report.write import FILE, write_report
+
+    file = Path(run) / FILE if out is None else Path(out)
+    runs = [read_run(Path(folder)) for folder in (run, beside) if folder is not None]
+    for read in runs:
+        for note in read.notes:
+            log.warning("%s: %s", read.folder, note)
+    write_report(runs, file)
+    return file
 
 
 def ladder(

@@ -31,6 +31,7 @@ COMMANDS = (
     train.finetune,
     train.export,
     train.onnx,
+    train.report,
     train.plan,
     train.doctor,
     retrieval.evaluate,

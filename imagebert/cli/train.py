@@ -118,6 +118,21 @@ def onnx(parsed: Namespace) -> int:
     return 0
 
 
+def _report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN", help="a run's folder; a second one stands beside")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file to write (report.html in the first RUN)")
+
+
+@command("report", "A run, or two side by side, as one HTML page: curves, attempts, R@K, recipes", _report_options)
+def report(parsed: Namespace) -> int:
+    from imagebert import api
+
+    if len(parsed.paths) > 2:
+        raise UsageError(f"{len(parsed.paths)} runs: a page shows one or two")
+    print(f"open {api.report(*parsed.paths, out=parsed.out)} in a browser")
+    return 0
+
+
 def _plan_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="as training takes it, or `evaluate`; without: pre-training as told"

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import base64
-import io
 import platform
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from imagebert import __version__
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
+from imagebert.pages.page import render
+from imagebert.pages.plots import Curve, bars, plot
+from imagebert.report.write import LOSSES
 from imagebert.retrieval.matrix import ScoreMatrix
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-_LOSSES = {
-    "mlm": "masked words (MLM)",
-    "moc": "masked object classes (MOC)",
-    "mrfr": "masked features (MRFR)",
-    "itm": "image-text matching (ITM)",
-}
 _QUERIES = 8
 
 
@@ -61,12 +53,13 @@ def write_report(out: Path, report: dict[str, Any], matrix: ScoreMatrix, test: S
         }
         for i in images
     ]
-    environment = Environment(loader=PackageLoader("imagebert.demo", "."), autoescape=True)
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "imagebert.demo",
+        "report.html.j2",
         report=report,
-        ladder_chart=_ladder(report),
-        loss_chart=_curves(out, [run for run in runs if run != "finetune"]),
-        finetune_chart=_curves(out, ["finetune"]),
+        ladder=_ladder(report),
+        losses=_curves(out, [run for run in runs if run != "finetune"]),
+        finetuning=_curves(out, ["finetune"]),
         by_text=by_text,
         by_image=by_image,
         images=corpus.images,
@@ -77,49 +70,25 @@ def write_report(out: Path, report: dict[str, Any], matrix: ScoreMatrix, test: S
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def _ladder(report: dict[str, Any]) -> str:
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 2.6), sharey=True)
-    names = [rung["name"] for rung in report["ladder"]]
-    for axis, way, title in ((axes[0], "ir", "text finds image"), (axes[1], "tr", "image finds text")):
-        values = [rung[way]["r1"] for rung in report["ladder"]]
-        bars = axis.barh(names, values, color=["#b8c4d6"] * (len(names) - 1) + ["#2f6fde"])
-        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-        axis.axvline(report["chance"][way]["r1"], color="#c0392b", linewidth=1, linestyle="--")
-        axis.set_title(f"R@1, {title} (dashed: chance)", fontsize=9)
-        axis.set_xlim(0, max(5, 1.15 * max(values)))
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    return _svg(figure)
+def _ladder(report: dict[str, Any]) -> list[Markup]:
+    plots = []
+    for way, title in (("ir", "text finds image"), ("tr", "image finds text")):
+        rows = [(rung["name"], rung[way]["r1"]) for rung in report["ladder"]]
+        plots.append(bars(f"R@1, {title}, % (line: chance)", rows, report["chance"][way]["r1"], most=5))
+    return plots
 
 
-def _curves(out: Path, runs: list[str]) -> str:
+def _curves(out: Path, runs: list[str]) -> list[Markup]:
+    """A plot for each part of the loss, or of the whole where it has none that is shown, with a curve a run."""
     logs = {run: read_log(out / run / "log.jsonl") for run in runs}
     logged = {name for lines in logs.values() for line in lines for name in line}
-    names = [f"loss/{n}" for n in _LOSSES if f"loss/{n}" in logged] or ["loss/total"]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(2.6 * len(names) + 0.6, 2.3), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for run, lines in logs.items():
-            lines = [line for line in lines if name in line]  # a step that was skipped has none
-            if not lines:
-                continue
-            steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
-            window = max(1, min(9, len(values) // 8))
-            smooth = np.convolve(values, np.ones(window) / window, "valid")
-            axis.plot(steps[window - 1 :], smooth, label=run, linewidth=1.2)
-        axis.set_title(_LOSSES.get(name.removeprefix("loss/"), "fine-tuning loss"), fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-    if axes[0][0].has_data():
-        axes[0][0].legend(fontsize=7)
-    return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    names = [name for name in ("mlm", "moc", "mrfr", "itm") if f"loss/{name}" in logged] or ["total"]
+    plots = []
+    for name in names:
+        key = f"loss/{name}"  # a step that was skipped has none
+        curves = [
+            Curve(run, [(line["step"], line[key]) for line in lines if key in line], number)
+            for number, (run, lines) in enumerate(logs.items())
+        ]
+        plots.append(plot(LOSSES[name], curves))
+    return plots

@@ -10,16 +10,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from imagebert.config import SourceConfig
-from imagebert.demo.corpus import build
+from imagebert.demo.corpus import SETS, build
 from imagebert.demo.report import write_report
+from imagebert.demo.stages import Stages
 from imagebert.ladder import climb, last_matrix, load_ladder, tables
+from imagebert.log import has_board
 from imagebert.retrieval.matrix import load_scores
 from imagebert.side_by_side import train_side_by_side
 
@@ -34,12 +38,22 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, A
     """
     console = Console(stderr=True, markup=False, emoji=False)  # the folder's name comes from outside
     begun = time.perf_counter()
-    console.rule("Corpus: rendered scenes, their regions, their captions")
-    build(out / "data", seed)
-    ladder, settings = load_ladder("demo"), [f"seed={seed}", *overrides]
-    cores, data = len(os.sched_getaffinity(0)), out / "data"
-    if not train_side_by_side("demo", ladder, out, data, cores, settings, lambda line: print(line, file=sys.stderr)):
-        return None
+    ladder, settings, data = load_ladder("demo"), [f"seed={seed}", *overrides], out / "data"
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        tell: Callable[[str], None] = partial(print, file=sys.stderr)
+        stages: Stages | None = None
+        if has_board():
+            out.mkdir(parents=True, exist_ok=True)
+            stages = stack.enter_context(Stages(out, ladder, sum(images for images, _ in SETS.values())))
+            tell = stages.tell
+        else:
+            console.rule("Corpus: rendered scenes, their regions, their captions")
+        build(data, seed)
+        if stages is not None:
+            stages.corpus_is_done()
+        if not train_side_by_side("demo", ladder, out, data, cores, settings, tell):
+            return None
     figures = climb(ladder, out, data, [seed], overrides)  # all is trained and scored: it is put together
     if figures is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run tells: a JSON-lines log, a live console line, and DeepSpeed's monitors.
+"""What a run tells: a JSON-lines log, a live table or lines now and then, and DeepSpeed's monitors.
 
 Every line of the log carries the step, so that a resumed run can drop the lines that it is about to write again, and a
 checksum, so that a figure that was changed is none.
@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import time
 import zlib
 from collections import deque
@@ -21,13 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+import torch
 
+from imagebert.engine.table import RunTable
 from imagebert.errors import UsageError
 from imagebert.files import open_regular, parse_json, write_bytes
-from imagebert.log import is_told_by_lines, say
+from imagebert.log import Board, has_board, say
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +70,24 @@ class Meter:
         self._elapsed = 0.0
         self._log: _Log | None = None
         self.last: int | None = None
-        self._live: Live | None = None
-        self._console = Console(stderr=True)
+        self._table: RunTable | None = None
+        self._board: Board | None = None
         self._printed = -float("inf")
         if enabled:
             self._log = _Log(folder / "log.jsonl", start_step)
             self.last = self._log.last
-            if self._console.is_terminal and not is_told_by_lines():
-                self._live = Live(console=self._console, refresh_per_second=4)
-                self._live.start()
+            if has_board():
+                self._table = RunTable(str(folder), start_step, total_steps)
+                self._board = Board(self._table.draw)
 
     def count(self, pairs: float, tokens: float, seconds_data: float) -> None:
         """Adds a step's pairs and tokens over all ranks, and this rank's wait for data."""
         self._pairs += pairs
         self._tokens += tokens
         self._seconds_data += seconds_data
+        if self._table is not None and self._board is not None:
+            self._table.step()
+            self._board.start()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -111,6 +114,7 @@ class Meter:
             "rate/share_waiting_for_data": self._seconds_data / elapsed,
             "time/seconds": self.seconds,
             "time/ranks": self._ranks,
+            **_peak_memory(),
         }
         if self._peak_share:
             line["rate/share_of_matmul"] = self._peak_share * line["rate/pairs_per_second"]
@@ -132,17 +136,25 @@ class Meter:
             f"step {step}/{self.total_steps}  {losses}  {line['rate/pairs_per_second']:.0f} pairs/s  "
             f"{line['rate/tokens_per_second']:.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
         )
-        if self._live is not None:
-            self._live.update(Text(text))
+        if self._table is not None:
+            self._table.add(line, left)
         elif self.seconds - self._printed > _QUIET_SECONDS or step == self.total_steps or "recall/rsum" in line:
             say(text)
             self._printed = self.seconds
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._board is not None:
+            self._board.stop()
         if self._log is not None:
             self._log.close()
+
+
+def _peak_memory() -> dict[str, float]:
+    """The most that this process had so far, in GiB: of the host's memory, and of the GPU's where it has one."""
+    peak = {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # it is in KiB
+    if torch.cuda.is_available():
+        peak["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return peak
 
 
 class _Log:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
+from imagebert.pages.page import render
 from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import Fold
 from imagebert.retrieval.pictures import Pictures
@@ -72,9 +72,8 @@ def write_failures(
                 "found": [{"text": texts[c], "right": caption_image[c] == image} for c in found],
             }
         )
-    environment = Environment(loader=PackageLoader("imagebert.retrieval", "."), autoescape=True)
-    page = environment.get_template("failures.html.j2").render(
-        figures=figures, by_text=text_queries, by_image=image_queries
+    page = render(
+        "imagebert.retrieval", "failures.html.j2", figures=figures, by_text=text_queries, by_image=image_queries
     )
     path = in_folds(folder / FILE, len(folds))
     path.write_text(page, encoding="utf-8")

@@ -46,11 +46,11 @@ class Attempt:
         self._began = False
         self.end: tuple[int, str] = (0, "")
 
-    def begin(self, step: int) -> None:
-        """Training starts at a step."""
+    def begin(self, step: int, total: int | None = None) -> None:
+        """Training starts at a step, of so many where that is known."""
         self._began = True
-        place = {"hosts": short_list(distributed.hosts())[:1000], "ranks": distributed.world_size(), "step": step}
-        self._append("start", {**place, "version": __version__, "commit": commit()})
+        place = {"hosts": short_list(distributed.hosts())[:1000], "ranks": distributed.world_size()}
+        self._append("start", {**place, "step": step, "of": total, "version": __version__, "commit": commit()})
 
     def finish(self, code: int, why: str) -> None:
         # A call that was wrong, where there never was a run, leaves nothing.

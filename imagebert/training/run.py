@@ -151,7 +151,7 @@ def _run(
         engine.capture(_first_batch(prepared, masking))
     _write_recipe(folder, given)
     steps = Steps(start, min(total, stop_at or total), total)
-    this.begin(start)
+    this.begin(start, total)
 
     ranks = distributed.world_size()
     with distributed.together():

@@ -47,6 +47,8 @@ def test_training_evaluates_what_the_recipe_names(
     evaluated = api.evaluate(trained.folder, data, images=12)
     assert trained.figures["rsum"] == pytest.approx(evaluated.figures["rsum"])
     assert capsys.readouterr().out == ""
+    assert "weighted sum of the losses" in (trained.folder / "report.html").read_text()
+    assert api.report(trained.folder, out=tmp_path / "page.html") == tmp_path / "page.html"
     assert api.export(trained.folder, tmp_path / "out") == api.Exported(tmp_path / "out", 4)
     assert (tmp_path / "out/config.json").is_file()
     with pytest.raises(UsageError, match="is a recipe to pretrain: call `imagebert pretrain`"):
@@ -58,6 +60,14 @@ def test_a_run_that_nothing_evaluates_is_refused(overrides: dict[str, Any], tmp_
     with pytest.raises(UsageError, match=r"has evaluation\.sources and nothing here evaluates them"):
         run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(
+    overrides: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run/report.html").mkdir(parents=True)
+    assert api.pretrain(RECIPE, {**overrides, "evaluation.sources": []}, stop_at=1).steps == 1
+    assert "no page of the run: cannot write" in caplog.text
 
 
 def test_a_recipe_in_all_its_forms_is_one(overrides: dict[str, Any]) -> None:

@@ -1,11 +1,9 @@
-"""The page as a person uses it, in a real browser: Debian's chromium, which root installs where it is missing."""
+"""The page as a person uses it, in a real browser."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -23,6 +21,7 @@ from imagebert.feed.packer import Limits
 from imagebert.model_folder import open_model
 from imagebert.retrieval.search import Finder
 from imagebert.retrieval.serve import UPLOAD_BYTES
+from tests.browser.browser import find_browser
 from tests.retrieval.scenes import Scenes, write_scenes
 
 QUERY = "a red square and a yellow circle"
@@ -59,15 +58,9 @@ def finder(scenes: Scenes) -> Finder:
 @pytest.fixture
 def page(server: str) -> Iterator[Page]:
     """On a phone's screen; nothing may go wrong in the console."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        browser = shutil.which("chromium")
     complaints: list[str] = []
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = started.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)

@@ -24,6 +24,22 @@ def test_a_monitor_that_is_not_installed(
     assert message in capsys.readouterr().out
 
 
+def test_a_page_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text('{"step": 1, "loss/total": 2.5}\n')
+    a, b, c = (str(tmp_path / name) for name in ("a", "b", "c"))
+    page = tmp_path / "page.html"
+    assert main(["report", a, "--out", str(page), b]) == 0
+    assert capsys.readouterr().out == f"open {page} in a browser\n"
+    assert page.read_text().count("<polyline") == 2
+    assert main(["report", a]) == 0
+    assert (tmp_path / "a/report.html").read_text().count("<polyline") == 1
+    assert main(["report", a, b, c]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+
+
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     assert "stage1_lait" in capsys.readouterr().out.split()

@@ -27,6 +27,9 @@ def test_rates_are_counts_over_elapsed_time(tmp_path: Path, monkeypatch: pytest.
     assert line["rate/tokens_per_second"] == pytest.approx(4 * 1280 / 2.0)
     assert line["rate/share_waiting_for_data"] == pytest.approx(0.2)
     assert line["time/seconds"] == pytest.approx(52.0)
+    status = Path("/proc/self/status").read_text()  # the kernel's own account of the peak, in kB
+    peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    assert line["memory/host_peak_gib"] == pytest.approx(peak / 2**20, rel=0.05)
     now[0] += 1
     meter.count(10, 100, 0)
     assert meter.write(5, {"loss/total": 1.0})["rate/pairs_per_second"] == pytest.approx(10)
@@ -154,7 +157,7 @@ def test_a_console_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(meter._console, "print", fail)
+    monkeypatch.setattr(metrics, "say", fail)
     meter.write(1, {})
     meter.close()
     assert len(read_log(tmp_path / "log.jsonl")) == 1

@@ -17,7 +17,7 @@ def test_an_attempt_leaves_its_start_and_its_end(tmp_path: Path, monkeypatch: py
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_CLUSTER_NAME"):
         monkeypatch.delenv(name, raising=False)
     with attempt(tmp_path) as this:
-        this.begin(300)
+        this.begin(300, 500)
         this.end = ended(420, False)
     with pytest.raises(OSError, match="full"), attempt(tmp_path) as this:
         this.begin(420)
@@ -29,7 +29,7 @@ def test_an_attempt_leaves_its_start_and_its_end(tmp_path: Path, monkeypatch: py
         *[("start", "12", 2), ("end", "12", 2)] * 2,
         ("end", "12", 2),
     ]
-    assert [x["step"] for x in lines if x["event"] == "start"] == [300, 420]
+    assert [(x["step"], x["of"]) for x in lines if x["event"] == "start"] == [(300, 500), (420, None)]
     ends = [(x["exit"], x["why"]) for x in lines if x["event"] == "end"]
     assert ends[0] == (75, "stopped at step 420")
     assert ends[1] == (1, "the work failed: the disk is full")
