@@ -142,9 +142,10 @@ def test_a_table_needs_a_terminal_that_moves_its_cursor(term: str | None, has: b
 
 # What a process does at a terminal: each says or shows what it is called with, then waits, fails, or ends.
 SHOWS = """
-import sys, time
+import signal, sys, time
 from rich.text import Text
 from imagebert.log import Board, Progress, say, set_up
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background are deaf to it
 set_up()
 what, end = sys.argv[1:]
 shown = Board(lambda: Text("THE TABLE")) if what == "board" else Progress("Scoring", 10, "pairs")

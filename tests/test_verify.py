@@ -51,8 +51,8 @@ def test_all_kinds_are_found_and_whole(made: Path, capsys: pytest.CaptureFixture
 
 
 def files_of(folder: Path) -> list[str]:
-    """All but locks, recipes and logs: what a figure follows from."""
-    left_out = (".lock", "config.yaml", "log.jsonl", "jobs.jsonl", "lock.mdb")
+    """All but locks, recipes, logs and a run's page, which is made of them: what a figure follows from."""
+    left_out = (".lock", "config.yaml", "log.jsonl", "jobs.jsonl", "lock.mdb", "run/report.html")
     files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     return [file for file in files if not file.endswith(left_out)]
 
