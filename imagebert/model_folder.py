@@ -72,12 +72,7 @@ def processing_of(corpus: Corpus, limits: Limits) -> Processing:
             "region_classes": corpus.classes,
             "extractor": store.extractor,
         },
-        tokenizer={
-            "tokenizer_class": "BertTokenizer",
-            **tokenizer.settings._asdict(),
-            "model_max_length": limits.max_words + 2,
-            **{f"{name.strip('[]').lower()}_token": name for name in ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")},
-        },
+        tokenizer=tokenizer.described(limits.max_words),
         vocabulary=tokenizer.text,
     )
 

@@ -99,11 +99,7 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         (out / "vocab.txt").write_text(self.tokenizer.text, encoding="utf-8")
-        words = self.tokenizer.settings._asdict()
-        names = {f"{n.strip('[]').lower()}_token": n for n in ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")}
-        length = self.settings["max_words"] + 2
-        tokens = {"tokenizer_class": "BertTokenizer", **words, "model_max_length": length, **names}
-        write_json(out / "tokenizer_config.json", tokens)
+        write_json(out / "tokenizer_config.json", self.tokenizer.described(self.settings["max_words"]))
         write_json(out / "preprocessor_config.json", self.settings)
         return [str(out / name) for name in _FILES]
 

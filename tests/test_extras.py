@@ -46,8 +46,8 @@ def modules(requirements: list[str]) -> set[str]:
     return {module for name in names for module in {NAMES.get(name, name), *WITH.get(name, ())}}
 
 
-def test_each_extra_brings_what_its_folders_import(told: dict[str, Any]) -> None:
-    core, extras = modules(told["install_requires"]), {k: modules(v) for k, v in told["extras_require"].items()}
+def imports() -> tuple[grimp.ImportGraph, set[str]]:
+    """Which module imports which, as far as it is run, and those of other packages."""
     graph = grimp.build_graph(
         "imagebert",
         "imagebert_kernels",
@@ -55,7 +55,12 @@ def test_each_extra_brings_what_its_folders_import(told: dict[str, Any]) -> None
         exclude_type_checking_imports=True,
         cache_dir=None,
     )
-    roots = {m for m in graph.modules if graph.is_module_squashed(m)}
+    return graph, {m for m in graph.modules if graph.is_module_squashed(m)}
+
+
+def test_each_extra_brings_what_its_folders_import(told: dict[str, Any]) -> None:
+    core, extras = modules(told["install_requires"]), {k: modules(v) for k, v in told["extras_require"].items()}
+    graph, roots = imports()
     for folder, extra in WORK.items():
         wanted = graph.find_upstream_modules(f"imagebert.{folder}", as_package=True) & roots
         wanted -= sys.stdlib_module_names | ASKED_FOR
@@ -67,14 +72,7 @@ def test_each_extra_brings_what_its_folders_import(told: dict[str, Any]) -> None
 
 
 def test_the_bare_install_has_what_a_model_imports(told: dict[str, Any]) -> None:
-    graph = grimp.build_graph(
-        "imagebert",
-        "imagebert_kernels",
-        include_external_packages=True,
-        exclude_type_checking_imports=True,
-        cache_dir=None,
-    )
-    roots = {m for m in graph.modules if graph.is_module_squashed(m)}
+    graph, roots = imports()
     wanted = graph.find_upstream_modules("imagebert.model", as_package=True)
     assert (wanted & roots) - sys.stdlib_module_names <= modules(told["install_requires"])
 

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.models import WordPiece
@@ -76,6 +77,12 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The word pieces of each text, without [CLS] and [SEP]."""
         return [e.ids for e in self._wordpiece.encode_batch(list(texts), add_special_tokens=False)]
+
+    def described(self, max_words: int) -> dict[str, Any]:
+        """tokenizer_config.json of a model that is fed so many word pieces, as transformers reads it."""
+        named = {f"{name.strip('[]').lower()}_token": name for name in ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")}
+        length = {"model_max_length": max_words + 2}
+        return {"tokenizer_class": "BertTokenizer", **self.settings._asdict(), **length, **named}
 
     def difference(self, other: Tokenizer) -> str:
         """The first thing that is otherwise in `other`; "" where nothing is.

@@ -144,14 +144,11 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def _look_inside(model: ImageBertModel, padded: PaddedPairs, packed: Padded, attentions: bool) -> Inside:
-    ids, features, boxes = padded["input_ids"], padded["region_features"], padded["region_boxes"]
-    text_mask = padded.get("attention_mask", torch.ones_like(ids)).bool()
-    region_mask = padded.get("region_mask", torch.ones_like(features[..., 0])).bool()
+    ids, text_mask, features, boxes, region_mask, image, text = packed.inputs
     whole = padded.get("whole_image") if model.config.use_global_image_token else None
     zeroed = padded.get("masked_regions")
     images = embed_images(model.embeddings, features, boxes, whole, None if zeroed is None else zeroed.bool())
     texts = embed_texts(model.embeddings, ids, text_mask)
-    image, text = packed.image_of, packed.text_of
     return encode(model.layers, images[image], texts[text], region_mask[image], text_mask[text], attentions)
 
 
@@ -317,15 +314,15 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
     def _of_padded(self, padded: PaddedPairs) -> Any:
         packed = self._packed(padded)
         batch, every = packed.batch, bool(padded.get("all_pairs"))
+        images, texts = len(packed.inputs.features), len(packed.inputs.ids)
         embedded, hidden = _encoded(self.imagebert, batch)
         logits = self.itm(hidden[batch.cls_reads])
-        output = ImageBertRetrievalOutput(logits=logits.view(packed.images, packed.texts) if every else logits)
+        output = ImageBertRetrievalOutput(logits=logits.view(images, texts) if every else logits)
         if padded.get("labels") is not None:
             output["loss"] = itm_loss(logits, batch.itm_labels) / len(logits)
         if self.dual is not None:
-            step, count = (packed.texts if every else 1), packed.texts
-            output["image_vectors"] = self.dual.images(embedded, batch)[::step]
-            output["text_vectors"] = self.dual.texts(embedded, batch)[:count]
+            output["image_vectors"] = self.dual.images(embedded, batch)[:: texts if every else 1]
+            output["text_vectors"] = self.dual.texts(embedded, batch)[:texts]
         return self._answer(padded, output, packed)
 
     def encode(self, batch: PackedBatch) -> Encoded:

@@ -44,23 +44,6 @@ class PaddedPairs(TypedDict, total=False):
     return_dict: bool
 
 
-class Padded(NamedTuple):
-    """Pairs as `pack` lays them out: image and text of each, and its tokens among `width` padded ones."""
-
-    batch: PackedBatch
-    images: int
-    texts: int
-    image_of: Tensor  # [pairs]
-    text_of: Tensor  # [pairs]
-    rows: Tensor  # [T] place of each packed token in [pairs * width]
-    width: int
-
-    def unpack(self, hidden: Tensor) -> Tensor:
-        """Packed tokens [T, H] as [pairs, width, H], padding zero."""
-        padded = hidden.new_zeros(self.batch.pairs * self.width, hidden.shape[1])
-        return padded.index_copy(0, self.rows, hidden).view(self.batch.pairs, self.width, -1)
-
-
 @dataclass
 class ImageBertModelOutput(ModelOutput):  # type: ignore[misc]
     """What `ImageBertModel` answers to padded tensors; `[CLS] regions [SEP] words [SEP]` of each pair, then padding."""
@@ -96,7 +79,7 @@ class ImageBertPreTrainingOutput(ModelOutput):  # type: ignore[misc]
     attentions: tuple[Tensor, ...] | None = None
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """Checked tensors, and which image and text each pair has."""
 
     ids: Tensor  # [S, W]
@@ -113,6 +96,20 @@ class _Inputs(NamedTuple):
         return torch.cat([cls[text, None], of_regions[self.image_of], sep[text, None], of_words[text, 1:]], dim=1)
 
 
+class Padded(NamedTuple):
+    """Pairs as `pack` lays them out, and where each packed token lies among `width` padded ones."""
+
+    batch: PackedBatch
+    inputs: Inputs
+    rows: Tensor  # [T] place of each packed token in [pairs * width]
+    width: int
+
+    def unpack(self, hidden: Tensor) -> Tensor:
+        """Packed tokens [T, H] as [pairs, width, H], padding zero."""
+        padded = hidden.new_zeros(self.batch.pairs * self.width, hidden.shape[1])
+        return padded.index_copy(0, self.rows, hidden).view(self.batch.pairs, self.width, -1)
+
+
 def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, pretraining: bool = False) -> Padded:
     """Padded tensors to a packed batch on their device.
 
@@ -126,7 +123,7 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
     given: dict[str, Any] = {**pairs}
     inputs = _checked(given, feature_size)
     ids, regions, count = inputs.ids, inputs.features.shape[1], len(inputs.image_of)
-    texts, device = len(ids), ids.device
+    device = ids.device
     real, last = torch.ones_like(ids[:, 0], dtype=torch.bool), inputs.text_mask.sum(1) - 1
     kept = inputs.row(real, inputs.region_mask, real, inputs.text_mask)  # [B, width]
     rows, width = kept.flatten().nonzero()[:, 0], kept.shape[1]
@@ -138,7 +135,7 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
     is_region = packed((column > 0) & (column <= regions))
     region_rows, text_rows = is_region.nonzero()[:, 0], (~is_region).nonzero()[:, 0]
     numbers = torch.arange(inputs.region_mask.numel(), device=device).view_as(inputs.region_mask)
-    nothing = torch.zeros(texts, dtype=torch.int64, device=device)
+    nothing = torch.zeros(len(ids), dtype=torch.int64, device=device)
     region = packed(inputs.row(nothing, numbers, nothing, ids))[region_rows]  # [R] among those of all images
     # The first [SEP] is the text's last word piece once more.
     words = inputs.row(ids[:, 0], numbers, ids.gather(1, last[:, None])[:, 0], ids)
@@ -166,10 +163,10 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
         global_regions=whole,
         **_read(given, inputs, packed, pair, is_region, region, pretraining),
     )
-    return Padded(batch, len(inputs.features), texts, inputs.image_of, inputs.text_of, rows, width)
+    return Padded(batch, inputs, rows, width)
 
 
-def _checked(given: dict[str, Any], feature_size: int) -> _Inputs:
+def _checked(given: dict[str, Any], feature_size: int) -> Inputs:
     ids, features, boxes = (_needed(given, name) for name in ("input_ids", "region_features", "region_boxes"))
     _shape("region_features", features, (None, None, feature_size))
     images, regions = features.shape[:2]
@@ -188,12 +185,12 @@ def _checked(given: dict[str, Any], feature_size: int) -> _Inputs:
         image_of, text_of = image_of.repeat_interleave(texts), text_of.repeat(images)
     elif images != texts:
         raise ValueError(f"{images} images and {texts} texts: give as many of each, or all_pairs=True")
-    return _Inputs(ids, text_mask, features, boxes, region_mask, image_of, text_of)
+    return Inputs(ids, text_mask, features, boxes, region_mask, image_of, text_of)
 
 
 def _read(
     given: dict[str, Any],
-    inputs: _Inputs,
+    inputs: Inputs,
     packed: Callable[[Tensor], Tensor],
     pair: Tensor,
     is_region: Tensor,
