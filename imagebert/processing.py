@@ -85,7 +85,7 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         if missing:
             raise UsageError(f"{folder} lacks {missing[0]}: `imagebert export` writes whole model folders")
         settings = read_json(Path(files["preprocessor_config.json"]))
-        found = _extractor(extractor, settings["extractor"])
+        found = find_extractor(extractor, settings["extractor"])
         ours = getattr(found, "description", {}).get("digest")
         if found is not None and ours != settings["extractor"].get("digest"):
             log.warning(
@@ -226,12 +226,13 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         return f"{type(self).__name__}({json.dumps(self.settings, indent=2)[:2000]})"
 
 
-def _extractor(given: Any, trained: dict[str, Any]) -> Extractor | None:
+def find_extractor(given: Any, described: dict[str, Any]) -> Extractor | None:
+    """What is given, a YAML description or an extractor; else the demo's, for regions described as its own."""
     if isinstance(given, str | os.PathLike):
         from imagebert.regions.extractor import DetectorExtractor
 
         return DetectorExtractor(Path(given))
-    if given is None and trained.get("name") == "connected components of rendered scenes":
+    if given is None and described.get("name") == "connected components of rendered scenes":
         from imagebert.demo.extractor import SceneExtractor
 
         return SceneExtractor()

@@ -18,6 +18,7 @@ from imagebert.feed.packer import Limits
 from imagebert.files import check_writable, read_bytes
 from imagebert.model_folder import ModelFolder, open_model
 from imagebert.pictures import FILE_BYTES, LOCAL, SENT
+from imagebert.processing import find_extractor
 from imagebert.retrieval.evaluation import Evaluation, check_candidates, kept_scores, make_scorer, report, score
 from imagebert.retrieval.metrics import check_folds
 from imagebert.retrieval.metrics import evaluate as count_matrix
@@ -310,14 +311,7 @@ def _finder(model: PathLike, store: PathLike, pairs: PathLike | None, extractor:
     captions = None if pairs is None else PairStore(Path(pairs))
     opened.note_differences(regions, opened.limits)
     finder = Finder(opened, regions, opened.limits, captions)
-    if extractor is not None:
-        from imagebert.regions.extractor import DetectorExtractor
-
-        return finder, DetectorExtractor(Path(extractor))
-    from imagebert.demo.extractor import SceneExtractor
-
-    scenes = SceneExtractor()
-    return finder, scenes if regions.extractor.get("name") == scenes.description["name"] else None
+    return finder, find_extractor(extractor, regions.extractor)
 
 
 @dataclass(frozen=True)
