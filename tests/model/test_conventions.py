@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 
@@ -103,7 +103,7 @@ def test_push_to_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> Any:
             sent["private"] = private
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{name}")
+            return SimpleNamespace(repo_id=name)
 
         def upload_folder(self, repo_id: str, folder_path: str, **commit: Any) -> str:
             check_digests(Path(folder_path))
