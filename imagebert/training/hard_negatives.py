@@ -23,9 +23,11 @@ def write_hard_negatives(path: Path, mined: HardNegatives, corpus: Corpus) -> No
         OSError: it cannot be written; what stood there is as it was.
     """
     origin = json.dumps(corpus.digest())
+    # One entry: safetensors writes several in another order each time, and equal content is to be equal bytes.
+    metadata = {"mined": json.dumps({"corpus": origin, "digest": _digest(mined, origin)})}
     part = path.with_name(f".{path.name}.part")
     try:
-        save_file(mined._asdict(), part, {"corpus": origin, "digest": _digest(mined, origin)})
+        save_file(mined._asdict(), part, metadata)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
@@ -66,17 +68,27 @@ def _read(path: Path) -> tuple[HardNegatives, str]:
     open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            mined_from = _parse((file.metadata() or {}).get("mined", "{}"), path)
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             kinds = {name: (part.get_dtype(), len(part.get_shape())) for name, part in parts.items()}
-            if kinds != {"captions": ("I64", 2), "images": ("I64", 2)} or "corpus" not in metadata:
+            if kinds != {"captions": ("I64", 2), "images": ("I64", 2)} or "corpus" not in mined_from:
                 raise UsageError(f"{path} holds no hard negatives: make them with `imagebert mine`")
             mined = HardNegatives(file.get_tensor("captions"), file.get_tensor("images"))
     except SafetensorError as error:
         raise UsageError(f"cannot read hard negatives from {path} ({error}): make them with `imagebert mine`") from None
-    if _digest(mined, metadata["corpus"]) != metadata.get("digest"):
-        raise UsageError(f"{path} has changed since it was written, or is of an older version: mine again")
-    return mined, metadata["corpus"]
+    if _digest(mined, mined_from["corpus"]) != mined_from.get("digest"):
+        raise UsageError(f"{path} has changed since it was written: mine again")
+    return mined, mined_from["corpus"]
+
+
+def _parse(metadata: str, path: Path) -> dict[str, str]:
+    try:
+        mined_from = parse_json(metadata, str(path))
+    except UsageError as error:
+        raise UsageError(f"{error}; mine again") from None
+    if not isinstance(mined_from, dict) or not isinstance(mined_from.get("corpus", ""), str):
+        raise UsageError(f"{path} holds no hard negatives: make them with `imagebert mine`")
+    return mined_from
 
 
 def _digest(mined: HardNegatives, origin: str) -> str:

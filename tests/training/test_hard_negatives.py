@@ -39,6 +39,10 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     read = read_hard_negatives(tmp_path / "hard", CORPUS)
     assert all((a == b).all() and a.dtype == np.int64 for a, b in zip(read, MINED, strict=True))
     assert [p.name for p in tmp_path.iterdir()] == ["hard"]
+    written = (tmp_path / "hard").read_bytes()
+    for _ in range(20):
+        write_hard_negatives(tmp_path / "hard", MINED, CORPUS)
+        assert (tmp_path / "hard").read_bytes() == written
     other: Any = Corpus("b")
     with pytest.raises(UsageError, match="was mined from other data than this run's: mine again"):
         read_hard_negatives(tmp_path / "hard", other)
@@ -61,7 +65,8 @@ def test_a_changed_byte_is_named_wherever_it_is(tmp_path: Path) -> None:
 def write_raw(path: Path, captions: np.ndarray, images: np.ndarray, corpus: str | None = '{"data": "a"}') -> None:
     """With the right digest."""
     mined = HardNegatives(captions, images)
-    metadata = None if corpus is None else {"corpus": corpus, "digest": _digest(mined, corpus)}
+    described = {} if corpus is None else {"corpus": corpus, "digest": _digest(mined, corpus)}
+    metadata = None if corpus is None else {"mined": json.dumps(described)}
     save_file({"captions": captions, "images": images}, path, metadata)
 
 
@@ -91,6 +96,13 @@ def test_what_does_not_fit_the_corpus_is_refused(tmp_path: Path, captions: np.nd
 def test_metadata_that_is_none(tmp_path: Path, corpus: str | None) -> None:
     write_raw(tmp_path / "hard", MINED.captions, MINED.images, corpus)
     with pytest.raises(UsageError, match="hard"):
+        read_hard_negatives(tmp_path / "hard", CORPUS)
+
+
+@pytest.mark.parametrize("mined", ["", "{", "[]", "null", '{"corpus": 3}', '{"corpus": "{}"}'])
+def test_metadata_that_describes_nothing(tmp_path: Path, mined: str) -> None:
+    save_file({"captions": MINED.captions, "images": MINED.images}, tmp_path / "hard", {"mined": mined})
+    with pytest.raises(UsageError, match=r"hard.*(mine again|imagebert mine)"):
         read_hard_negatives(tmp_path / "hard", CORPUS)
 
 
