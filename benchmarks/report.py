@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from imagebert.files import write_json
 
 _PACKAGES = (
     *("torch", "triton", "deepspeed", "transformers", "numpy", "lmdb", "onnxruntime"),
@@ -98,6 +99,4 @@ def publish(figures: dict[str, Any], lines: list[Line], path: Path | None) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         recorded = [{**line._asdict(), "holds": line.holds} for line in lines]
         result = {**environment(), "figures": figures, "lines": recorded}
-        part = path.with_name(f"{path.name}.part")  # a benchmark that is stopped while it writes leaves the one before
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, result)

@@ -184,21 +184,36 @@ def read_packed_json(path: Path, most: int = JSON_BYTES) -> Any:
     return parse_json(data, str(path))
 
 
+@contextmanager
+def replacing(path: Path, kind: str = "") -> Iterator[Path]:
+    """The name under which to write what takes the place of `path` when the block ends well, and is on disk then.
+
+    Until then, and where the block ends by an error, there is what was there. What a killed call left is written over.
+
+    Args:
+        kind: a suffix that whoever writes insists on, such as .npy
+    """
+    part = path.with_name(f".{path.name}.part{kind}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file that exists whole or not at all, and is on disk when this returns.
 
     Raises:
         OSError: the disk is full or failing; what stood there is as it was.
     """
-    part = path.with_name(f".{path.name}.part")  # what a killed call left is written over
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_bytes(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OSError(error.errno, f"writing {path} failed, it is as it was: {error.strerror}") from None
 
 

@@ -19,6 +19,7 @@ from imagebert.files import (
     read_packed_json,
     read_sealed,
     read_text,
+    replacing,
     text_lines,
     write_bytes,
     write_digests,
@@ -152,3 +153,20 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         write_bytes(path, b"2")
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_what_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    """Whole or not at all: what an error interrupts leaves the old file, and nothing beside it."""
+    path = tmp_path / "file.npy"
+    path.write_bytes(b"old")
+    (tmp_path / ".file.npy.part").write_bytes(b"longer, of a killed call")
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        part.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["file.npy"]
+    assert path.read_bytes() == b"old"
+    with replacing(path, ".npy") as part:
+        assert part.suffix == ".npy"
+        part.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"new"]

@@ -18,7 +18,7 @@ from imagebert.data.records import WHOLE_IMAGE, Sections, decode_record
 from imagebert.data.regions import INDEX_FIELDS, content_of, describe_array, find_shard
 from imagebert.data.regions import VERSION as REGIONS_VERSION
 from imagebert.errors import UsageError
-from imagebert.files import open_regular, read_json, write_bytes, write_sealed
+from imagebert.files import open_regular, read_json, replacing, write_sealed
 
 
 def is_older(meta: Any) -> bool:
@@ -72,11 +72,10 @@ def _upgrade_regions(path: Path, meta: dict[str, Any]) -> None:
                 record = decode_record(data, f"record {old['key'][row].decode('utf-8', 'replace')!r} of {path}")
                 index["whole"][row] = record.classes[0] == WHOLE_IMAGE
                 index["checksum"][row] = int.from_bytes(data[-4:], "little")
-    part = path / ".index.part.npy"
-    np.save(part, index, allow_pickle=False)
+    with replacing(path / "index.npy", ".npy") as part:
+        np.save(part, index, allow_pickle=False)
+        description = describe_array(part)
     meta = {name: value for name, value in meta.items() if name != "whole_image"}
-    meta |= {"version": REGIONS_VERSION, "whole_images": int(index["whole"].sum()), "index": describe_array(part)}
+    meta |= {"version": REGIONS_VERSION, "whole_images": int(index["whole"].sum()), "index": description}
     meta |= {"job": None, "made_from": [], "refused": 0}
-    write_bytes(path / "index.npy", part.read_bytes())
-    part.unlink()
     write_sealed(path / "meta.json", {**meta, "content": content_of(meta, index)})

@@ -30,6 +30,7 @@ from torch import Tensor
 from imagebert import distributed
 from imagebert.config import UsageError
 from imagebert.feed.plan import Lengths
+from imagebert.files import replacing
 from imagebert.log import Progress
 
 Numbers = NDArray[np.int64]
@@ -214,17 +215,17 @@ class Ledger:
             raise OSError(
                 f"{self.folder} has {len(found)} of {len(self._tiles)} tiles: call again, the others are scored"
             )
-        part = path.with_suffix(".part")
-        matrix = np.lib.format.open_memmap(part, "w+", np.float32, (len(row_of), len(column_of)))
-        with part.open("r+b") as whole:  # a mapped file that finds no room later ends the process
-            os.posix_fallocate(whole.fileno(), 0, part.stat().st_size)
-        for number, (file, at, _) in found.items():
-            rows, columns = self._tiles[number]
-            values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at).reshape(len(rows), len(columns))
-            (to_rows, from_rows), (to_columns, from_columns) = _scattered(rows, row_of), _scattered(columns, column_of)
-            matrix[np.ix_(to_rows, to_columns)] = values[np.ix_(from_rows, from_columns)]
-        matrix.flush()
-        os.replace(part, path)
+        with replacing(path) as part:
+            matrix = np.lib.format.open_memmap(part, "w+", np.float32, (len(row_of), len(column_of)))
+            with part.open("r+b") as whole:  # a mapped file that finds no room later ends the process
+                os.posix_fallocate(whole.fileno(), 0, part.stat().st_size)
+            for number, (file, at, _) in found.items():
+                rows, columns = self._tiles[number]
+                values = np.fromfile(file, "<f4", len(rows) * len(columns), offset=at).reshape(len(rows), len(columns))
+                to_rows, from_rows = _scattered(rows, row_of)
+                to_columns, from_columns = _scattered(columns, column_of)
+                matrix[np.ix_(to_rows, to_columns)] = values[np.ix_(from_rows, from_columns)]
+            matrix.flush()
         return sum(seconds for _, _, seconds in found.values())
 
 

@@ -25,7 +25,7 @@ from imagebert.errors import UsageError
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
-from imagebert.files import digest_of, read_sealed, write_sealed
+from imagebert.files import digest_of, read_sealed, replacing, write_sealed
 from imagebert.log import track
 from imagebert.model.attention_maps import word_region_attention
 from imagebert.model_folder import ModelFolder
@@ -166,10 +166,9 @@ class Finder:
         )
         try:
             folder.mkdir(exist_ok=True)
-            part = folder / f".{kept.name}.{os.getpid()}.part.npy"
-            np.save(part, vectors, allow_pickle=False)
-            description = describe_array(part)
-            os.replace(part, kept)
+            with replacing(kept, f".{os.getpid()}.npy") as part:  # another process may be at it
+                np.save(part, vectors, allow_pickle=False)
+                description = describe_array(part)
             write_sealed(described, description)
         except OSError as error:
             log.warning("the index cannot be kept in %s (%s): it is made again next time", folder, error.strerror)

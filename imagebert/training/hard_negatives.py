@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.plan import HardNegatives
-from imagebert.files import open_regular, parse_json
+from imagebert.files import open_regular, parse_json, replacing
 
 
 def write_hard_negatives(path: Path, mined: HardNegatives, corpus: Corpus) -> None:
@@ -25,12 +24,10 @@ def write_hard_negatives(path: Path, mined: HardNegatives, corpus: Corpus) -> No
     origin = json.dumps(corpus.digest())
     # One entry: safetensors writes several in another order each time, and equal content is to be equal bytes.
     metadata = {"mined": json.dumps({"corpus": origin, "digest": _digest(mined, origin)})}
-    part = path.with_name(f".{path.name}.part")
     try:
-        save_file(mined._asdict(), part, metadata)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(mined._asdict(), part, metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
 
