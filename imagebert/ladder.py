@@ -26,7 +26,6 @@ from imagebert.data.corpus import Corpus
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import Evaluation, report, score
 from imagebert.retrieval.pictures import Pictures
-from imagebert.retrieval.validation import Validation
 from imagebert.strict_yaml import build, read_yaml, to_plain
 from imagebert.training.run import run
 
@@ -183,7 +182,7 @@ def _train(
     main = distributed.rank() == 0
     (there,) = distributed.total([main and (folder / "model" / "config.json").is_file()])
     if not there:
-        return run(config, make_evaluator=Validation).finished
+        return run(config).finished
     trained = open_model(folder).training
     changed = differences(to_plain(load_recipe(str(folder / "config.yaml"))), to_plain(config))
     changed += differences(trained.get("data", {}), Corpus(config.data.sources).digest(), "data of ")

@@ -125,10 +125,9 @@ def _train(task: Task, recipe: Recipe, overrides: Overrides, stop_at: int | None
     with asked_to_stop():  # also while all this is imported
         from imagebert import distributed
         from imagebert.engine.metrics import read_log
-        from imagebert.retrieval.validation import Validation
         from imagebert.training.run import run
 
-        stopped = run(config, stop_at, profile or 0, Validation)
+        stopped = run(config, stop_at, profile or 0)
     folder = Path(config.output)
     if distributed.rank() != 0:
         return Trained(folder, stopped.step, stopped.finished)

@@ -276,15 +276,15 @@ class Packer:
         place = region_place + np.repeat(skip, regions)
         words = scratch.view(np.float32)
         # A box is 16 bytes, as a complex number is: one read.
-        boxes = scratch[np.repeat(blocks[:-1] + 1, regions) + place].view(np.float32).reshape(total, 4)
+        boxes = scratch[np.repeat(blocks[:-1] + at.boxes // 16, regions) + place].view(np.float32).reshape(total, 4)
         sides = scratch.view(np.uint32)[4 * blocks[:-1, None] + (1, 2, 1, 2)].astype(np.float32)  # [B, 4]
         np.divide(boxes, np.repeat(sides, regions, axis=0), out=boxes)
         field["region_boxes"][:total, :4] = boxes
         field["region_boxes"][:total, 4] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         field["region_boxes"][total:] = 0
-        field["region_scales"][:total] = words[np.repeat(4 * blocks[:-1] + 4 + 5 * stored, regions) + place]
+        field["region_scales"][:total] = words[np.repeat(4 * blocks[:-1] + at.scales // 4, regions) + place]
         field["region_scales"][total:] = 0
-        classes = scratch.view(np.uint16)[np.repeat(8 * blocks[:-1] + 8 + 12 * stored, regions) + place]
+        classes = scratch.view(np.uint16)[np.repeat(8 * blocks[:-1] + at.classes // 2, regions) + place]
         field["region_classes"][:total] = classes
         field["region_classes"][total:] = 0
         field["region_maskable"][:total] = classes != WHOLE_IMAGE

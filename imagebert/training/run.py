@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from imagebert import distributed
 from imagebert.batch import PackedBatch
@@ -35,13 +35,14 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits
+from imagebert.feed.plan import Plan
 from imagebert.feed.sizes import first_held
 from imagebert.files import write_bytes
 from imagebert.host import STOPPED, keep_memory
 from imagebert.launch import find_job
 from imagebert.log import BY_RANK_0
-from imagebert.model import ImageBertConfig
-from imagebert.model_folder import is_whole, processing_of, write_model
+from imagebert.model_folder import Processing, is_whole, processing_of, write_model
+from imagebert.retrieval.validation import Validation
 from imagebert.strict_yaml import to_yaml
 from imagebert.training.assemble import (
     Prepared,
@@ -64,47 +65,24 @@ from imagebert.training.profile import StepProfiler
 log = logging.getLogger(__name__)
 
 
-class Evaluator(Protocol):
-    """Evaluates a model of its own, which is given the weights of the one in training."""
-
-    model: nn.Module
-
-    def __call__(self, alive: Callable[[], None]) -> Iterable[tuple[str, float]]:
-        """Names and values to log. Collective; calls `alive` now and then, as the watchdog wants."""
-
-
-# Makes one from the recipe, the model's shape and the type of its weights.
-MakeEvaluator = Callable[[RunConfig, ImageBertConfig, torch.dtype], Evaluator]
-
-
-def run(
-    config: RunConfig, stop_at: int | None = None, profile: int = 0, make_evaluator: MakeEvaluator | None = None
-) -> Stopped:
+def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stopped:
     """Trains until the end of the recipe, or until `stop_at` steps are done, or until asked to stop by a signal.
 
     Args:
         profile: record so many steps (profile.py), into the run's folder profile/
-        make_evaluator: what evaluates while it trains; a recipe with evaluation.sources needs one, and imagebert.api
-            gives it
 
     Raises:
-        UsageError: the recipe, its data or its checkpoints do not fit, another process writes the run's folder, or the
-            recipe wants to be evaluated and nothing does so.
+        UsageError: the recipe, its data or its checkpoints do not fit, or another process writes the run's folder.
         FloatingPointError: loss or gradient is not finite, again and again.
         OSError: another rank is gone, or the disk is full or cannot be written.
     """
-    if config.evaluation.sources and make_evaluator is None:
-        raise UsageError(
-            "the recipe has evaluation.sources and nothing here evaluates them: train by imagebert.api.pretrain or "
-            "finetune, or set evaluation.sources=[]"
-        )
     folder, minutes = Path(config.output), config.engine.timeout_minutes
     keep_tracebacks(folder / "tracebacks")
     with asked_to_stop() as asked:
         distributed.start(minutes)
         with _watchdog(minutes) as alive, own(folder) as ownership, attempt(folder) as this:
             try:
-                stopped = _run(config, stop_at, profile, make_evaluator, alive, ownership, asked, this)
+                stopped = _run(config, stop_at, profile, alive, ownership, asked, this)
             except LostRank:
                 if asked.asked and not asked.begun:  # the others were asked a moment earlier
                     raise SystemExit(STOPPED) from None
@@ -117,7 +95,6 @@ def _run(
     given: RunConfig,
     stop_at: int | None,
     profile: int,
-    make_evaluator: MakeEvaluator | None,
     alive: Callable[[], None],
     ownership: Ownership,
     asked: Stop,
@@ -132,9 +109,7 @@ def _run(
     prepared = prepare(given)
     config, corpus, packer, plan, _ = prepared
     folder = Path(config.output)
-    epochs, total = config.schedule.epochs, config.schedule.steps
-    total = plan.steps(epochs) if epochs is not None else total
-    assert total is not None  # RunConfig has exactly one of the two
+    total = _total_steps(config, plan)
     masking = make_masking(config, corpus)
 
     model = make_model(config, corpus)
@@ -166,16 +141,6 @@ def _run(
         if profiler is not None:
             profiler.step()
 
-    evaluator: Evaluator | None = None
-    if config.evaluation.sources and make_evaluator is not None:
-        evaluator = make_evaluator(config, model.config, next(model.parameters()).dtype)
-    evaluations = config.evaluation.every_steps if evaluator is not None else 0
-    every = Every(config.logging.every_steps, config.checkpoint.every_steps, evaluations)
-
-    def evaluate(step: int) -> Iterator[tuple[str, float]]:
-        assert evaluator is not None
-        yield from _evaluate(config, engine, evaluator, meter.seconds / step, alive)
-
     def rate(step: int) -> float:
         return learning_rate(step, total, config.schedule, config.optimizer, plan.pairs)
 
@@ -185,30 +150,54 @@ def _run(
         kept = {"seconds": meter.seconds, "log": meter.last}
         return {**identity, **kept, "model": shape, "processing": processing._asdict()}
 
+    calls = Calls(rate, _make_evaluate(config, model, engine, meter, alive), state, tick)
+    evaluations = config.evaluation.every_steps if config.evaluation.sources else 0
+    every = Every(config.logging.every_steps, config.checkpoint.every_steps, evaluations)
     feeder = _make_feeder(prepared, masking, steps)
     try:
         with feeder:
             work = Work(engine, feeder, objective, meter, health, checkpoints, ownership)
-            stopped = train(work, steps, every, Calls(rate, evaluate, state, tick), plan.key, asked)
+            stopped = train(work, steps, every, calls, plan.key, asked)
     finally:
         checkpoints.close()
         meter.close()
         if profiler is not None:
             profiler.close()
-    # Rank 0 decides: the others may look after it has begun to write.
-    (missing,) = distributed.total([main and not is_whole(folder / "model")])
-    if stopped.finished and (steps.start < total or missing):
+    if stopped.finished:
         alive()
+        _write_model(folder / "model", steps, model, engine, state, ownership)
+    engine.close()
+    return stopped
+
+
+def _total_steps(config: RunConfig, plan: Plan) -> int:
+    epochs, total = config.schedule.epochs, config.schedule.steps
+    total = plan.steps(epochs) if epochs is not None else total
+    assert total is not None  # RunConfig has exactly one of the two
+    return total
+
+
+def _write_model(
+    path: Path,
+    steps: Steps,
+    model: PreTrainedModel,
+    engine: Engine,
+    state: Callable[[], dict[str, Any]],
+    ownership: Ownership,
+) -> None:
+    """What a run ends in, where this call trained to the end, or an earlier one was killed before it was written."""
+    # Rank 0 decides: the others may look after it has begun to write.
+    (missing,) = distributed.total([distributed.rank() == 0 and not is_whole(path)])
+    if steps.start < steps.total or missing:
         weights = engine.full_weights()
         ownership.check()
         with distributed.together():
             if weights is not None:  # `imagebert export` may be at it
-                training = training_of(state(), stopped.step)
-                write_model(model, weights, processing, training, folder / "model", wait=True)
-    elif main and stopped.finished:
-        clear_lock(folder / "model")  # of a call that was killed when it had written it
-    engine.close()
-    return stopped
+                kept = state()
+                training = training_of(kept, steps.total)
+                write_model(model, weights, Processing(**kept["processing"]), training, path, wait=True)
+    elif distributed.rank() == 0:
+        clear_lock(path)  # of a call that was killed when it had written it
 
 
 def _first_batch(prepared: Prepared, masking: Masking | None) -> PackedBatch:
@@ -227,26 +216,33 @@ def _make_feeder(prepared: Prepared, masking: Masking | None, steps: Steps) -> F
     return Feeder(plan, packer, masking, share, todo, prefetch, sizes, make_carrier(config))
 
 
-def _evaluate(
-    config: RunConfig, engine: Engine, evaluator: Evaluator, per_step: float, alive: Callable[[], None]
-) -> Iterator[tuple[str, float]]:
-    """Figures of the model as it is now; said where they take too long beside the training, `per_step` seconds each."""
-    alive()
-    begun = time.perf_counter()
-    engine.copy_weights(evaluator.model)
-    yield from evaluator(alive)
-    took = time.perf_counter() - begun
-    yield "recall/seconds", took
-    # Since the evaluation before; resumed, the steps before this start took as long.
-    spent = per_step * config.evaluation.every_steps
-    if took > config.evaluation.max_share * spent:
-        log.warning(
-            "evaluation takes %.1f s beside %.1f s of training, more than evaluation.max_share %.2g: raise "
-            "evaluation.every_steps, or lower evaluation.images",
-            *(took, spent, config.evaluation.max_share),
-            extra=BY_RANK_0,
-        )
-    alive()
+def _make_evaluate(
+    config: RunConfig, model: PreTrainedModel, engine: Engine, meter: Meter, alive: Callable[[], None]
+) -> Callable[[int], Iterable[tuple[str, float]]]:
+    """What gives figures of the model as it is after a step; says where they take too long beside the training."""
+    if not config.evaluation.sources:
+        return lambda step: ()
+    validation = Validation(config, model.config, next(model.parameters()).dtype)
+
+    def evaluate(step: int) -> Iterator[tuple[str, float]]:
+        alive()
+        begun = time.perf_counter()
+        engine.copy_weights(validation.model)
+        yield from validation(alive)
+        took = time.perf_counter() - begun
+        yield "recall/seconds", took
+        # Since the evaluation before; resumed, the steps before this start took as long.
+        spent = meter.seconds / step * config.evaluation.every_steps
+        if took > config.evaluation.max_share * spent:
+            log.warning(
+                "evaluation takes %.1f s beside %.1f s of training, more than evaluation.max_share %.2g: raise "
+                "evaluation.every_steps, or lower evaluation.images",
+                *(took, spent, config.evaluation.max_share),
+                extra=BY_RANK_0,
+            )
+        alive()
+
+    return evaluate
 
 
 def _check_mounted(config: RunConfig) -> None:

@@ -13,7 +13,6 @@ from imagebert.api.train import open_recipe
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.engine.metrics import read_log
 from imagebert.strict_yaml import to_plain
-from imagebert.training.run import run
 
 RECIPE = "tests/recipe.yaml"
 
@@ -34,7 +33,6 @@ def overrides(source: SourceConfig, tmp_path: Path) -> dict[str, Any]:
 def test_training_evaluates_what_the_recipe_names(
     source: SourceConfig, overrides: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once `run` was given no evaluator from Python, evaluated nothing and said nothing."""
     stopped = api.pretrain(RECIPE, overrides, stop_at=3)
     assert (stopped.folder, stopped.steps, stopped.finished) == (tmp_path / "run", 3, False)
     assert stopped.figures == {}
@@ -53,13 +51,6 @@ def test_training_evaluates_what_the_recipe_names(
     assert (tmp_path / "out/config.json").is_file()
     with pytest.raises(UsageError, match="is a recipe to pretrain: call `imagebert pretrain`"):
         api.finetune(RECIPE, overrides)
-
-
-def test_a_run_that_nothing_evaluates_is_refused(overrides: dict[str, Any], tmp_path: Path) -> None:
-    config, _ = open_recipe(RECIPE, overrides)
-    with pytest.raises(UsageError, match=r"has evaluation\.sources and nothing here evaluates them"):
-        run(config)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(
