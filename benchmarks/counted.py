@@ -113,7 +113,7 @@ def count() -> dict[str, Any]:
         torch.set_default_dtype(torch.float32)
         batch = batch_of(work, BASE.features)
         with _Counter() as counter:
-            sum(model(batch)).backward()
+            sum(model(batch).result).backward()
     if asked is None:
         del os.environ[backend.VARIABLE]
     else:

@@ -105,7 +105,7 @@ def at_the_same_weights(model: Path, pairs: Path, stores: dict[str, Path]) -> di
         for step in range(8):
             batch = packer.pack(plan.step(step, 0, 1)[0], Arena(), step, masking)
             with torch.no_grad():
-                sums += torch.stack([loss.float() for loss in network(batch)])
+                sums += torch.stack([loss.float() for loss in network(batch).result])
             counts += PretrainingLosses.counts(batch)
         means[kind] = (sums / counts).tolist()
     return {

@@ -40,6 +40,7 @@ def batch_of(work: Work, features: int) -> PackedBatch:
 
     return PackedBatch(
         cu_seqlens=torch.zeros(work.pairs + 1, dtype=torch.int32),
+        side_cu_seqlens=torch.zeros(2 * work.pairs + 1, dtype=torch.int32),
         max_seqlen=144,
         real_pairs=work.pairs,
         real_tokens=tokens,
@@ -63,6 +64,10 @@ def batch_of(work: Work, features: int) -> PackedBatch:
         masked_regions=index(regions),
         moc_labels=index(regions),
         itm_labels=torch.zeros(work.pairs),
+        block=0,
+        image_class=index(0),
+        text_class=index(0),
+        negative_draws=torch.zeros(0, 0),
     )
 
 
@@ -86,7 +91,7 @@ def kept_bytes(preset: str, work: Work, recompute: bool) -> int:
             return tensor
 
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = model(batch)
+            losses = model(batch).result
         assert len(losses) == 4
     return sum(kept.values())
 

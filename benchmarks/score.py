@@ -166,7 +166,8 @@ def one_at_a_time(model: ImageBertForImageTextRetrieval, corpus: Corpus) -> floa
     scores = score_all(PairScorer(model, corpus, corpus, LIMITS, torch.device("cpu")), images, captions)
     packer, one = Packer(corpus, LIMITS), np.ones(1, np.int64)
     expected = [
-        [model(packer.pack(Samples(i * one, c * one, one, one), Arena())).item() for c in captions] for i in images
+        [model(packer.pack(Samples(i * one, c * one, one, one), Arena())).result.item() for c in captions]
+        for i in images
     ]
     return float(np.abs(scores - np.array(expected)).max())
 
@@ -184,7 +185,7 @@ def packed(
             i, c = np.repeat(images[rows], len(columns)), np.tile(captions[columns], len(rows))
             for part in np.array_split(np.arange(len(i)), max(1, len(i) // BATCH)):
                 samples = Samples(i[part], c[part], np.ones(len(part), np.int64), part)
-                model(packer.pack(samples, arena, device=DEVICE)).float().cpu()
+                model(packer.pack(samples, arena, device=DEVICE)).result.float().cpu()
 
     return score
 

@@ -3,9 +3,11 @@
     B  pairs            T  packed tokens          R  packed regions       Q  tokens whose last layer a head reads
     M  masked rows      F  region feature size    H  hidden size          N  attention heads     D  head size
     V  word pieces      C  region classes         L  layers               P  candidates of a group
+    N' negatives that are chosen for a pair by the vectors of the step that trains on it
 
 A pair is `[CLS] RoI_1 ... RoI_o [SEP] w_0 ... w_{n-1} [SEP]` (paper, section 3). Pairs lie one behind the other and
-nothing is padded: pair b owns tokens cu_seqlens[b] to cu_seqlens[b+1]. T = R + the word pieces and specials.
+nothing is padded: pair b owns tokens cu_seqlens[b] to cu_seqlens[b+1]. T = R + the word pieces and specials. Its two
+sides, which the layers before `fusion_layer` do not mix, are `[CLS] RoI_1 ... RoI_o` and `[SEP] w_0 ... w_{n-1} [SEP]`.
 
 Where all batches must have one shape (feed/sizes.py), some fill lies behind the pairs: tokens that belong to no pair,
 pairs of no tokens, negative rows. Whatever reads a batch gives the same result with it and without.
@@ -31,6 +33,7 @@ class PackedBatch(NamedTuple):
 
     # What the model sees
     cu_seqlens: Tensor  # [B+1] int32, cumulative token counts
+    side_cu_seqlens: Tensor  # [2B+1] int32, the same of each pair's image side and text side, alternately
     max_seqlen: int  # no pair of the corpus has more tokens
     real_pairs: int  # what lies behind them is fill
     real_tokens: int
@@ -55,6 +58,12 @@ class PackedBatch(NamedTuple):
     masked_regions: Tensor  # [M'] indices into R: where the target feature lies; fill: other ones
     moc_labels: Tensor  # [M'] the detector's top class; fill -1
     itm_labels: Tensor  # [B] float32, 1: matched; fill -1
+    # What pairs are contrasted by: all empty where they are not
+    block: int  # pairs that lie one behind the other and are contrasted with each other
+    image_class: Tensor  # [B] equal numbers: equal images, which are no negatives of each other's texts
+    text_class: Tensor  # [B] likewise
+    # [B, N'] float32 in [0, 1): where in the distribution of similarity a negative is taken; with 1 added: of chance
+    negative_draws: Tensor
 
     @property
     def pairs(self) -> int:

@@ -62,6 +62,14 @@ class ModelConfig:
     """Give a preset (new weights) or a folder to start from (an ImageBERT or any BERT in Hugging Face's format)."""
 
     preset: Literal["tiny", "small", "base", "large", "xl"] | None = None  # shape of new weights; base is the paper's
+    layers: int | None = None  # how many, in place of the preset's or of the folder's; the first of the folder's
+    # Layers before this one attend within an image or within a text, the others to both sides of a pair; 0: all to
+    # both, as in the paper; as many as there are: none does. null: as the folder has it, else 0
+    fusion_layer: int | None = None
+    fused_from: str | None = None  # a BERT whose last layers those that see both sides start from, where they are new
+    residual_score: bool | None = (
+        None  # a pair's score is its vectors' product plus the ITM head's; null: as the folder
+    )
     initialize_from: str | None = None  # a model folder, or a run, whose shape and weights are taken
     allow_partial: bool = False  # start from it even where it lacks parts of the encoder
     hidden_dropout: float = 0.1  # probability, of embeddings and of each layer's two outputs
@@ -82,10 +90,14 @@ class PretrainingObjectives:
     itm: float = 1.0  # weight of image-text matching: does the caption belong to the image
     dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 32  # pairs that it is contrasted over: those matched among them
+    contrast_over: Literal["block", "step"] = "block"  # step: over all matched pairs of a step, on all ranks
     masked_words: float = 0.15  # probability that a word piece is masked
     masked_regions: float = 0.15  # probability that a region is masked
     negatives: float = 0.5  # share of pairs that are mismatched
-    negatives_from: Literal["batch", "corpus"] = "batch"  # where the other half of these is from
+    # Where the other half of these is from: the same step, or anywhere. similar: no pair that is sampled is mismatched,
+    # but each gets two mismatched ones from its block, those whose vectors are near more likely (ALBEF)
+    negatives_from: Literal["batch", "corpus", "similar"] = "batch"
+    random_steps: int = 0  # with similar: for the first steps they are drawn by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +109,13 @@ class RetrievalObjectives:
     triplet: float = 0.0  # weight of the triplet loss: the positive above the hardest negative by a margin
     dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 8  # groups that it is contrasted over
+    contrast_over: Literal["block", "step"] = "block"  # step: over all groups of a step, on all ranks
     candidates: int = 4  # P, pairs of a group: one positive, the others negatives
     margin: float = 0.2  # of the triplet loss, between probabilities
-    negatives_from: Literal["batch", "corpus"] = "batch"  # where negatives come from: the same step, or anywhere
+    # Where negatives come from: the same step, or anywhere; similar: from the `contrast` pairs of a pair's block, those
+    # whose vectors are near more likely (ALBEF)
+    negatives_from: Literal["batch", "corpus", "similar"] = "batch"
+    random_steps: int = 0  # with similar: for the first steps they are drawn by chance
     hard_negatives: str | None = None  # file written by `imagebert mine`; null: none
     hard_share: float = 0.5  # of the negatives, how many are drawn from that file
 
@@ -233,6 +249,9 @@ class RunConfig:
             ("optimizer.epsilon", self.optimizer.epsilon),
             ("checkpoint.keep_every", self.checkpoint.keep_every),
             ("model.dual_size", self.model.dual_size),
+            ("model.fusion_layer", self.model.fusion_layer or 0),
+            ("pretraining.random_steps", self.pretraining.random_steps),
+            ("retrieval.random_steps", self.retrieval.random_steps),
             ("pretraining.dual", self.pretraining.dual),
             ("retrieval.triplet", self.retrieval.triplet),
             ("retrieval.dual", self.retrieval.dual),
@@ -331,22 +350,90 @@ class RunConfig:
         if self.task == "finetune":
             r = self.retrieval
             check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
-            check(r.binary + r.multiclass + r.triplet > 0, "retrieval", "has no loss", "give one a weight")
+            check(r.binary + r.multiclass + r.triplet + r.dual > 0, "retrieval", "has no loss", "give one a weight")
+            check(
+                not (self.aligns and r.hard_negatives),
+                "retrieval.hard_negatives",
+                "is given, and there is no loss that takes negatives",
+                "give binary, multiclass or triplet a weight, or leave it out",
+            )
         made = self.task == "finetune" or self.pretraining.negatives > 0
-        objectives = self.retrieval if self.task == "finetune" else self.pretraining
-        if made and objectives.negatives_from == "batch":
+        if made and self._objectives.negatives_from == "batch":
             check(self.schedule.batch_size != 1, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
+        self._check_contrast(check)
+
+    def _check_contrast(self, check: _Checker) -> None:
+        """Keys that need vectors of the two sides."""
+        name, o = ("pretraining" if self.task == "pretrain" else "retrieval"), self._objectives
+        layers, fusion = self.model.layers, self.model.fusion_layer
+        check(
+            layers is None or fusion is None or fusion <= layers,
+            "model.fusion_layer",
+            f"is {fusion}, and model.layers {layers}",
+            "give at most as many",
+        )
+        check(
+            not self.model.residual_score or self.model.dual_size > 0,
+            "model.residual_score",
+            "is true, and there are no vectors whose product it adds to",
+            f"give model.dual_size and {name}.dual, or leave it out",
+        )
+        if o.negatives_from == "similar":
+            check(
+                self.model.dual_size > 0 and o.contrast > 1,
+                f"{name}.negatives_from",
+                "is similar, and there is no block of vectors to find them in",
+                f"give model.dual_size, {name}.dual and a contrast above 1",
+            )
+            check(
+                self.engine.step in ("auto", "eager"),
+                "engine.step",
+                f"is {self.engine.step}, and {name}.negatives_from similar: a step's tokens are not known before",
+                "take eager or auto",
+            )
+            check(
+                self.task == "pretrain" or not self.retrieval.hard_negatives,
+                "retrieval.hard_negatives",
+                "is given beside negatives_from similar",
+                "take one of the two",
+            )
+        if o.contrast_over == "step" and self.model.dual_size:
+            check(
+                self.schedule.accumulation == 1
+                and not (self.schedule.microbatch_size or self.schedule.microbatch_tokens),
+                f"{name}.contrast_over",
+                "is step, and a rank may have several microbatches in it",
+                "leave out schedule.accumulation and the microbatch's size, or take block",
+            )
+
+    @property
+    def _objectives(self) -> PretrainingObjectives | RetrievalObjectives:
+        return self.pretraining if self.task == "pretrain" else self.retrieval
+
+    @property
+    def aligns(self) -> bool:
+        """Whether it trains vectors of images and texts, and nothing that sees both."""
+        r = self.retrieval
+        return self.task == "finetune" and r.binary + r.multiclass + r.triplet == 0
 
     @property
     def contrast(self) -> int:
         """Groups of candidates that stay in one microbatch: 1 without a dual head."""
-        objectives = self.pretraining if self.task == "pretrain" else self.retrieval
-        return objectives.contrast if self.model.dual_size else 1
+        return self._objectives.contrast if self.model.dual_size else 1
+
+    @property
+    def chosen_negatives(self) -> int:
+        """N', mismatched pairs that each matched one gets in the step itself, by similarity."""
+        if self._objectives.negatives_from != "similar" or self.aligns:
+            return 0
+        return self.retrieval.candidates - 1 if self.task == "finetune" else 2
 
     @property
     def candidates(self) -> int:
-        """P, the pairs that each sampled pair becomes: itself and its negatives when fine-tuning, itself otherwise."""
-        return self.retrieval.candidates if self.task == "finetune" else 1
+        """Pairs that the plan makes of a sampled one: itself and its negatives when fine-tuning, itself otherwise."""
+        if self.task == "pretrain" or self.aligns or self.chosen_negatives:
+            return 1
+        return self.retrieval.candidates
 
 
 def check_unweighted(key: str, source: SourceConfig) -> None:

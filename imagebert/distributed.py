@@ -278,6 +278,42 @@ def total_on_device(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather_rows(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
+    """The rows of all ranks one behind the other, rank by rank, of each tensor; and which of them is this rank's first.
+
+    The gradient is exact: a row's is the sum of what all ranks made of it. Ranks may have different numbers of rows.
+
+    Args:
+        tensors: [n, ...] of equally many rows; gradients flow through those that require them
+    """
+    if _launch.world_size == 1:
+        return list(tensors), 0
+    sizes = [0] * _launch.world_size
+    sizes[_launch.rank] = len(tensors[0])
+    sizes = [int(size) for size in total(sizes)]
+    first = sum(sizes[: _launch.rank])
+    return [
+        _GatheredRows.apply(tensor, sizes, first)  # type: ignore[no-untyped-call]
+        for tensor in tensors
+    ], first
+
+
+class _GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, sizes: list[int], first: int) -> torch.Tensor:
+        ctx.rows = slice(first, first + len(mine))
+        sent = mine.to(torch.uint8) if mine.dtype == torch.bool else mine
+        sent = torch.cat([sent, sent.new_zeros(max(sizes) - len(mine), *mine.shape[1:])])
+        parts = [torch.empty_like(sent) for _ in sizes]
+        with _naming_lost_ranks():
+            dist.all_gather(parts, sent)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(mine.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return total_on_device(gradient.clone())[ctx.rows], None, None
+
+
 def exchange(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
     """Sends to another rank what it receives, and the other way, at the same time, on this rank's device."""
     with _naming_lost_ranks():

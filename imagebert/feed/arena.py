@@ -55,6 +55,8 @@ class Contents(NamedTuple):
     tokens: int
     matched: tuple[int, int]  # words and regions of matched pairs
     whole_images: int
+    block: int  # pairs that are contrasted with each other; 0: none are
+    chosen: int  # negatives that the model chooses for each pair
     max_seqlen: int
     feature_size: int
     feature_type: str
@@ -75,11 +77,14 @@ class Layout:
             ("int64", (texts,), ["text_rows", "input_ids", "text_samples", "text_places"]),
             ("int64", (regions,), ["region_rows", "region_samples", "region_places", "region_classes"]),
             ("int64", (pairs,), ["read_rows", "cls_reads"]),
+            ("int64", (pairs if contents.block else 0,), ["image_class", "text_class"]),
             ("int64", (contents.whole_images,), ["global_regions"]),
             ("int32", (pairs + 1,), ["cu_seqlens", "read_cu_seqlens"]),
+            ("int32", (2 * pairs + 1,), ["side_cu_seqlens"]),
             ("float32", (regions, 5), ["region_boxes"]),
             ("float32", (regions,), ["region_scales"]),
             ("float32", (pairs,), ["itm_labels"]),
+            ("float32", (pairs if contents.block else 0, contents.chosen), ["negative_draws"]),
             ("float32", (3,), ["counts"]),
             ("bool", (texts,), ["text_maskable", "text_matched"]),
             ("bool", (regions,), ["region_zeroed", "region_maskable", "region_matched"]),
@@ -109,6 +114,7 @@ class Layout:
             max_seqlen=self.contents.max_seqlen,
             real_pairs=self.contents.pairs,
             real_tokens=self.contents.tokens,
+            block=self.contents.block,
             mlm_reads=none,
             mlm_labels=none,
             region_reads=none,

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     REGION_CHANGE = 9
     DROPOUT = 10
     PHASE = 11
+    CHOICE = 12
 
 
 def stage_key(seed: int, stage: str) -> int:

@@ -174,6 +174,8 @@ class Packer:
             tokens=tokens,
             matched=matched_contents(self.lengths, samples),
             whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
+            block=self.candidates if samples.contrast else 0,
+            chosen=samples.contrast.draws.shape[1] if samples.contrast else 0,
             max_seqlen=self._max_seqlen,
             feature_size=self.corpus.feature_size,
             feature_type=self.corpus.feature_type,
@@ -226,11 +228,16 @@ class Packer:
         field["token_type_ids"][text_rows] = text_place >= 2
 
         fill("cu_seqlens", cu_seqlens, tokens)
+        fill("side_cu_seqlens", np.append(np.stack([starts, starts + 1 + regions], axis=1).ravel(), tokens), tokens)
         fill("read_rows", starts, 0)
         fill("read_cu_seqlens", np.arange(pairs + 1), pairs)
         fill("cls_reads", np.arange(pairs), 0)
         fill("itm_labels", samples.labels, -1)
         field["counts"][:] = 0, 0, pairs
+        if samples.contrast:
+            fill("image_class", samples.contrast.image_class, -1)
+            fill("text_class", samples.contrast.text_class, -1)
+            fill("negative_draws", samples.contrast.draws, 0)
         if contents.whole_images:
             field["global_regions"][:] = first_regions[whole]
         self._fill_regions(samples.images, regions, region_place, arena, field)

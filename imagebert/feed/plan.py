@@ -28,6 +28,14 @@ _TRIES = 8  # to find a partner by chance, before it is searched for
 _BLOCK = 1 << 16  # partners that are looked at together in that search
 
 
+class Contrast(NamedTuple):
+    """By what pairs are contrasted with each other, and negatives chosen among them (batch.py)."""
+
+    image_class: NDArray[np.int64]  # [B]
+    text_class: NDArray[np.int64]  # [B]
+    draws: NDArray[np.float32]  # [B, N']
+
+
 class Samples(NamedTuple):
     """Pairs to pack, in groups of P candidates that lie one behind the other."""
 
@@ -35,9 +43,12 @@ class Samples(NamedTuple):
     captions: NDArray[np.int64]  # [B]
     labels: NDArray[np.int64]  # [B] 1: matched
     ids: NDArray[np.int64]  # [B] place in the global batch: keys the masking
+    contrast: Contrast | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Samples:
-        return Samples(*(array[rows] for array in self))
+        c = self.contrast
+        c = c and Contrast(c.image_class[rows], c.text_class[rows], c.draws[rows])
+        return Samples(self.images[rows], self.captions[rows], self.labels[rows], self.ids[rows], c)
 
 
 class HardNegatives(NamedTuple):
@@ -59,13 +70,13 @@ class Matches:
     def __init__(
         self, image_class: NDArray[np.int64], caption_class: NDArray[np.int64], caption_image: NDArray[np.int64]
     ) -> None:
-        self._image_class, self._caption_class = image_class, caption_class
+        self.image_class, self.caption_class = image_class, caption_class
         self._classes = int(caption_class.max()) + 1
         self._keys = np.unique(image_class[caption_image] * self._classes + caption_class)
 
     def __call__(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of images [n] belongs to that of captions [n]."""
-        keys = self._image_class[images] * self._classes + self._caption_class[captions]
+        keys = self.image_class[images] * self._classes + self.caption_class[captions]
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return self._keys[at] == keys
 
@@ -86,9 +97,11 @@ class Negatives:
 
     share: float  # with one candidate, how many pairs are mismatched
     candidates: int  # P; with more than one, the first of a group is matched and the others are not
-    source: Literal["batch", "corpus"]
+    source: Literal["batch", "corpus", "similar"]  # similar: the model chooses, the plan draws
     hard: HardNegatives | None = None
     hard_share: float = 0.0
+    chosen: int = 0  # N', those that the model chooses for each pair
+    random_steps: int = 0  # the first steps in which it chooses by chance
 
 
 class Plan:
@@ -130,7 +143,7 @@ class Plan:
             value, longest = batch_tokens, int(sizes.max())
         assert value is not None
         check_cut(value, parts, block, longest)
-        self._matches = matches or (lambda images, captions: caption_image[captions] == images)
+        self._matches = matches or Matches(np.arange(int(caption_image.max()) + 1), captions, caption_image)
         self.key = stage_key(seed, stage)
         self.caption_image = caption_image
         self.lengths = lengths
@@ -167,7 +180,16 @@ class Plan:
         else:
             # Groups alternate, so that an odd number of negatives is even over the batch.
             negative, other_caption = slot > 0, (slot + group) % 2 == 0
-        return self._with_negatives(step, samples, captions, np.flatnonzero(negative), other_caption)
+        samples = self._with_negatives(step, samples, captions, np.flatnonzero(negative), other_caption)
+        return samples._replace(contrast=self._contrast(step, samples)) if self._block > 1 else samples
+
+    def _contrast(self, step: int, samples: Samples) -> Contrast:
+        chosen = np.arange(self.negatives.chosen)
+        draws = uniform(self.key, Purpose.CHOICE, step, samples.ids[:, None], chosen)
+        # As float32 still below 1, and whole numbers apart from what is behind the point.
+        draws = np.floor(draws * 2**22) / 2**22 + (step < self.negatives.random_steps)
+        classes = self._matches.image_class[samples.images], self._matches.caption_class[samples.captions]
+        return Contrast(*classes, draws.astype(np.float32))
 
     def step(self, step: int, rank: int, world: int) -> list[Samples]:
         """The microbatches of one rank, in order."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,14 +14,15 @@ from imagebert.model.modeling import ImageBertModel
 def word_region_attention(model: ImageBertModel, batch: PackedBatch) -> Float[Tensor, "W R"]:
     """Attention of each text token (its words and the last [SEP]) to each region, the mean over heads and layers.
 
-    The last layer is left out: only its [CLS] is ever read. In plain PyTorch and float32, whatever the kernels are.
+    Of the layers in which words see regions; the last is left out: only its [CLS] is ever read. In plain PyTorch and
+    float32, whatever the kernels are.
 
     Args:
         batch: one pair
     """
-    hidden = model.embeddings(batch)
+    hidden = model.sides(batch, model.draw_seeds())
     text = (batch.token_type_ids == 1).nonzero()[:, 0]
-    layers: list[Any] = list(model.layers)
+    layers = model.fused_layers
     total = hidden.new_zeros(len(text), len(batch.region_rows), dtype=torch.float32)
     shown = layers[:-1] or layers
     for layer in shown:
@@ -32,4 +31,4 @@ def word_region_attention(model: ImageBertModel, batch: PackedBatch) -> Float[Te
         logits = queries.float() @ keys.float().transpose(1, 2) * queries.shape[2] ** -0.5
         total += logits.softmax(dim=2).mean(dim=0)[text][:, batch.region_rows]
         hidden = layer(hidden, batch.cu_seqlens, batch.max_seqlen)
-    return total / len(shown)
+    return total / max(1, len(shown))

@@ -27,6 +27,9 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
             ablation without clear gain)
         gradient_checkpointing: recompute each layer in the backward pass
         dual_size: length of the vectors that images and texts get by themselves, for finding candidates; 0: none
+        fusion_layer: layers before this one attend within an image or a text, the others to both sides of a pair; 0:
+            all to both, as in the paper; num_hidden_layers: none does, and vectors are all that there is
+        residual_score: a pair's score is the product of its vectors plus what the ITM head says
     The others are BERT's, with BERT's defaults.
     """
 
@@ -51,6 +54,8 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         use_global_image_token: bool = False,
         gradient_checkpointing: bool = False,
         dual_size: int = 0,
+        fusion_layer: int = 0,
+        residual_score: bool = False,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -71,9 +76,21 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         self.use_global_image_token = use_global_image_token
         self.gradient_checkpointing = gradient_checkpointing
         self.dual_size = dual_size
+        self.fusion_layer = fusion_layer
+        self.residual_score = residual_score
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is no multiple of num_attention_heads {num_attention_heads}")
+        if not 0 <= fusion_layer <= num_hidden_layers:
+            raise ValueError(
+                f"fusion_layer {fusion_layer} of {num_hidden_layers} layers: give 0 to {num_hidden_layers}"
+            )
+        if residual_score and not dual_size:
+            raise ValueError("residual_score adds to a product of vectors, and dual_size is 0: there are none")
+        if fusion_layer == num_hidden_layers and not residual_score:
+            raise ValueError(
+                "no layer sees both sides of a pair, so that its score is that of its vectors: set residual_score"
+            )
 
     @classmethod
     def preset(cls, name: str, **sizes: Any) -> ImageBertConfig:

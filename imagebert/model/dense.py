@@ -47,7 +47,7 @@ def embed_images(
 def embed_texts(
     embeddings: Embeddings, ids: Int[Tensor, "B W"], mask: Bool[Tensor, "B W"]
 ) -> Float[Tensor, "B tokens H"]:
-    """Embedded `[CLS] [SEP] words [SEP]` of `[CLS] words [SEP]`: 1 + W tokens."""
+    """Embedded `[CLS] [SEP] words [SEP]` of `[CLS] words [SEP]`: 1 + W tokens. [CLS] is of the image's side."""
     last = ids.gather(1, mask.sum(1, keepdim=True) - 1)
     ids = torch.cat([ids[:, :1], last, ids[:, 1:]], dim=1)
     place = torch.arange(ids.shape[1], device=ids.device)
@@ -67,16 +67,27 @@ def encode(
     region_mask: Bool[Tensor, "B R"],
     text_mask: Bool[Tensor, "B W"],
     attentions: bool = False,
+    fusion_layer: int = 0,
 ) -> Inside:
     """Embedded sides to all hidden states of `[CLS] regions [SEP] words [SEP]`."""
-    mask = torch.cat([text_mask[:, :1], region_mask, text_mask[:, :1], text_mask[:, 1:]], dim=1)[:, None, None]
+    real = torch.cat([text_mask[:, :1], region_mask, text_mask[:, :1], text_mask[:, 1:]], dim=1)
+    of_text = torch.arange(real.shape[1], device=real.device) > region_mask.shape[1]
+    within = (of_text[:, None] == of_text)[None, None]  # [1, 1, S, S]
     inside = Inside([torch.cat([texts[:, :1], images, texts[:, 1:]], dim=1)], [])
     each: list[Any] = list(layers)
-    for layer in each:
+    for number, layer in enumerate(each):
+        mask = real[:, None, None] & within if number < fusion_layer else real[:, None, None]
         hidden, weights = _layer(layer, inside.hidden[-1], mask, attentions)
         inside.hidden.append(hidden)
         inside.attentions.extend([] if weights is None else [weights])
     return inside
+
+
+def encode_side(layers: list[Any], tokens: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
+    """Embedded tokens of one side through the layers before the fused ones."""
+    for layer in layers:
+        tokens, _ = _layer(layer, tokens, mask[:, None, None], attentions=False)
+    return tokens
 
 
 def _layer(layer: Layer, hidden: Tensor, mask: Tensor, attentions: bool) -> tuple[Tensor, Tensor | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -13,15 +11,8 @@ from imagebert.batch import PackedBatch
 from imagebert.model.configuration import ImageBertConfig
 
 
-class WithVectors(NamedTuple):
-    """What a model with a dual head returns: what it would without, and the vectors of each pair's two sides."""
-
-    output: Any
-    vectors: tuple[Tensor, Tensor]  # of images and texts [B, D], scaled so that their products are logits
-
-
 class Tower(nn.Module):
-    """The embedded tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
+    """The tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
@@ -55,9 +46,10 @@ class Tower(nn.Module):
 
 
 class DualHead(nn.Module):
-    """Images and texts each to a vector of its own, from embeddings alone: candidates for what ITM then scores.
+    """Images and texts each to a vector of its own: candidates for what ITM then scores.
 
-    Light: no Transformer layer is run, so an image's vector costs a thousandth of scoring it with some captions.
+    They are made from the states that the first fused layer is given. Where all layers are fused, as in the paper,
+    those are the embeddings, and an image's vector costs a thousandth of scoring it with some captions.
     """
 
     def __init__(self, config: ImageBertConfig) -> None:
@@ -66,17 +58,23 @@ class DualHead(nn.Module):
         # Of the logits' temperature; 1/0.07 to begin with (Radford et al., 2021, section 2.5).
         self.log_scale = nn.Parameter(torch.tensor([2.6593]))
 
-    def images(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+    def images(self, sides: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        """Unit vectors, from the states of a batch's tokens before its sides meet."""
         rows = batch.region_rows
-        vectors: Tensor = self.image(embedded[rows], torch.ones_like(rows), rows, batch.cu_seqlens)
+        vectors: Tensor = self.image(sides[rows], torch.ones_like(rows), rows, batch.cu_seqlens)
         return vectors
 
-    def texts(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+    def texts(self, sides: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
+        """Likewise."""
         rows = batch.text_rows
-        vectors: Tensor = self.text(embedded[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
+        vectors: Tensor = self.text(sides[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
         return vectors
 
-    def forward(self, embedded: Float[Tensor, "T H"], batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """As WithVectors holds them."""
-        scale = self.log_scale.clamp(max=4.6).exp()  # at most 100
-        return self.images(embedded, batch) * scale, self.texts(embedded, batch)
+    @property
+    def scale(self) -> Float[Tensor, " 1"]:
+        """What a product of unit vectors is multiplied by to be a logit; at most 100."""
+        return self.log_scale.clamp(max=4.6).exp()
+
+    def forward(self, sides: Float[Tensor, "T H"], batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Vectors of images and texts [B, D], scaled so that their products are logits."""
+        return self.images(sides, batch) * self.scale, self.texts(sides, batch)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from imagebert.errors import UsageError
-from imagebert.model.dense import embed_images, embed_texts, encode
+from imagebert.model.dense import embed_images, embed_texts, encode, encode_side
 from imagebert.model.dual import DualHead, Tower
 from imagebert.model.modeling import ImageBertForImageTextRetrieval
 
@@ -37,7 +37,12 @@ class Scorer(nn.Module):
         encoder, texts, regions = self.model.imagebert, attention_mask.bool(), region_mask.bool()
         image = embed_images(encoder.embeddings, region_features, region_boxes, whole_image)
         text = embed_texts(encoder.embeddings, input_ids, texts)
-        logits: Tensor = self.model.itm(encode(encoder.layers, image, text, regions, texts).hidden[-1][:, 0])
+        states = encode(encoder.layers, image, text, regions, texts, False, encoder.config.fusion_layer).hidden
+        logits = states[0].new_zeros(len(states[0])) if self.model.itm is None else self.model.itm(states[-1][:, 0])
+        if self.model.config.residual_score:
+            dual, sides, count = _dual(self.model), states[encoder.config.fusion_layer], regions.shape[1]
+            images = _vectors(dual.image, sides[:, 1 : 1 + count], regions)
+            logits = logits + dual.scale * (images * _vectors(dual.text, sides[:, 2 + count :], texts[:, 1:])).sum(1)
         return logits
 
 
@@ -50,9 +55,19 @@ def _vectors(tower: Tower, tokens: Float[Tensor, "B S H"], real: Bool[Tensor, "B
 class ImageVectors(nn.Module):
     """Padded regions to the images' vectors, by the model's dual head."""
 
-    def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
+    def __init__(self, model: ImageBertForImageTextRetrieval, cls_id: int | None = None) -> None:
+        """
+        Args:
+            cls_id: the number of [CLS], where layers attend within an image: [CLS] is of its side
+
+        Raises:
+            ValueError: the model has no dual head, or there is no `cls_id`.
+        """
         super().__init__()
-        self.embeddings, self.tower = model.imagebert.embeddings, _dual(model).image
+        self.encoder, self.tower = model.imagebert, _dual(model).image
+        if cls_id is None and model.config.fusion_layer:
+            raise ValueError("the layers before fusion_layer see [CLS] beside the regions: give its number as cls_id")
+        self.cls_id = cls_id
 
     def forward(
         self,
@@ -62,8 +77,16 @@ class ImageVectors(nn.Module):
         whole_image: Tensor | None = None,
     ) -> Float[Tensor, "B D"]:
         """Unit vectors; arguments as in PaddedPairs."""
-        tokens = embed_images(self.embeddings, region_features, region_boxes, whole_image)
-        return _vectors(self.tower, tokens, region_mask.bool())
+        tokens = embed_images(self.encoder.embeddings, region_features, region_boxes, whole_image)
+        mask = region_mask.bool()
+        if self.cls_id is not None and self.encoder.side_layers:
+            cls = torch.full_like(region_mask[:, :1], self.cls_id, dtype=torch.int64)
+            tokens = torch.cat(
+                [embed_texts(self.encoder.embeddings, cls, torch.ones_like(cls) > 0)[:, :1], tokens], dim=1
+            )
+            real = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+            tokens = encode_side(self.encoder.side_layers, tokens, real)[:, 1:]
+        return _vectors(self.tower, tokens, mask)
 
 
 class TextVectors(nn.Module):
@@ -71,13 +94,13 @@ class TextVectors(nn.Module):
 
     def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
         super().__init__()
-        self.embeddings, self.tower = model.imagebert.embeddings, _dual(model).text
+        self.encoder, self.tower = model.imagebert, _dual(model).text
 
     def forward(self, input_ids: Int[Tensor, "B W"], attention_mask: Tensor) -> Float[Tensor, "B D"]:
         """Unit vectors; arguments as in PaddedPairs."""
         mask = attention_mask.bool()
-        tokens = embed_texts(self.embeddings, input_ids, mask)
-        return _vectors(self.tower, tokens[:, 2:], mask[:, 1:])
+        tokens = embed_texts(self.encoder.embeddings, input_ids, mask)[:, 1:]
+        return _vectors(self.tower, encode_side(self.encoder.side_layers, tokens, mask)[:, 1:], mask[:, 1:])
 
 
 def _dual(model: ImageBertForImageTextRetrieval) -> DualHead:
@@ -104,10 +127,13 @@ def dynamic_shapes(inputs: Iterable[str]) -> dict[str, dict[int, Any]]:
     return {name: dict.fromkeys(range(len(_DIMENSIONS[name])), torch.export.Dim.AUTO) for name in inputs}
 
 
-def write_onnx(model: ImageBertForImageTextRetrieval, folder: Path) -> list[Path]:
+def write_onnx(model: ImageBertForImageTextRetrieval, folder: Path, cls_id: int | None = None) -> list[Path]:
     """Writes scorer.onnx, and image.onnx and text.onnx where the model has a dual head, with weights inside.
 
     Inputs have PaddedPairs' names, the output is `logits` or `vectors`; any numbers of pairs, regions and word pieces.
+
+    Args:
+        cls_id: the number of [CLS], for image.onnx of a model whose first layers attend within an image
 
     Raises:
         UsageError: torch's exporter lacks a package.
@@ -125,7 +151,7 @@ def write_onnx(model: ImageBertForImageTextRetrieval, folder: Path) -> list[Path
     graphs: list[tuple[str, nn.Module, dict[str, Tensor], str]] = [("scorer", Scorer(model), text | image, "logits")]
     if model.dual is not None:
         graphs += [
-            ("image", ImageVectors(model), image, "vectors"),
+            ("image", ImageVectors(model, cls_id), image, "vectors"),
             ("text", TextVectors(model), text, "vectors"),
         ]
     if find_spec("onnxscript") is None:

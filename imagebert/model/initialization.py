@@ -85,12 +85,16 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     if kind == "imagebert":
         names += ["feature_size", "num_region_classes"]
     shape = {name: config[name] for name in names if name in config}
+    if kind == "imagebert":
+        fusion, residual = config.get("fusion_layer", 0), config.get("residual_score", False)
+        if type(fusion) is not int or not 0 <= fusion < 1 << 20 or type(residual) is not bool:
+            raise UsageError(f"{folder}/config.json has no whole fusion_layer, or residual_score: it is damaged")
     for name, value in shape.items():
         whole = name not in ("layer_norm_eps", "initializer_range")
         # Larger than any model: memory would be asked for before the weights are seen not to fit.
         if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < (1 << 20 if whole else 1):
             raise UsageError(f"{folder}/config.json has {name} {str(value)[:40]!r}: it is damaged")
-    return shape
+    return {**shape, "fusion_layer": fusion, "residual_score": residual} if kind == "imagebert" else shape
 
 
 def is_imagebert(folder: Path) -> bool:
@@ -120,16 +124,8 @@ def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False)
         UsageError: no model.safetensors, it cannot be read, a tensor has another shape, or of embeddings and layers,
             as far as that kind of model has them, one would stay new.
     """
+    renamed, kind = _read_tensors(folder)
     file = folder / "model.safetensors"
-    if not file.is_file():
-        raise UsageError(f"{folder} has no model.safetensors: convert its weights with transformers' save_pretrained")
-    try:
-        open_regular(file).close()
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{file} is damaged: {error}") from None
-    _, kind = _read_config(folder)
-    renamed = tensors if kind == "imagebert" else _from_bert(tensors)
     # Tied tensors are stored once; the parameters list them once too.
     places = dict(model.named_parameters())
     loaded, ignored = [], []
@@ -146,7 +142,8 @@ def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False)
             loaded.append(name)
     new = [name for name in places if name not in set(loaded)]
     # What no BERT has, and what an ImageBERT may lack.
-    absent = ("global_image",) if kind == "imagebert" else ("global_image", "region_projection", "location_projection")
+    absent = ["global_image", *([] if kind == "imagebert" else ["region_projection", "location_projection"])]
+    absent += [f"imagebert.layers.{number}." for number in _new_layers(model, folder)]
     lacking = [name for name in new if name.startswith("imagebert.") and not any(part in name for part in absent)]
     if lacking and not allow_partial:
         strange = f", and has {ignored[0]!r} (one of {len(ignored)}), which is of no use" if ignored else ""
@@ -155,6 +152,60 @@ def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False)
             "or one whose names were given a prefix? model.allow_partial=true takes what there is"
         )
     return InitializationReport(sorted(loaded), new, sorted(ignored))
+
+
+def initialize_fused(model: nn.Module, folder: Path) -> InitializationReport:
+    """Copies the last layers of a BERT or ImageBERT to a model's fused ones, as many as there are of these, in place.
+
+    Raises:
+        UsageError: as `initialize_from`; or the folder has fewer layers, or of another size.
+    """
+    config: Any = model.config
+    count = config.num_hidden_layers - config.fusion_layer
+    theirs = read_architecture(folder)
+    if theirs["num_hidden_layers"] < count or theirs["hidden_size"] != config.hidden_size:
+        raise UsageError(
+            f"model.fused_from {folder} has {theirs['num_hidden_layers']} layers of {theirs['hidden_size']}: it cannot "
+            f"give {count} of {config.hidden_size}"
+        )
+    tensors, _ = _read_tensors(folder)
+    places = dict(model.named_parameters())
+    loaded = []
+    with torch.no_grad():
+        for number in range(count):
+            own = f"imagebert.layers.{config.fusion_layer + number}."
+            prefix = f"imagebert.layers.{theirs['num_hidden_layers'] - count + number}."
+            for name in (name for name in places if name.startswith(own)):
+                tensor = tensors.get(prefix + name.removeprefix(own))
+                if tensor is None or tensor.shape != places[name].shape:
+                    wanted = prefix + name.removeprefix(own)
+                    raise UsageError(f"model.fused_from {folder} lacks {wanted}, or has it in another shape")
+                places[name].copy_(tensor)
+                loaded.append(name)
+    return InitializationReport(sorted(loaded), [], [])
+
+
+def _new_layers(model: nn.Module, folder: Path) -> range:
+    """Fused layers that a folder of sides only cannot have."""
+    config: Any = getattr(model, "config", None)
+    theirs = read_architecture(folder)
+    if config is None or theirs.get("fusion_layer", 0) != theirs["num_hidden_layers"]:
+        return range(0)
+    return range(config.fusion_layer, config.num_hidden_layers)
+
+
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """A folder's weights under our names, and which model they are of."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UsageError(f"{folder} has no model.safetensors: convert its weights with transformers' save_pretrained")
+    try:
+        open_regular(file).close()
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} is damaged: {error}") from None
+    _, kind = _read_config(folder)
+    return (tensors if kind == "imagebert" else _from_bert(tensors)), kind
 
 
 def _from_bert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

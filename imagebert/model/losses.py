@@ -8,6 +8,7 @@ that ranks and accumulation do not change the result. A sum over no rows is a ze
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class PretrainingLosses(NamedTuple):
     def counts(batch: PackedBatch) -> Tensor:
         """What each is divided by [4]."""
         words, regions, pairs = batch.counts
-        return torch.stack([words, regions, regions, pairs])
+        return torch.stack([words, regions, regions, pairs * (1 + batch.negative_draws.shape[1])])
 
 
 class RetrievalLosses(NamedTuple):
@@ -52,26 +53,50 @@ def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[
     return torch.where(labels >= 0, each, 0).sum()
 
 
-def contrastive_loss(
-    vectors: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], labels: Float[Tensor, " B"], block: int
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each matched pair's own other side among those of all matched pairs in its block, both ways.
+def group_labels(batch: PackedBatch) -> Float[Tensor, "B slots"]:
+    """Of each pair and of the negatives that are chosen for it: 1 matched, 0 not, -1 fill."""
+    own = batch.itm_labels[:, None]
+    others = torch.where(own >= 0, 0.0, -1.0).expand(-1, batch.negative_draws.shape[1])
+    return torch.cat([own, others], dim=1)
+
+
+class Contrasted(NamedTuple):
+    """Groups of pairs that are contrasted with each other."""
+
+    images: Tensor  # [G, n, D] vectors, scaled so that an image's and a text's product is a logit
+    texts: Tensor  # [G, n, D]
+    matched: Tensor  # [G, n] bool: which are pairs that belong together; the others are left out
+    image_class: Tensor  # [G, n] equal numbers: equal images
+    text_class: Tensor  # [G, n]
+
+    @classmethod
+    def of(cls, vectors: Sequence[Float[Tensor, "B D"]], batch: PackedBatch) -> Contrasted:
+        """The blocks of a batch; fill, which need not end with one, is left out."""
+        whole = batch.pairs // batch.block * batch.block
+        pairs = (*vectors, batch.itm_labels == 1, batch.image_class, batch.text_class)
+        return cls(*(each[:whole].view(-1, batch.block, *each.shape[1:]) for each in pairs))
+
+
+def contrastive_loss(rows: Contrasted, columns: Contrasted, first: int = 0) -> Float[Tensor, ""]:
+    """Cross-entropy of each matched pair's own other side among those of all matched pairs of its group, both ways.
 
     Not the paper's: it trains the vectors by which candidates are found, as CLIP's (Radford et al., 2021, figure 3).
+    A pair whose image or whose text is equal to a row's is none of its negatives.
 
     Args:
-        vectors: of images and texts, scaled so that their product is a logit
-        block: pairs that lie one behind the other and stay together however a batch is cut (feed/plan.py)
+        rows: [G, n] the pairs whose loss this is
+        columns: [G, m] those that they are contrasted with, among them the rows themselves, from the `first` on
     """
-    whole = len(labels) // block * block  # fill need not end with a block
-    images, texts = (promoted(v[:whole]).view(-1, block, v.shape[1]) for v in vectors)
-    matched = (labels[:whole] == 1).view(-1, block)  # [G, n]
-    logits = images @ texts.transpose(1, 2)  # [G, n, n]
-    both = torch.stack([logits, logits.transpose(1, 2)])  # [2, G, n, n]
-    # Not minus infinity: a row of a block without a match would have no finite logit.
-    both = both.masked_fill(~matched[:, None, :], -1e4)
-    each = torch.logsumexp(both, dim=3) - both.diagonal(dim1=2, dim2=3)  # [2, G, n]
-    return torch.where(matched, each, 0).sum() / 2
+    equal = rows.image_class[:, :, None] == columns.image_class[:, None]
+    equal |= rows.text_class[:, :, None] == columns.text_class[:, None]
+    own = torch.arange(first, first + rows.matched.shape[1], device=equal.device).expand_as(rows.matched)[..., None]
+    out = (equal | ~columns.matched[:, None]).scatter(2, own, ~rows.matched[..., None])  # [G, n, m]
+    ways = (rows.images, columns.texts), (rows.texts, columns.images)
+    logits = torch.stack([promoted(a) @ promoted(b).transpose(1, 2) for a, b in ways])  # [2, G, n, m]
+    # Not minus infinity: a row that is left out has no finite logit.
+    logits = logits.masked_fill(out, -1e4)
+    each = torch.logsumexp(logits, dim=3) - logits.gather(3, own.expand(2, *own.shape))[..., 0]  # [2, G, n]
+    return torch.where(rows.matched, each, 0).sum() / 2
 
 
 def matched_count(labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -26,10 +26,11 @@ from imagebert.files import add_digests, file_digest, write_digests
 from imagebert.model.card import figures_of
 from imagebert.model.configuration import ImageBertConfig
 from imagebert.model.dense import Inside, embed_images, embed_texts, encode
-from imagebert.model.dual import DualHead, WithVectors
+from imagebert.model.dual import DualHead
 from imagebert.model.heads import Classifier, ItmHead, MlmHead, Regressor, classify, regress
 from imagebert.model.layers import Embeddings, Layer, Reads, Seeds
-from imagebert.model.losses import PretrainingLosses, itm_loss
+from imagebert.model.losses import PretrainingLosses, group_labels, itm_loss
+from imagebert.model.negatives import choose_negatives, rows_of_pairs
 from imagebert.model.padded import (
     ImageBertModelOutput,
     ImageBertPreTrainingOutput,
@@ -49,15 +50,15 @@ _OF_TRAINING = ("training.json", "README.md")
 Output = TypeVar("Output", ImageBertModelOutput, ImageBertPreTrainingOutput, ImageBertRetrievalOutput)
 
 
-class Encoded(NamedTuple):
+class Sides(NamedTuple):
     """Tokens of one side, image or text, of any number of pairs: they do not know the other side yet.
 
-    Embeddings and the first layer's projections are functions of a token and its place on its own side: all regions
-    share a position, and so the text's positions are the same behind any image (paper, figure 1).
+    Embeddings, the layers before `fusion_layer` and the first fused layer's projections are functions of a side: all
+    regions share a position, and so the text's positions are the same behind any image (paper, figure 1).
     """
 
-    hidden: Tensor  # [S, H] embedded
-    first: Tensor  # [S, 3H] the first layer's queries, keys and values
+    hidden: Tensor  # [S, H]
+    first: Tensor  # [S, 3H] the first fused layer's queries, keys and values; [S, 0] where no layer is fused
 
 
 class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -149,7 +150,15 @@ def _look_inside(model: ImageBertModel, padded: PaddedPairs, packed: Padded, att
     zeroed = padded.get("masked_regions")
     images = embed_images(model.embeddings, features, boxes, whole, None if zeroed is None else zeroed.bool())
     texts = embed_texts(model.embeddings, ids, text_mask)
-    return encode(model.layers, images[image], texts[text], region_mask[image], text_mask[text], attentions)
+    return encode(
+        model.layers,
+        images[image],
+        texts[text],
+        region_mask[image],
+        text_mask[text],
+        attentions,
+        model.config.fusion_layer,
+    )
 
 
 class ImageBertModel(ImageBertPreTrainedModel):
@@ -162,19 +171,10 @@ class ImageBertModel(ImageBertPreTrainedModel):
         self.gradient_checkpointing = config.gradient_checkpointing  # where gradient_checkpointing_enable looks for it
         self.post_init()
 
-    def forward(
-        self,
-        batch: PackedBatch | None = None,
-        reads_only: bool = False,
-        embedded: Float[Tensor, "T H"] | None = None,
-        seeds: Seeds | None = None,
-        **padded: Unpack[PaddedPairs],
-    ) -> Any:
+    def forward(self, batch: PackedBatch | None = None, reads_only: bool = False, **padded: Unpack[PaddedPairs]) -> Any:
         """Hidden states of the last layer [Q, H]: of all T tokens, or of batch.read_rows only.
 
         Args:
-            embedded: what `embeddings` gave for the batch, where somebody has it already
-            seeds: of `draw_seeds`, where somebody has drawn them already
             padded: tensors in place of `batch`; then the answer is an ImageBertModelOutput
 
         Raises:
@@ -188,20 +188,51 @@ class ImageBertModel(ImageBertPreTrainedModel):
                 attention_mask=mask.index_fill(0, packed.rows, True).view(packed.batch.pairs, packed.width),
             )
             return self._answer(padded, output, packed)
-        seeds = self.draw_seeds() if seeds is None else seeds
-        hidden = self.embeddings(batch, seeds[0]) if embedded is None else embedded
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only and number == last else None
-            of_layer = seeds[1 + 3 * number : 4 + 3 * number]
-            arguments = hidden, batch.cu_seqlens, batch.max_seqlen, reads, of_layer
-            if self.gradient_checkpointing and self.training:
-                # With seeds the layer draws nothing, and a CUDA graph may not look at the generator.
-                drawing = any(seed is None for seed in of_layer)
-                hidden = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=drawing)
-            else:
-                hidden = layer(*arguments)
+        seeds = self.draw_seeds()
+        reads = Reads(batch.read_rows, batch.read_cu_seqlens) if reads_only else None
+        return self.fuse(self.sides(batch, seeds), batch.cu_seqlens, batch.max_seqlen, reads, seeds)
+
+    def sides(self, batch: PackedBatch, seeds: Seeds) -> Float[Tensor, "T H"]:
+        """States that know their own side only: through the embeddings and the layers before `fusion_layer`."""
+        hidden = self.embeddings(batch, seeds[0])
+        for number in range(self.config.fusion_layer):
+            hidden = self._layer(number, seeds, hidden, batch.side_cu_seqlens, batch.max_seqlen, None)
         return hidden
+
+    def fuse(
+        self,
+        hidden: Float[Tensor, "T H"],
+        cu_seqlens: Int[Tensor, " ends"],
+        max_seqlen: int,
+        reads: Reads | None,
+        seeds: Seeds,
+    ) -> Float[Tensor, "Q H"]:
+        """Through the layers in which both sides of a pair meet; of the last one all rows, or the read ones."""
+        first, last = self.config.fusion_layer, len(self.layers) - 1
+        for number in range(first, len(self.layers)):
+            wanted = reads if number == last else None
+            hidden = self._layer(number, seeds, hidden, cu_seqlens, max_seqlen, wanted)
+        return hidden[reads.rows] if reads is not None and first > last else hidden
+
+    def _layer(self, number: int, seeds: Seeds, hidden: Tensor, *where: Any) -> Float[Tensor, "Q H"]:
+        of_layer = seeds[1 + 3 * number : 4 + 3 * number]
+        arguments = self.layers[number], hidden, *where, of_layer
+        if self.gradient_checkpointing and self.training:
+            # With seeds the layer draws nothing, and a CUDA graph may not look at the generator.
+            drawing = any(seed is None for seed in of_layer)
+            return checkpoint(*arguments, use_reentrant=False, preserve_rng_state=drawing)  # type: ignore[no-any-return]
+        layer, *inputs = arguments
+        return layer(*inputs)  # type: ignore[no-any-return]
+
+    @property
+    def side_layers(self) -> list[Any]:
+        """Those that attend within an image or within a text."""
+        return list(self.layers)[: self.config.fusion_layer]
+
+    @property
+    def fused_layers(self) -> list[Any]:
+        """Those in which both sides of a pair meet."""
+        return list(self.layers)[self.config.fusion_layer :]
 
     def draw_seeds(self) -> Seeds:
         """Of the embeddings' dropout, then three of each layer, in one draw."""
@@ -209,11 +240,56 @@ class ImageBertModel(ImageBertPreTrainedModel):
         return draw_seeds(count, self.embeddings.layer_norm.weight) if self.training else [None] * count
 
 
-def _encoded(encoder: ImageBertModel, batch: PackedBatch) -> tuple[Float[Tensor, "T H"], Float[Tensor, "Q H"]]:
-    """The embedded tokens, and the last layer of the rows that heads read."""
+class PackedOutput(NamedTuple):
+    """What a model answers to a PackedBatch."""
+
+    result: (
+        Any  # ForPreTraining: PretrainingLosses; ForImageTextRetrieval: logits [B], or [B, 1 + N'], the pair's first
+    )
+    vectors: tuple[Tensor, ...] = ()  # of images and texts [B, D], where there is a dual head (DualHead.forward)
+
+
+class Fused(NamedTuple):
+    """What the heads read of a batch, and of the negatives that were chosen in it."""
+
+    hidden: Tensor  # [Q + N, H] the last layer's read rows, then each negative's [CLS]
+    logits: Tensor  # [B, 1 + N'] of matching: the pair itself, then its negatives; very low where there is no negative
+    vectors: tuple[Tensor, ...]  # as PackedOutput's
+
+
+# Of a negative that there is not: no loss, and no gradient.
+_NO_LOGIT = -1e4
+
+
+def _fused(encoder: ImageBertModel, dual: DualHead | None, itm: ItmHead | None, batch: PackedBatch) -> Fused:
+    """A batch through the whole model; only the layers that mix sides see the negatives that are chosen in it."""
     seeds = encoder.draw_seeds()
-    embedded = encoder.embeddings(batch, seeds[0])
-    return embedded, encoder(batch, reads_only=True, embedded=embedded, seeds=seeds)
+    sides = encoder.sides(batch, seeds)
+    vectors: tuple[Tensor, ...] = () if dual is None else dual(sides, batch)
+    hidden, cu_seqlens, reads = sides, batch.cu_seqlens, Reads(batch.read_rows, batch.read_cu_seqlens)
+    cls, chosen = batch.cls_reads[:, None], None
+    if batch.negative_draws.shape[1]:
+        chosen = choose_negatives(vectors, batch)
+        rows, ends = rows_of_pairs(batch.side_cu_seqlens, chosen.image_of.flatten(), chosen.text_of.flatten())
+        hidden = torch.cat([sides, sides[rows]])
+        cu_seqlens = torch.cat([cu_seqlens, len(sides) + ends[1:]])
+        read, numbers = len(reads.rows), torch.arange(len(ends) - 1, device=rows.device)
+        reads = Reads(
+            torch.cat([reads.rows, len(sides) + ends[:-1].long()]),
+            torch.cat([reads.cu_seqlens, (read + 1 + numbers).int()]),
+        )
+        cls = torch.cat([cls, read + numbers.view(batch.pairs, -1)], dim=1)
+    last = encoder.fuse(hidden, cu_seqlens, batch.max_seqlen, reads, seeds)
+    logits = last.new_zeros(cls.shape) if itm is None else itm(last[cls.flatten()]).view(cls.shape)
+    if encoder.config.residual_score:
+        images, texts = vectors
+        products = (images * texts).sum(1)[:, None]
+        if chosen is not None:
+            products = torch.cat([products, (images[chosen.image_of] * texts[chosen.text_of]).sum(2)], dim=1)
+        logits = logits + products
+    if chosen is not None:
+        logits = torch.cat([logits[:, :1], torch.where(chosen.found, logits[:, 1:], _NO_LOGIT)], dim=1)
+    return Fused(last, logits, vectors)
 
 
 class ImageBertForPreTraining(ImageBertPreTrainedModel):
@@ -241,7 +317,7 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         self.mlm.decoder = decoder
 
     def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
-        """Each task's loss summed over this microbatch: PretrainingLosses, or WithVectors where there is a dual head.
+        """Each task's loss summed over this microbatch: PretrainingLosses, in a PackedOutput.
 
         `PretrainingLosses.counts(batch)` are the counts beside them. Padded tensors in place of `batch` are answered by
         an ImageBertPreTrainingOutput.
@@ -251,22 +327,21 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         """
         if batch is None:
             return self._of_padded(padded)
-        embedded, hidden = _encoded(self.imagebert, batch)
+        hidden, logits, vectors = _fused(self.imagebert, self.dual, self.itm, batch)
         losses = PretrainingLosses(
             mlm=self.mlm(hidden, batch.mlm_reads, batch.mlm_labels),
             moc=classify(self.moc, hidden, batch.region_reads, batch.moc_labels),
             mrfr=regress(self.mrfr, hidden, batch.region_reads, batch),
-            itm=itm_loss(self.itm(hidden[batch.cls_reads]), batch.itm_labels),
+            itm=itm_loss(logits.flatten(), group_labels(batch).flatten()),
         )
-        return losses if self.dual is None else WithVectors(losses, self.dual(embedded, batch))
+        return PackedOutput(losses, vectors)
 
     def _of_padded(self, padded: PaddedPairs) -> Any:
         if padded.get("all_pairs"):
             raise ValueError("all_pairs is for retrieval: in pre-training image b belongs to text b")
         packed = self._packed(padded, pretraining=True)
         if any(padded.get(name) is not None for name in ("labels", "masked_regions", "region_labels", "matched")):
-            sums = self(packed.batch)
-            sums = sums.output if isinstance(sums, WithVectors) else sums
+            sums = self(packed.batch).result
             counts = PretrainingLosses.counts(packed.batch)
             given = (counts > 0).tolist()
             if padded.get("region_labels") is None:
@@ -293,12 +368,12 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__(config)
         self.imagebert = ImageBertModel(config)
-        self.itm = ItmHead(config)
+        self.itm = ItmHead(config) if config.num_hidden_layers > config.fusion_layer else None
         self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
 
     def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
-        """The logit of each pair matching [B], or WithVectors where there is a dual head.
+        """The logit of each pair matching, in a PackedOutput.
 
         Padded tensors in place of `batch` are answered by an ImageBertRetrievalOutput.
 
@@ -307,34 +382,38 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         """
         if batch is None:
             return self._of_padded(padded)
-        embedded, hidden = _encoded(self.imagebert, batch)
-        scores: Tensor = self.itm(hidden[batch.cls_reads])
-        return scores if self.dual is None else WithVectors(scores, self.dual(embedded, batch))
+        _, logits, vectors = _fused(self.imagebert, self.dual, self.itm, batch)
+        return PackedOutput(logits if batch.negative_draws.shape[1] else logits[:, 0], vectors)
 
     def _of_padded(self, padded: PaddedPairs) -> Any:
         packed = self._packed(padded)
         batch, every = packed.batch, bool(padded.get("all_pairs"))
         images, texts = len(packed.inputs.features), len(packed.inputs.ids)
-        embedded, hidden = _encoded(self.imagebert, batch)
-        logits = self.itm(hidden[batch.cls_reads])
+        _, logits, vectors = _fused(self.imagebert, self.dual, self.itm, batch)
+        logits = logits[:, 0]
         output = ImageBertRetrievalOutput(logits=logits.view(images, texts) if every else logits)
         if padded.get("labels") is not None:
             output["loss"] = itm_loss(logits, batch.itm_labels) / len(logits)
         if self.dual is not None:
-            output["image_vectors"] = self.dual.images(embedded, batch)[:: texts if every else 1]
-            output["text_vectors"] = self.dual.texts(embedded, batch)[:texts]
+            output["image_vectors"] = vectors[0][:: texts if every else 1] / self.dual.scale
+            output["text_vectors"] = vectors[1][:texts]
         return self._answer(padded, output, packed)
 
-    def encode(self, batch: PackedBatch) -> Encoded:
+    def encode(self, batch: PackedBatch) -> Sides:
         """What of each token does not depend on the other side of its pair."""
-        hidden = self.imagebert.embeddings(batch)
-        first: Any = self.imagebert.layers[0]
-        return Encoded(hidden, first.project(hidden, None)[0])
+        encoder = self.imagebert
+        hidden = encoder.sides(batch, encoder.draw_seeds())
+        if encoder.fused_layers:
+            return Sides(hidden, encoder.fused_layers[0].project(hidden, None)[0])
+        return Sides(hidden, hidden[:, :0])
 
-    def score(self, tokens: Encoded, cu_seqlens: Int[Tensor, " ends"], max_seqlen: int) -> Float[Tensor, " B"]:
-        """`forward` from encoded tokens on: those of each pair in their order, pairs one behind the other."""
-        layers: list[Any] = list(self.imagebert.layers)
-        first, *rest = layers
+    def score(self, tokens: Sides, cu_seqlens: Int[Tensor, " ends"], max_seqlen: int) -> Float[Tensor, " B"]:
+        """The ITM head's logits, from sides on: tokens of each pair in their order, pairs one behind the other.
+
+        With `residual_score` they are what is added to the product of the pair's vectors.
+        """
+        assert self.itm is not None
+        first, *rest = self.imagebert.fused_layers
         ends = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
         reads = Reads(cu_seqlens[:-1].long(), ends)
         if rest:

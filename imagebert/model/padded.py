@@ -149,6 +149,7 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
         whole = firsts[marked[inputs.image_of]]
     batch = PackedBatch(
         cu_seqlens=_ends(kept.sum(1)),
+        side_cu_seqlens=_ends(torch.stack([kept[:, : 1 + regions].sum(1), kept[:, 1 + regions :].sum(1)], 1).flatten()),
         max_seqlen=width,
         real_pairs=count,
         real_tokens=len(rows),
@@ -161,6 +162,10 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
         region_scales=torch.ones(len(region), device=device),
         region_boxes=torch.cat([box, area[:, None]], dim=1),
         global_regions=whole,
+        block=0,
+        image_class=nothing[:0],
+        text_class=nothing[:0],
+        negative_draws=torch.zeros(0, 0, device=device),
         **_read(given, inputs, packed, pair, is_region, region, pretraining),
     )
     return Padded(batch, inputs, rows, width)

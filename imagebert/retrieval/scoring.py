@@ -1,7 +1,8 @@
 """Pairs of images and captions to scores: the scoring function that everything in this room is given.
 
 Three ideas, none of them an approximation. What depends on one side of a pair only (region projection, embeddings, the
-first layer's queries, keys and values) is computed once an image and once a caption, and kept while there is memory.
+layers before `fusion_layer`, the next one's queries, keys and values) is computed once an image and once a caption, and
+kept while there is memory.
 Pairs are sorted by length and packed without padding. The last layer computes [CLS] only.
 """
 
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from imagebert.data.corpus import Items
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
-from imagebert.model import DualHead, Encoded, ImageBertForImageTextRetrieval
+from imagebert.model import DualHead, ImageBertForImageTextRetrieval, Sides
 
 Numbers = NDArray[np.int64]
 # Scores pairs of image and caption numbers [B], [B]: float32 [B].
@@ -39,6 +41,13 @@ NO_DUAL = (
     "the model has no dual head to find candidates with: train one (model.dual_size=256 retrieval.dual=1), or bring "
     "vectors as `embeddings`"
 )
+
+
+class Encoded(NamedTuple):
+    """One image or one text as it goes into pairs."""
+
+    tokens: Sides
+    vector: Tensor  # [D], where a pair's score has the product of its vectors in it; else [0]
 
 
 class PairScorer:
@@ -91,7 +100,7 @@ class PairScorer:
         return self._images.classes, self._texts.classes
 
     def __call__(self, images: Numbers, captions: Numbers) -> NDArray[np.float32]:
-        """The ITM head's logit of each pair, float32 [B]: of equal inputs the same bits, however many there are."""
+        """The logit of each pair matching, float32 [B]: of equal inputs the same bits, however many there are."""
         image_class, caption_class = self.classes
         key = image_class[images] * (int(caption_class.max()) + 1) + caption_class[captions]
         _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
@@ -116,8 +125,15 @@ class PairScorer:
         image_numbers, image_of = np.unique(images, return_inverse=True)
         text_numbers, text_of = np.unique(captions, return_inverse=True)
         parts = self._images.get(image_numbers) + self._texts.get(text_numbers)
-        sides = Encoded(torch.cat([p.hidden for p in parts]), torch.cat([p.first for p in parts]))
-        sizes = np.array([len(p.hidden) for p in parts])
+        if self.model.config.residual_score:
+            vectors = torch.stack([part.vector for part in parts])
+            images_at, texts_at = self._sent(image_of), self._sent(text_of + len(image_numbers))
+            scale = self._dual().scale
+            products = (vectors[images_at] * vectors[texts_at]).sum(1) * scale
+            if not self.model.imagebert.fused_layers:
+                return products.float()
+        sides = Sides(*(torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True)))
+        sizes = np.array([len(part.tokens.hidden) for part in parts])
         starts = np.cumsum(sizes) - sizes
         counts = np.stack([sizes[image_of], sizes[len(image_numbers) + text_of]], axis=1)  # [B, 2] tokens of each side
         begins = np.stack([starts[image_of], starts[len(image_numbers) + text_of]], axis=1)  # and where they lie
@@ -127,21 +143,25 @@ class PairScorer:
         scores = torch.empty(len(order), dtype=torch.float32, device=self.device)
         for rows in self.batches(order, counts.sum(axis=1)):
             scores[self._sent(rows)] = self._score(sides, begins[rows], counts[rows]).float()
-        return scores
+        return scores + products if self.model.config.residual_score else scores
 
     @torch.inference_mode()
     def image_vectors(self, numbers: Numbers) -> NDArray[np.float32]:
         """The dual head's vector of each image [n, D], of length 1."""
         dual = self._dual()
-        parts = [dual.images(self.model.imagebert.embeddings(b), b).cpu() for _, b in self._images.batches(numbers)]
+        parts = [dual.images(self._states(batch), batch).cpu() for _, batch in self._images.batches(numbers)]
         return torch.cat(parts).numpy()
 
     @torch.inference_mode()
     def text_vectors(self, numbers: Numbers) -> NDArray[np.float32]:
         """The dual head's vector of each text [n, D], of length 1."""
         dual = self._dual()
-        parts = [dual.texts(self.model.imagebert.embeddings(b), b).cpu() for _, b in self._texts.batches(numbers)]
+        parts = [dual.texts(self._states(batch), batch).cpu() for _, batch in self._texts.batches(numbers)]
         return torch.cat(parts).numpy()
+
+    def _states(self, batch: PackedBatch) -> Tensor:
+        encoder = self.model.imagebert
+        return encoder.sides(batch, encoder.draw_seeds())
 
     def _dual(self) -> DualHead:
         if self.model.dual is None:
@@ -154,14 +174,14 @@ class PairScorer:
         cuts = np.flatnonzero(np.diff(before // self._tokens)) + 1
         yield from np.split(order, cuts)
 
-    def _score(self, sides: Encoded, begins: Numbers, counts: Numbers) -> Tensor:
+    def _score(self, sides: Sides, begins: Numbers, counts: Numbers) -> Tensor:
         ends = np.cumsum(counts)  # of each pair's image tokens, then of its text's, alternately
         offsets, repeats = self._sent(begins.ravel() - (ends - counts.ravel())), self._sent(counts.ravel())
         total = int(ends[-1])
         rows = torch.arange(total, device=self.device)
         rows += torch.repeat_interleave(offsets, repeats, output_size=total)
         cu_seqlens = self._sent(np.concatenate([[0], ends[1::2]]).astype(np.int32))
-        pairs = Encoded(sides.hidden[rows], sides.first[rows])
+        pairs = Sides(sides.hidden[rows], sides.first[rows])
         return self.model.score(pairs, cu_seqlens, int(counts.sum(axis=1).max()))
 
     def _sent(self, values: NDArray[np.generic]) -> Tensor:
@@ -223,11 +243,15 @@ class _Side:
 
     def _encode(self, numbers: Numbers) -> None:
         for some, batch in self.batches(numbers):
-            encoded = self._scorer.model.encode(batch)
+            model = self._scorer.model
+            encoded = model.encode(batch)
+            vectors = encoded.hidden.new_zeros(len(some), 0)
+            if model.config.residual_score and model.dual is not None:
+                vectors = (model.dual.images if self._is_images else model.dual.texts)(encoded.hidden, batch)
             sizes = batch.cu_seqlens.diff().tolist()
-            parts = zip(encoded.hidden.split(sizes), encoded.first.split(sizes), strict=True)
-            for number, tensors in zip(some.tolist(), parts, strict=True):
-                self._encoded[number] = Encoded(*(tensor[self._kept] for tensor in tensors))
+            parts = zip(encoded.hidden.split(sizes), encoded.first.split(sizes), vectors, strict=True)
+            for number, (hidden, first, vector) in zip(some.tolist(), parts, strict=True):
+                self._encoded[number] = Encoded(Sides(hidden[self._kept], first[self._kept]), vector)
                 self._room -= _bytes(self._encoded[number])
 
     def batches(self, numbers: Numbers) -> Iterator[tuple[Numbers, PackedBatch]]:
@@ -241,7 +265,7 @@ class _Side:
 
 
 def _bytes(encoded: Encoded) -> int:
-    return sum(tensor.nbytes for tensor in encoded)
+    return sum(tensor.nbytes for tensor in (*encoded.tokens, encoded.vector))
 
 
 def _free_memory(device: torch.device) -> int:

@@ -23,12 +23,13 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Matches, Negatives, Plan, fit_microbatches
 from imagebert.feed.sizes import Sizes, choose_sizes
 from imagebert.model import (
+    PRESETS,
     ImageBertConfig,
     ImageBertForImageTextRetrieval,
     ImageBertForPreTraining,
     initialize_from,
 )
-from imagebert.model.initialization import find_model, is_imagebert, read_architecture
+from imagebert.model.initialization import find_model, initialize_fused, is_imagebert, read_architecture
 from imagebert.model_folder import open_model
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
@@ -100,6 +101,8 @@ def choose_step(config: RunConfig) -> RunConfig:
         step, reason = "eager", "the reference is chosen, not the kernels"
     elif zero_stage(config) == 3:
         step, reason = "eager", "neither a compiled nor a graphed step follows ZeRO-3's gathering"
+    elif config.chosen_negatives:
+        step, reason = "eager", "negatives are chosen in the step, and so its number of tokens"
     elif config.schedule.accumulation > 1:
         step, reason = "compiled", "a graph's replay would write over gradients that accumulate"
     elif config.model.global_image_token or config.model.dual_size:
@@ -125,13 +128,15 @@ def describe_step(config: RunConfig, plan: Plan, corpus: Corpus, step: int) -> d
 def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
     pretrain, retrieval = config.pretraining, config.retrieval
     negatives = Negatives(
-        share=pretrain.negatives,
+        share=0.0 if config.chosen_negatives else pretrain.negatives,
         candidates=config.candidates,
         source=pretrain.negatives_from if config.task == "pretrain" else retrieval.negatives_from,
         hard=read_hard_negatives(Path(retrieval.hard_negatives), corpus)
         if config.task == "finetune" and retrieval.hard_negatives
         else None,
         hard_share=retrieval.hard_share,
+        chosen=config.chosen_negatives,
+        random_steps=pretrain.random_steps if config.task == "pretrain" else retrieval.random_steps,
     )
     weights = corpus.weights
     if weights is not None:
@@ -209,6 +214,11 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     torch.manual_seed(config.seed)
     kind = ImageBertForPreTraining if config.task == "pretrain" else ImageBertForImageTextRetrieval
     model = kind(shape)
+    if shape.residual_score and model.itm is not None:  # the score begins as that of the vectors
+        torch.nn.init.zeros_(model.itm.score.weight)
+    if config.model.fused_from is not None:
+        source = find_model(Path(config.model.fused_from))
+        log.info("%s: %s", source, initialize_fused(model, source))
     if origin is not None:
         _check_origin(origin, config, corpus)
         log.info("%s: %s", origin, initialize_from(model, origin, config.model.allow_partial))
@@ -254,9 +264,11 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
         "gradient_checkpointing": config.model.gradient_checkpointing,
         "dual_size": config.model.dual_size,
     }
+    if config.model.layers is not None:
+        options["num_hidden_layers"] = config.model.layers
     if config.model.initialize_from is None:
         assert config.model.preset is not None
-        return ImageBertConfig.preset(config.model.preset, **wanted, **options), None
+        return ImageBertConfig.preset(config.model.preset, **_fusing(config, {}, {**wanted, **options})), None
     origin = find_model(Path(config.model.initialize_from))
     found = read_architecture(origin)
     for name, size in wanted.items():
@@ -265,4 +277,38 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
                 f"model.initialize_from {origin} has {name} {found[name]}, the data has {size}: "
                 "use data and weights of one kind"
             )
-    return ImageBertConfig(**{**found, **wanted, **options}), origin
+    return ImageBertConfig(**_fusing(config, found, {**found, **wanted, **options})), origin
+
+
+def _fusing(config: RunConfig, origin: dict[str, Any], shape: dict[str, Any]) -> dict[str, Any]:
+    """A shape with where its sides meet, and what a pair's score is made of.
+
+    Args:
+        origin: the shape of what weights are taken from
+
+    Raises:
+        UsageError: the two do not go together, or there are layers that no loss would reach.
+    """
+    m = config.model
+    before = origin.get("fusion_layer", 0)
+    fusion = before if m.fusion_layer is None else m.fusion_layer
+    residual = origin.get("residual_score", False) if m.residual_score is None else m.residual_score
+    if before not in (0, fusion):
+        raise UsageError(
+            f"model.fusion_layer is {fusion}, and {m.initialize_from} was trained with {before}: its first layers see "
+            f"one side only; take {before}, or leave the key out"
+        )
+    layers = shape["num_hidden_layers"] if "num_hidden_layers" in shape else PRESETS[m.preset or ""][0]
+    if fusion > layers:
+        raise UsageError(f"model.fusion_layer is {fusion}, and there are {layers} layers: give at most as many")
+    if config.aligns and fusion < layers:
+        raise UsageError(
+            f"retrieval.binary, multiclass and triplet are 0, so that nothing is learnt from layer {fusion} on, of "
+            f"{layers}: set model.layers={fusion or layers} and model.fusion_layer to the same, or give a loss a weight"
+        )
+    if fusion == layers and not config.aligns:
+        raise UsageError(
+            f"model.fusion_layer is {fusion}, and there are {layers} layers, so that none sees both sides of a pair: "
+            "raise model.layers, or lower model.fusion_layer"
+        )
+    return {**shape, "fusion_layer": fusion, "residual_score": residual or fusion == layers}

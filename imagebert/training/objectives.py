@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagebert import distributed
 from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig
+from imagebert.model import PackedOutput
 from imagebert.model.losses import (
+    Contrasted,
     PretrainingLosses,
     RetrievalLosses,
     contrastive_loss,
+    group_labels,
     matched_count,
     retrieval_losses,
 )
@@ -58,30 +62,45 @@ def make_objective(config: RunConfig) -> Objective:
         p = config.pretraining
         plain = Objective(
             {"mlm": p.mlm, "moc": p.moc, "mrfr": p.mrfr, "itm": p.itm},
-            lambda output, batch: output,
+            lambda output, batch: output.result,
             PretrainingLosses.counts,
         )
-        return _with_dual(plain, p.dual, p.contrast) if config.model.dual_size else plain
+        return _with_dual(plain, p.dual, p.contrast_over == "step") if config.model.dual_size else plain
     r = config.retrieval
 
-    def losses(scores: Tensor, batch: PackedBatch) -> RetrievalLosses:
-        return retrieval_losses(scores, batch.itm_labels, r.candidates, r.margin)
+    def losses(output: PackedOutput, batch: PackedBatch) -> RetrievalLosses:
+        labels = group_labels(batch) if r.negatives_from == "similar" else batch.itm_labels
+        return retrieval_losses(output.result.flatten(), labels.flatten(), r.candidates, r.margin)
 
     def counts(batch: PackedBatch) -> Tensor:
-        pairs = batch.counts[2]
-        return torch.stack([pairs, pairs / r.candidates, pairs / r.candidates])
+        groups = batch.counts[2] * (1 + batch.negative_draws.shape[1]) / r.candidates
+        return torch.stack([groups * r.candidates, groups, groups])
 
     plain = Objective({"binary": r.binary, "multiclass": r.multiclass, "triplet": r.triplet}, losses, counts)
-    return _with_dual(plain, r.dual, r.candidates * r.contrast) if config.model.dual_size else plain
+    if config.aligns:
+        plain = Objective({}, lambda output, batch: (), lambda batch: batch.counts[:0])
+    return _with_dual(plain, r.dual, r.contrast_over == "step") if config.model.dual_size else plain
 
 
-def _with_dual(plain: Objective, weight: float, block: int) -> Objective:
-    """The same with the dual head's loss behind, over matched pairs."""
+def _with_dual(plain: Objective, weight: float, over_step: bool) -> Objective:
+    """The same with the dual head's loss behind, over matched pairs.
+
+    Args:
+        over_step: pairs are contrasted with those of all ranks, not with those of their block
+    """
+
+    def dual(output: PackedOutput, batch: PackedBatch) -> Tensor:
+        if not over_step:
+            blocks = Contrasted.of(output.vectors, batch)
+            return contrastive_loss(blocks, blocks)
+        rows = Contrasted(
+            *(t[None] for t in (*output.vectors, batch.itm_labels == 1, batch.image_class, batch.text_class))
+        )
+        columns, first = distributed.gather_rows([t[0] for t in rows])
+        return contrastive_loss(rows, Contrasted(*(t[None] for t in columns)), first)
+
     return Objective(
         {**plain.weights, "dual": weight},
-        lambda output, batch: (
-            *plain.losses(output.output, batch),
-            contrastive_loss(output.vectors, batch.itm_labels, block),
-        ),
+        lambda output, batch: (*plain.losses(output, batch), dual(output, batch)),
         lambda batch: torch.cat([plain.counts(batch), matched_count(batch.itm_labels)[None]]),
     )

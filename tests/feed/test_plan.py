@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.mixes import draw_lengths
 from imagebert.config import UsageError
-from imagebert.feed.plan import HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
+from imagebert.feed.plan import Contrast, HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
 
 IMAGES, CAPTIONS = 40, 200
 
@@ -42,7 +42,14 @@ def unit_plan(
 
 
 def rows(samples: Samples) -> list[tuple[int, ...]]:
-    return sorted(zip(*(array.tolist() for array in samples), strict=True))
+    return sorted(zip(*(array.tolist() for array in samples[:4]), strict=True))
+
+
+def joined(parts: list[Samples]) -> Samples:
+    columns = list(zip(*parts, strict=True))
+    contrasts = [part.contrast for part in parts if part.contrast is not None]
+    contrast = Contrast(*map(np.concatenate, zip(*contrasts, strict=True))) if contrasts else None
+    return Samples(*map(np.concatenate, columns[:4]), contrast)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -52,7 +59,7 @@ def test_the_global_batch_does_not_depend_on_the_ranks(world: int, accumulation:
     for step in (0, 1, 7, 20):
         parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
         assert len(parts) == world * accumulation
-        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        together = joined(parts)
         assert rows(together) == rows(alone.global_batch(step))
 
 
@@ -171,7 +178,7 @@ def test_token_budgets_give_the_same_global_batches_to_any_ranks(world: int) -> 
     alone, plan = token_plan(), token_plan(parts=world)
     for step in (11, 0, 40):  # in any order
         parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
-        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        together = joined(parts)
         assert rows(together) == rows(alone.global_batch(step))
 
 
@@ -309,7 +316,7 @@ def test_weighted_sources_give_the_same_global_batches_to_any_ranks(world: int, 
     alone, plan = weighted_plan(1, unit), weighted_plan(world, unit)
     for step in (11, 0, 300, 40):  # in any order
         parts = [m for rank in range(world) for m in plan.step(step, rank, world)]
-        together = Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        together = joined(parts)
         assert rows(together) == rows(alone.global_batch(step)) == rows(weighted_plan(1, unit).global_batch(step))
 
 
@@ -362,3 +369,32 @@ def test_copies_of_a_pair_are_not_contrasted_with_each_other(candidates: int) ->
         for block in (4, 1)
     )
     np.testing.assert_array_equal(once._sampled(1), same._sampled(1))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_negatives_that_the_model_chooses_are_drawn_by_the_plan(world: int) -> None:
+    """The same draws and classes for any number of ranks; in the first steps by chance."""
+    caption_image = np.repeat(np.arange(20), 3)
+    lengths = Lengths(np.arange(20) % 5 + 1, np.arange(60) % 7 + 1)
+    pictures, texts = np.arange(20) // 2, np.arange(60) % 50
+    negatives = Negatives(share=0.0, candidates=1, source="similar", chosen=3, random_steps=2)
+
+    def plan(parts: int) -> Plan:
+        matches = Matches(pictures, texts, caption_image)
+        sizes = {"batch_size": 16, "parts": parts, "block": 4}
+        return Plan(caption_image, lengths, negatives, seed=0, stage="s", matches=matches, **sizes)
+
+    for step in range(4):
+        whole = plan(1).global_batch(step)
+        assert whole.contrast is not None
+        assert (whole.labels == 1).all()
+        assert (whole.contrast.image_class == pictures[whole.images]).all()
+        assert (whole.contrast.text_class == texts[whole.captions]).all()
+        assert whole.contrast.draws.shape == (16, 3)
+        assert len(np.unique(whole.contrast.draws)) == 48
+        assert (np.floor(whole.contrast.draws) == (step < 2)).all()
+        cut = joined([part for rank in range(world) for part in plan(world).step(step, rank, world)])
+        order = np.argsort(cut.ids)
+        assert (cut.ids[order].reshape(-1, 4) == whole.ids.reshape(-1, 4)).all()
+        for a, b in zip(cut.take(order).contrast or (), whole.contrast, strict=True):
+            assert (a == b).all()

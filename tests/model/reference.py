@@ -32,9 +32,9 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def hidden_states(
-    weights: Weights, batch: PackedBatch, layers: int, heads: int, epsilon: float = 1e-12
+    weights: Weights, batch: PackedBatch, layers: int, heads: int, epsilon: float = 1e-12, fusion: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """[B, longest, H] and which of the places are real [B, longest]."""
+    """[B, longest, H] and which of the places are real [B, longest]; layers before `fusion` mix no sides."""
     ends = batch.cu_seqlens.tolist()
     e = "imagebert.embeddings"
     tokens = torch.zeros(batch.tokens, weights[f"{e}.word_embeddings.weight"].shape[1], dtype=torch.float32)
@@ -62,6 +62,9 @@ def hidden_states(
     longest = max(b - a for a, b in itertools.pairwise(ends))
     hidden = torch.stack([F.pad(flat[a:b], (0, 0, 0, longest - b + a)) for a, b in itertools.pairwise(ends)])
     real = torch.stack([torch.arange(longest) < b - a for a, b in itertools.pairwise(ends)])
+    regions = [sum(a <= row < b for row in place_of_region) for a, b in itertools.pairwise(ends)]
+    of_text = torch.arange(longest) > torch.tensor(regions)[:, None]  # behind [CLS] and the regions
+    across = of_text[:, None, :, None] != of_text[:, None, None]
     size = hidden.shape[-1] // heads
     for layer in range(layers):
         name = f"imagebert.layers.{layer}"
@@ -71,6 +74,8 @@ def hidden_states(
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(size)
         scores = scores.masked_fill(~real[:, None, None], -math.inf)
+        if layer < fusion:
+            scores = scores.masked_fill(across, -math.inf).masked_fill(~real[:, None, :, None], 0)
         context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
         attended = hidden + _linear(weights, f"{name}.attention_output", context)
         attended = _norm(weights, f"{name}.attention_layer_norm", attended, epsilon)
@@ -87,10 +92,10 @@ def itm_logits(weights: Weights, hidden: Tensor) -> Tensor:
 
 
 def pretraining_losses(
-    weights: Weights, batch: PackedBatch, layers: int, heads: int
+    weights: Weights, batch: PackedBatch, layers: int, heads: int, fusion: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of MLM, MOC, MRFR and ITM losses."""
-    hidden, real = hidden_states(weights, batch, layers, heads)
+    hidden, real = hidden_states(weights, batch, layers, heads, fusion=fusion)
     flat = hidden[real]  # back to [T, H], to place the labels
     words = torch.full((batch.tokens,), -100)
     words[batch.read_rows[batch.mlm_reads]] = batch.mlm_labels

@@ -20,7 +20,7 @@ LINEAR = [
 
 
 def total(model: Any, batch: Any) -> torch.Tensor:
-    return sum(loss.double() for loss in model(batch))  # type: ignore[return-value]
+    return sum(loss.double() for loss in model(batch).result)  # type: ignore[return-value]
 
 
 def test_these_are_all_linear_layers() -> None:
@@ -61,10 +61,10 @@ def test_scores_of_an_adapted_model(source: SourceConfig) -> None:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    scores = adapted(batch)
+    scores = adapted(batch).result
     inner = adapted.base_model.model
     torch.testing.assert_close(inner.score(inner.encode(batch), batch.cu_seqlens, batch.max_seqlen), scores)
-    torch.testing.assert_close(adapted.merge_and_unload()(batch), scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(adapted.merge_and_unload()(batch).result, scores, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("table", ["word_embeddings", "position_embeddings"])

@@ -30,14 +30,18 @@ def make_model(**options: Any) -> ImageBertForImageTextRetrieval:
     return ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE | {"num_hidden_layers": 2}, **options)).eval()
 
 
-@pytest.mark.parametrize("options", [{"dual_size": 8}, MARKED])
+FUSED = {"dual_size": 8, "fusion_layer": 1, "residual_score": True}
+SIDES = {"dual_size": 8, "fusion_layer": 2, "residual_score": True}
+
+
+@pytest.mark.parametrize("options", [{"dual_size": 8}, MARKED, FUSED, SIDES])
 def test_plain_modules(source: SourceConfig, options: dict[str, Any]) -> None:
     model, given = make_model(**options), inputs(source, 9, options is MARKED)
     output = model(**given)
     torch.testing.assert_close(Scorer(model)(**given), output.logits, rtol=1e-5, atol=1e-5)
     if model.dual is not None:
         image, text = ({name: given[name] for name in names} for names in (IMAGE, TEXT))
-        torch.testing.assert_close(ImageVectors(model)(**image), output.image_vectors, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ImageVectors(model, cls_id=2)(**image), output.image_vectors, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(TextVectors(model)(**text), output.text_vectors, rtol=1e-5, atol=1e-6)
 
 
@@ -50,9 +54,10 @@ def test_torch_export(source: SourceConfig) -> None:
         torch.testing.assert_close(program.module()(**given), model(**given).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_onnx(source: SourceConfig, tmp_path: Path) -> None:
-    model = make_model(dual_size=8)
-    assert [path.name for path in write_onnx(model, tmp_path)] == ["scorer.onnx", "image.onnx", "text.onnx"]
+@pytest.mark.parametrize("options", [{"dual_size": 8}, FUSED])
+def test_onnx(source: SourceConfig, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = make_model(**options)
+    assert [path.name for path in write_onnx(model, tmp_path, cls_id=2)] == ["scorer.onnx", "image.onnx", "text.onnx"]
     for pairs in (1, 2, 11):
         given = inputs(source, pairs)
         output = model(**given)
@@ -68,3 +73,5 @@ def test_onnx(source: SourceConfig, tmp_path: Path) -> None:
 def test_without_a_dual_head_there_are_no_towers() -> None:
     with pytest.raises(ValueError, match="has no dual head"):
         ImageVectors(make_model())
+    with pytest.raises(ValueError, match="give its number as cls_id"):
+        ImageVectors(make_model(**FUSED))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imagebert.model.losses import contrastive_loss, itm_loss, matched_count, retrieval_losses
+from imagebert.model.losses import Contrasted, contrastive_loss, itm_loss, matched_count, retrieval_losses
 
 
 def test_retrieval_losses_by_hand() -> None:
@@ -37,14 +37,30 @@ def test_contrast_within_blocks_pair_by_pair() -> None:
     images, texts = torch.randn(14, 5, dtype=torch.float64), torch.randn(14, 5, dtype=torch.float64)
     images.requires_grad_()
     labels = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, -1, -1], dtype=torch.float64)
-    loss = contrastive_loss((images, texts), labels, 4)
+    image_class = torch.tensor([0, 1, 2, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])  # in the first block two equal images,
+    text_class = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 11, 12, 13])  # in the last one two equal texts
+
+    def blocks(first: int, end: int) -> Contrasted:
+        whole = (images[:12], texts[:12], labels[:12] == 1, image_class[:12], text_class[:12])
+        return Contrasted(*(each.view(3, 4, *each.shape[1:])[:, first:end] for each in whole))
+
+    whole = blocks(0, 4)
+    loss = contrastive_loss(whole, whole)
+    # Cut into rows as ranks would be.
+    parts = contrastive_loss(blocks(0, 1), whole) + contrastive_loss(blocks(1, 4), whole, 1)
+    assert parts.item() == pytest.approx(loss.item(), rel=1e-12)
     expected = torch.zeros((), dtype=torch.float64)
     for start in (0, 4, 8):
         matched = [row for row in range(start, start + 4) if labels[row] == 1]
         for row in matched:
+            others = [
+                other
+                for other in matched
+                if other == row or (image_class[other] != image_class[row] and text_class[other] != text_class[row])
+            ]
             own = images[row] @ texts[row]
-            by_image = torch.stack([images[row] @ texts[other] for other in matched])
-            by_text = torch.stack([images[other] @ texts[row] for other in matched])
+            by_image = torch.stack([images[row] @ texts[other] for other in others])
+            by_text = torch.stack([images[other] @ texts[row] for other in others])
             expected = expected + (by_image.logsumexp(0) + by_text.logsumexp(0)) / 2 - own
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     (gradient,) = torch.autograd.grad(loss, images)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,14 +55,16 @@ def make_batch(
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 11, 24])
-@pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
-def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"use_pooler": True, "use_global_image_token": True}, {"fusion_layer": 1}, {"fusion_layer": 2}]
+)
+def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[str, Any]) -> None:
     torch.manual_seed(pairs)
     model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, **options)).eval()
-    batch = make_batch(source, pairs, mark=bool(options))
+    batch = make_batch(source, pairs, mark="use_pooler" in options)
     weights = dict(model.named_parameters())
-    expected = reference.pretraining_losses(weights, batch, 3, 3)
-    got = model(batch)
+    expected = reference.pretraining_losses(weights, batch, 3, 3, model.config.fusion_layer)
+    got = model(batch).result
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     names, parameters = list(weights), list(weights.values())
@@ -83,7 +86,7 @@ def test_fill_changes_nothing(source: SourceConfig, options: dict[str, bool]) ->
     for room in (None, sizes):
         batch = make_batch(source, 9, mark=bool(options), sizes=room)
         assert (batch.real_pairs, batch.real_tokens) == (9, int(batch.cu_seqlens[-1]))
-        losses = model(batch)
+        losses = model(batch).result
         found.append([*losses, PretrainingLosses.counts(batch), *torch.autograd.grad(sum(losses), model.parameters())])
     assert (batch.pairs, batch.tokens, len(batch.mlm_labels), len(batch.moc_labels)) == (12, 130, 40, 30)
     for a, b in zip(*found, strict=True):
@@ -96,7 +99,7 @@ def test_scores_equal_padded(source: SourceConfig) -> None:
     batch = make_batch(source, 13)
     hidden, _ = reference.hidden_states(dict(model.named_parameters()), batch, 3, 3)
     torch.testing.assert_close(
-        model(batch), reference.itm_logits(dict(model.named_parameters()), hidden), rtol=1e-5, atol=1e-6
+        model(batch).result, reference.itm_logits(dict(model.named_parameters()), hidden), rtol=1e-5, atol=1e-6
     )
 
 
@@ -112,7 +115,7 @@ def test_gradient_checkpointing_changes_nothing(source: SourceConfig) -> None:
         torch.manual_seed(0)
         model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, gradient_checkpointing=recompute)).train()
         torch.manual_seed(1)
-        sum(model(batch)).backward()
+        sum(model(batch).result).backward()
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
@@ -121,7 +124,7 @@ def test_gradient_checkpointing_changes_nothing(source: SourceConfig) -> None:
 def test_every_head_has_a_gradient_without_any_masked_row(source: SourceConfig) -> None:
     model = ImageBertForPreTraining(ImageBertConfig(**SHAPE))
     batch = make_batch(source, 5, rate=0.0)
-    losses = model(batch)
+    losses = model(batch).result
     assert [float(x) for x in losses[:3]] == [0, 0, 0]
     sum(losses).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -134,6 +137,7 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
     total, none = int(ends[-1]), torch.zeros(0, dtype=torch.long)
     return PackedBatch(
         cu_seqlens=ends.to(torch.int32),
+        side_cu_seqlens=torch.tensor([e for start in ends[:-1].tolist() for e in (start, start + 1)] + [total]).int(),
         max_seqlen=max(lengths),
         real_pairs=len(texts),
         real_tokens=total,
@@ -157,26 +161,38 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
         masked_regions=none,
         moc_labels=none,
         itm_labels=torch.ones(len(texts)),
+        block=0,
+        image_class=none,
+        text_class=none,
+        negative_draws=torch.zeros(0, 0),
     )
 
 
-def test_text_only_equals_transformers_bert(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fusion", [0, 1, 3])
+def test_text_only_equals_transformers_bert(tmp_path: Path, fusion: int) -> None:
     torch.manual_seed(0)
     names = {k: v for k, v in SHAPE.items() if k not in ("feature_size", "num_region_classes")}
     bert = BertModel(BertConfig(**names, attn_implementation="eager")).eval()
     bert.save_pretrained(tmp_path)
-    model = ImageBertForPreTraining(ImageBertConfig(**SHAPE)).eval()
+    sides = {"fusion_layer": fusion, "dual_size": 4, "residual_score": True} if fusion else {}
+    model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, **sides)).eval()
     initialize_from(model, tmp_path)
     batch = text_only([[7, 8, 9], [10] * 11, [12]])
     hidden = model.imagebert(batch)
     ends = batch.cu_seqlens.tolist()
     for a, b in itertools.pairwise(ends):
-        expected = bert(
+        expected = bert.embeddings(
             input_ids=batch.input_ids[None, a:b],
             token_type_ids=batch.token_type_ids[None, a:b],
             position_ids=batch.position_ids[None, a:b],
-        ).last_hidden_state[0]
-        torch.testing.assert_close(hidden[a:b], expected, rtol=1e-5, atol=1e-5)
+        )
+        # [CLS] is the image's side, the two [SEP] and the words are the text's.
+        apart = torch.zeros(1, 1, b - a, b - a)
+        apart[..., 0, 1:] = apart[..., 1:, 0] = -torch.inf
+        for number, layer in enumerate(bert.encoder.layer):
+            expected = layer(expected, apart if number < fusion else None)
+            expected = expected[0] if isinstance(expected, tuple) else expected
+        torch.testing.assert_close(hidden[a:b], expected[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ImageBertForPreTraining, ImageBertForImageTextRetrieval])
@@ -188,7 +204,7 @@ def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type) -> None
     batch = make_batch(source, 5)
     for name, weight in again.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name])
-    for a, b in zip(model(batch), again(batch), strict=True):
+    for a, b in zip(model(batch).result, again(batch).result, strict=True):
         torch.testing.assert_close(a, b)
     if kind is ImageBertForPreTraining:
         assert again.mlm.decoder.weight is again.imagebert.embeddings.word_embeddings.weight

@@ -70,7 +70,7 @@ def test_pretraining(source: SourceConfig, pairs: int, options: dict[str, bool])
     model = ImageBertForPreTraining(ImageBertConfig(**SHAPE, **options)).eval()
     batch = make_batch(source, pairs, mark=bool(options))
     counts = PretrainingLosses.counts(batch)
-    expected = {n: s / c for n, s, c in zip(PretrainingLosses._fields, model(batch), counts, strict=True) if c}
+    expected = {n: s / c for n, s, c in zip(PretrainingLosses._fields, model(batch).result, counts, strict=True) if c}
     output = model(**padded_of(batch))
     assert list(output.losses) == list(expected)
     for name, loss in expected.items():
@@ -88,7 +88,7 @@ def test_retrieval(source: SourceConfig, options: dict[str, Any]) -> None:
     model = ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE, **options)).eval()
     batch = make_batch(source, 9, rate=0.0, mark="use_pooler" in options)
     packed = model(batch)
-    logits, vectors = (packed.output, packed.vectors) if options.get("dual_size") else (packed, None)
+    logits, vectors = packed.result, packed.vectors
     output = model(**padded_of(batch, pretraining=False))
     torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-6)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.itm_labels)
@@ -150,7 +150,7 @@ def test_without_labels_all_predictions(source: SourceConfig) -> None:
     words = torch.nn.functional.cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten())
     regions = torch.nn.functional.cross_entropy(output.region_logits.flatten(0, 1), classes.flatten())
     match = torch.nn.functional.binary_cross_entropy_with_logits(output.matching_logits, matched)
-    mlm, moc, _, itm = (s / c for s, c in zip(model(batch), PretrainingLosses.counts(batch), strict=True))
+    mlm, moc, _, itm = (s / c for s, c in zip(model(batch).result, PretrainingLosses.counts(batch), strict=True))
     torch.testing.assert_close(torch.stack([words, regions, match]), torch.stack([mlm, moc, itm]), rtol=1e-5, atol=1e-6)
 
 

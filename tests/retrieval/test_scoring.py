@@ -38,7 +38,7 @@ def one_at_a_time(
     with torch.inference_mode():
         return np.array(
             [
-                [model(packer.pack(Samples(i * one, c * one, one, one), Arena())).item() for c in captions]
+                [model(packer.pack(Samples(i * one, c * one, one, one), Arena())).result.item() for c in captions]
                 for i in range(images)
             ]
         )
@@ -51,6 +51,12 @@ def one_at_a_time(
         ({"num_hidden_layers": 2}, LIMITS),
         ({"num_hidden_layers": 3, "use_pooler": True}, Limits(max_regions=4, max_words=3, whole_image=False)),
         ({"use_global_image_token": True}, LIMITS),
+        ({"fusion_layer": 1, "dual_size": 6}, LIMITS),
+        ({"fusion_layer": 2, "dual_size": 6, "residual_score": True}, LIMITS),
+        (
+            {"fusion_layer": 3, "dual_size": 6, "residual_score": True},
+            Limits(max_regions=4, max_words=3, whole_image=False),
+        ),
     ],
 )
 def test_equals_one_pair_at_a_time(tmp_path: Path, shape: dict[str, int], limits: Limits) -> None:
@@ -69,7 +75,7 @@ def test_equals_one_pair_at_a_time(tmp_path: Path, shape: dict[str, int], limits
         for some in (shuffled[:30], shuffled[30:], shuffled):
             scores = scorer(images[some], captions[some])
             assert scores.dtype == np.float32
-            np.testing.assert_allclose(scores, expected.ravel()[some], atol=1e-5)
+            np.testing.assert_allclose(scores, expected.ravel()[some], rtol=1e-5, atol=1e-5)
 
 
 def test_bf16_scores_are_kept_in_float32(source: SourceConfig) -> None:
