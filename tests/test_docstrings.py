@@ -7,9 +7,11 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,9 +27,9 @@ from imagebert import api
 # The first sentence is what the thing does: its first word is one of these.
 VERBS = (
     *("Chooses", "Compares", "Computes", "Copies", "Counts", "Describes", "Draws", "Encodes", "Extracts", "Finds"),
-    *("Fine-tunes", "Gives", "Holds", "Lists", "Loads", "Looks", "Makes", "Names", "Offers", "Pre-trains", "Projects"),
-    *("Reads", "Replaces", "Returns", "Runs", "Says", "Scores", "Serves", "Shows", "Tokenises", "Trains", "Turns"),
-    *("Uploads", "Writes"),
+    *("Fine-tunes", "Gives", "Holds", "Joins", "Lists", "Loads", "Looks", "Makes", "Names", "Offers", "Packs"),
+    *("Pre-trains", "Projects", "Reads", "Replaces", "Returns", "Runs", "Says", "Scores", "Serves", "Shows"),
+    *("Tokenises", "Trains", "Turns", "Uploads", "Writes"),
 )
 # Words that lead out of the docstring, to what a reader of `help()` does not see.
 ELSEWHERE = re.compile(
@@ -138,8 +140,8 @@ def raised(value: Any) -> set[str]:
     }
 
 
-def faults(value: Any) -> Iterator[str]:
-    doc = value.__doc__ or ""
+def unfinished(doc: str) -> Iterator[str]:
+    """What of a docstring's text, its sections left out, is no sentence, or leads elsewhere."""
     parts = sections(doc)
     if not parts[""].strip():
         yield "has no docstring"
@@ -154,6 +156,12 @@ def faults(value: Any) -> Iterator[str]:
             yield f"{text!r} is no sentence"
     if lead := ELSEWHERE.search(doc):
         yield f"leads elsewhere: {lead[0]!r}"
+
+
+def faults(value: Any) -> Iterator[str]:
+    doc = value.__doc__ or ""
+    yield from unfinished(doc)
+    parts = sections(doc)
     documented = entries(parts.get("Args", "")) | entries(parts.get("Attributes", ""))
     errors = entries(parts.get("Raises", ""))
     returns = " ".join(parts.get("Returns", "Nothing.").split())
@@ -180,6 +188,20 @@ def faults(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_docstring_stands_alone(name: str) -> None:
     assert list(faults(PUBLIC[name])) == []
+
+
+def listed() -> Iterator[str]:
+    """Names that docs/python.md lists, with their members."""
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
+    for name, options in re.findall(r"^::: (\S+)(?:\n +options: (.*))?", page, re.MULTILINE):
+        yield name
+        if members := re.search(r"members: \[(.*?)\]", options):
+            yield from (f"{name}.{member}" for member in members[1].split(", "))
+
+
+@pytest.mark.parametrize("name", listed())
+def test_what_the_documentation_lists_begins_with_a_sentence(name: str) -> None:
+    assert list(unfinished((PUBLIC.get(name) or pkgutil.resolve_name(name)).__doc__ or "")) == []
 
 
 def test_all_of_the_front_door_is_looked_at() -> None:

@@ -131,8 +131,8 @@ def evaluate(
         data: The images and captions that the model is evaluated on.
         images: How many of the first images, with their captions, are evaluated. None evaluates all.
         precision: The type of numbers that scores are computed in. "auto" takes bf16 on a GPU, else fp32.
-        candidates: How many of the nearest vectors of each query a search in two steps, counted beside the exact one,
-            scores. None counts the exact one alone.
+        candidates: The number of candidates of each query in a search in two steps, which is counted beside the exact
+            one. None counts the exact one alone.
         embeddings: An .npz file with the vectors that find candidates. None takes those of the model's dual head.
         out: The folder of the results. None takes one in the model's folder evaluation/, named after what is evaluated.
 

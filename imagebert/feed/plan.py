@@ -29,7 +29,7 @@ _BLOCK = 1 << 16  # partners that are looked at together in that search
 
 
 class Samples(NamedTuple):
-    """Pairs to pack, in groups of P candidates that lie one behind the other."""
+    """Holds pairs to pack, in groups of P candidates that lie one behind the other."""
 
     images: NDArray[np.int64]  # [B]
     captions: NDArray[np.int64]  # [B]
