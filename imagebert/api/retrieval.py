@@ -180,7 +180,7 @@ def recount(scores: PathLike, folds: int = 1) -> dict[str, Any]:
 
 
 def compare(a: PathLike, b: PathLike) -> list[dict[str, Any]]:
-    """Says whether two evaluations of the same queries differ by more than chance in the choice of images explains.
+    """Says whether two evaluations of the same queries differ by more than the choice of images explains.
 
     Args:
         a: The folder of one evaluation, which `imagebert.api.evaluate` wrote.
