@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
@@ -403,6 +404,13 @@ def of_log(run: str, after: int = 0) -> Any:
             if (line := json.loads(text))["step"] > after:
                 losses[line["step"]] = {k: v for k, v in line.items() if k.startswith(("loss", "gradient"))}
     return [sorted(losses.items()), sha(f"{run}/model/model.safetensors")]
+
+
+def of_page(path: str) -> Any:
+    """Plots and tables of R@K: the rest of a run's page is of files without checksums, config.yaml and jobs.jsonl."""
+    page = Path(path).read_text()
+    recalls = re.findall(r"<h2>(R@K,.*?)</table>", page, re.DOTALL)
+    return [re.findall(r'aria-label="[^"]*"|<(?:polyline|circle)[^>]*>', page), recalls]
 
 
 def of_store(path: str) -> Any:

@@ -1,6 +1,6 @@
-"""ImageBERT (Qi et al., 2020, arXiv 2001.07966) as a training and retrieval system.
+"""Trains ImageBERT (Qi et al., 2020, arXiv 2001.07966) and retrieves images and texts with it.
 
-What is listed here is imported when it is first asked for, so that the command line starts at once.
+What is listed in `__all__` is imported when it is first asked for, so that the command line starts at once.
 """
 
 from __future__ import annotations

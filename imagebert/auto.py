@@ -1,6 +1,6 @@
 """Makes ImageBERT known to transformers' AutoConfig, AutoModel, AutoModelForPreTraining and AutoProcessor.
 
-Whatever is taken from `imagebert` itself does so too; who takes nothing writes `import imagebert.auto`.
+Taking any class from `imagebert` does this, too. Write `import imagebert.auto` where none is taken.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor

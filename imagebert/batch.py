@@ -24,7 +24,7 @@ Tensors = TypeVar("Tensors", bound=NamedTuple)
 
 
 class PackedBatch(NamedTuple):
-    """One microbatch on one device.
+    """Holds one microbatch on one device.
 
     A NamedTuple, not a dataclass: ZeRO-3's hooks look for tensors in tuples, lists and dictionaries only.
     Index tensors are int64. Rows that are masked in mismatched pairs are corrupted in the input, so that a mask does

@@ -2,9 +2,9 @@
 
 
 class UsageError(Exception):
-    """The call was wrong: a bad key, a missing file, data that does not fit. One sentence that says what to do.
+    """Says that a call was wrong: a bad key, a missing file, data that does not fit.
 
-    The command prints it without a traceback and exits with code 2.
+    Its text is one sentence that says what to do. The command prints it without a traceback and exits with code 2.
     """
 
 

@@ -1,7 +1,7 @@
-"""Pictures, or their regions, and texts as people have them, to the padded tensors that a model takes.
+"""Turns pictures, or their regions, and texts into the padded tensors that a model takes.
 
-What is fed is what a model was trained with: its model folder says how many regions and word pieces, in which type
-features are kept, and which extractor found the regions.
+A model is fed what it was trained with: its model folder says how many regions and word pieces, in which type features
+are kept, and which extractor found the regions.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _FILES = ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
 
 
 class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
-    """Makes batches for an ImageBERT of pictures or regions, and of texts.
+    """Makes the batches that an ImageBERT takes, of pictures or their regions, and of texts.
 
     Args:
-        tokenizer: of the model's vocabulary
-        settings: preprocessor_config.json of the model folder
-        extractor: what finds the regions of a picture; None: regions are given
+        tokenizer: The tokenizer of the model's vocabulary.
+        settings: The contents of the model folder's preprocessor_config.json.
+        extractor: What finds the regions of a picture. None takes regions alone, and no pictures.
 
     Example:
         >>> processor = ImageBertProcessor.from_pretrained(FOLDER)
@@ -66,16 +66,18 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         extractor: str | os.PathLike[str] | Extractor | None = None,
         **kwargs: Any,
     ) -> ImageBertProcessor:
-        """The processor of a model folder, or of a repository of the Hugging Face hub.
+        """Loads the processor of a model folder, or of a repository of the Hugging Face hub.
 
         Args:
-            extractor: for pictures: the YAML description of a detector and a backbone (`imagebert extract` takes the
-                same), or a function from a picture to its RegionRecord. A model of the demo brings its own.
-            kwargs: what `transformers.utils.cached_file` takes, such as revision
+            folder: The model folder, or the name of a repository.
+            extractor: What finds the regions of pictures: the YAML file that describes a detector and a backbone, as
+                `imagebert extract` takes it, or a function from a picture to its RegionRecord. None takes the extractor
+                of the demo for a model of the demo; any other model is then given regions.
+            kwargs: The options revision, token, cache_dir and local_files_only of `transformers.utils.cached_file`.
 
         Raises:
-            UsageError: the folder lacks a file, or it is damaged.
-            OSError: there is no such folder or repository.
+            UsageError: The folder lacks a file, or it is damaged.
+            OSError: There is no such folder or repository.
         """
         known = {
             name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
@@ -95,7 +97,15 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         return cls(Tokenizer(Path(files["vocab.txt"]).parent), settings, found)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> list[str]:
-        """Writes the processor's files into a folder, beside a model's or alone; returns their paths."""
+        """Writes the processor's files into a folder, beside a model's or alone.
+
+        Args:
+            folder: The folder, which is made where there is none.
+            kwargs: Options that transformers gives every processor, which are ignored.
+
+        Returns:
+            The paths of the files.
+        """
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         (out / "vocab.txt").write_text(self.tokenizer.text, encoding="utf-8")
@@ -114,24 +124,28 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
         pairs: bool = False,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Padded tensors of images and texts, for a model's forward.
+        """Makes the padded tensors that a model's forward takes, of images and texts.
 
-        Images are pictures; or, with `regions`, keys of a region store; or, in place of `images`, their `boxes` and
-        `features`. One may stand alone or several in a list.
+        Images are pictures. With `regions` they are keys of a region store, and with `boxes` and `features` there are
+        none. One image or text may stand alone, several stand in a list.
 
         Args:
-            images: pictures (PIL, or files) that the extractor looks at, or keys in `regions`
-            texts: captions or queries
-            boxes: of an image [R, 4]: x1, y1, x2, y2 as shares of its width and height; the first is the whole image,
-                if the model was trained with it
-            features: of an image [R, F]
-            regions: a region store
-            pairs: image b belongs to text b; otherwise every image is scored with every text
-            return_tensors: "pt" or "np"
+            images: Pictures (PIL images, or paths of files) whose regions the extractor finds, or keys in `regions`.
+            texts: Captions or queries.
+            boxes: The boxes of an image [R, 4], or a list of such, given in place of `images`: x1, y1, x2, y2 as shares
+                of its width and height. The first box is the whole image, if the model was trained with it.
+            features: The region features of an image [R, F], or a list of such, given with `boxes`.
+            regions: A region store, open or as a path.
+            pairs: Whether image b belongs to text b. Otherwise every image is scored with every text.
+            return_tensors: Either "pt" for PyTorch's tensors or "np" for NumPy's arrays.
+
+        Returns:
+            For I images and S texts `input_ids` and `attention_mask` [S, W], `region_features` [I, R, F],
+            `region_boxes` [I, R, 4], `region_mask` [I, R], `whole_image` [I], and `all_pairs`.
 
         Raises:
-            UsageError: a picture cannot be read, a key is in no store, or regions do not fit the model.
-            ValueError: arguments that do not go together.
+            UsageError: A picture cannot be read, a key is not in the store, or regions do not fit the model.
+            ValueError: The arguments do not go together.
         """
         if texts is None or (images is None) == (boxes is None) or (boxes is None) != (features is None):
             raise ValueError("give texts, and images, or boxes with features")
@@ -227,7 +241,18 @@ class ImageBertProcessor(PushToHubMixin):  # type: ignore[misc]
 
 
 def find_extractor(given: Any, described: dict[str, Any]) -> Extractor | None:
-    """What is given, a YAML description or an extractor; else the demo's, for regions described as its own."""
+    """Chooses what finds the regions of pictures, or nothing where nothing can.
+
+    Args:
+        given: The path of a YAML description, or an extractor. None takes the demo's own for regions of the demo.
+        described: What a store or a model says of the extractor that its regions are from.
+
+    Returns:
+        The extractor, or None.
+
+    Raises:
+        UsageError: The description, or a file that it names, is missing or wrong.
+    """
     if isinstance(given, str | os.PathLike):
         from imagebert.regions.extractor import DetectorExtractor
 

@@ -74,6 +74,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
+    """Writes a configuration as the YAML text that is read back to an equal one."""
     return yaml.safe_dump(to_plain(config), sort_keys=False)
 
 

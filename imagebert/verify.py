@@ -31,7 +31,14 @@ Tick = Callable[[str], None]  # told what is being looked at
 
 
 class Found(NamedTuple):
-    """One artefact: what it is, how much of it there is, and what is wrong with it."""
+    """Describes one artefact that was compared with its checksums.
+
+    Attributes:
+        kind: What it is, such as "region store".
+        path: The file or folder.
+        holds: How much it holds, in a phrase.
+        problems: A sentence for each thing that is wrong with it; none where it is whole.
+    """
 
     kind: str
     path: str

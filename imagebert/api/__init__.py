@@ -1,4 +1,4 @@
-"""What the command line and a notebook call: all that this program does, as functions of Python values.
+"""Offers all that this program does as functions of Python values, which the command line and a notebook call.
 
     from imagebert import api
 
@@ -6,7 +6,7 @@
     trained = api.finetune("finetune_coco", {"schedule.steps": 1000})
     api.evaluate(trained.folder, api.dataset("coco1k")).figures["rsum"]
 
-Paths are text or os.PathLike; None stands for what the model, the run or the recipe says. Each function returns what it
+Paths are text or os.PathLike. None stands for what the model, the run or the recipe says. Each function returns what it
 found or made, and prints nothing but progress. A call that is wrong raises UsageError, whose one sentence says what to
 do; a disk, a machine or another rank that fails raises OSError. Under a launcher (srun, torchrun, mpirun) all ranks
 make the same call and share the work of pretrain, finetune, evaluate, mine, ladder, extract, import_features, merge,

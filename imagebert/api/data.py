@@ -46,25 +46,28 @@ def extract(
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
 ) -> Extracted:
-    """Extracts the regions of every picture below a folder into a region store; ranks share the work.
+    """Extracts the regions of every picture below a folder into a region store.
 
-    An image's key is its path below that folder. A call that was killed is made again and goes on.
+    An image's key is its path below that folder. A call that was killed goes on where it stopped when it is made again.
+    Ranks share the work.
 
     Args:
-        images: the folder of pictures
-        out: the region store to write
-        extractor: the YAML description of detector and backbone (docs/extract.md)
-        features: how features are stored
-        decoder: of JPEGs; auto is DALI where it is installed and there is a GPU, else Pillow
-        part: (k, n): every nth picture from the kth on, with k from 0 to n - 1
-        overwrite: whether to replace `out`, when the new store is whole
+        images: The folder of pictures.
+        out: The region store to write.
+        extractor: The YAML file that describes the detector and the backbone (docs/extract.md).
+        features: The type in which features are stored.
+        decoder: The program that decodes JPEGs. "auto" takes DALI where it is installed and there is a GPU, else
+            Pillow.
+        part: A pair (k, n): only every nth picture is extracted, beginning with picture k, where k is 0 to n - 1.
+        overwrite: Whether a store that is already at `out` is replaced, once the new one is whole.
 
     Returns:
         How many pictures there are, were stored and were refused, and what else the folder holds.
 
     Raises:
-        UsageError: there is no such folder, no picture that can be read, or the extractor's description is wrong.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: There is no such folder, it has no picture that can be read, or the extractor's description is
+            wrong.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     from imagebert.regions.extract import extract as extract_pictures
     from imagebert.regions.extractor import DetectorExtractor
@@ -78,14 +81,14 @@ def extract(
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions:
-    """How `pairs` reads a file, where what it finds by itself is not what is meant.
+    """Says how `imagebert.api.pairs` reads a file of captions, where what it finds by itself is not what is meant.
 
     Args:
-        columns: names of a table's columns
-        image_key: pattern of an image's key in the region stores, made of {image} {stem} {id} {row} {url} {crc32},
-            such as "COCO_val2014_{id:012d}"; None: the image's name
-        match: how an image's name and its key in `regions` may differ (docs/captions.md)
-        strict: whether a caption that cannot be used is an error; otherwise it is left out and counted
+        columns: The names of a table's columns.
+        image_key: A pattern for an image's key in the region stores, made of {image} {stem} {id} {row} {url} {crc32},
+            such as "COCO_val2014_{id:012d}". None takes the image's name as it is.
+        match: The way in which an image's name and its key in the region stores may differ (docs/captions.md).
+        strict: Whether a caption that cannot be used is an error. Otherwise it is left out and counted.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -96,19 +99,21 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class Paired:
-    """A pair store that `pairs` wrote or found written, and what became of the captions that came: they add up.
+    """Describes a pair store that `imagebert.api.pairs` wrote or found written, and what became of each caption.
+
+    The captions that came are those stored, refused, left out, not downloaded and without regions, added up.
 
     Attributes:
-        folder: the store
-        images: how many have captions in it
-        splits: their names
-        came: captions in the file
-        stored: in the store
-        refused: cannot be used
-        left_out: of images that no split lists
-        not_downloaded: of images that the file says could not be downloaded
-        without_regions: of images that are in none of the region stores
-        notes: sentences on what a person should know of it
+        folder: The pair store.
+        images: The number of images that have captions in it.
+        splits: The names of its splits.
+        came: The number of captions in the file.
+        stored: The number of captions in the store.
+        refused: The number of captions that cannot be used.
+        left_out: The number of captions of images that no split lists.
+        not_downloaded: The number of captions of images that the file says could not be downloaded.
+        without_regions: The number of captions of images that are in none of the region stores.
+        notes: Sentences on what a person should know of the store.
     """
 
     folder: Path
@@ -134,25 +139,27 @@ def pairs(
     overwrite: bool = False,
     options: CaptionOptions = CaptionOptions(),
 ) -> Paired:
-    """Tokenises captions into a pair store. The same call again leaves a finished store as it is.
+    """Tokenises captions into a pair store.
+
+    The same call again leaves a finished store as it is.
 
     Args:
-        captions: a table, or a file or folder as a project publishes it
-        out: the pair store to write
-        vocabulary: a BERT's folder, or its vocab.txt
-        format: of `captions`; auto goes by its content
-        splits: images of each split, as a file of names or a list of them; captions of other images are left out.
-            None given: the splits that the file itself names
-        regions: a region store, or several; captions of images that are in none are left out and listed
-        overwrite: whether to replace `out`, when the new store is whole
-        options: how the file is to be read, where that is not found by itself
+        captions: A table, or a file or folder as a project publishes it.
+        out: The pair store to write.
+        vocabulary: The folder of a BERT, or its vocab.txt.
+        format: The format of `captions`. "auto" goes by the content.
+        splits: The images of each split, as a file of names or a list of them; captions of other images are left out.
+            Where none is given, the splits are those that the file itself names.
+        regions: One region store, or several. Captions of images that are in none of them are left out and listed.
+        overwrite: Whether a store that is already at `out` is replaced, once the new one is whole.
+        options: How the file is read, where that is not found by itself.
 
     Returns:
         What became of the captions, counted.
 
     Raises:
-        UsageError: the file cannot be read, no caption or no image of it can be used, or `out` is there already.
-        OSError: the disk is full or fails.
+        UsageError: The file cannot be read, no caption or no image of it can be used, or `out` exists already.
+        OSError: The disk is full or fails.
     """
     job = _PairsJob(Path(captions), format, options, _split_lists(splits), paths_of(regions))
     return job.run(Path(out), Tokenizer(Path(vocabulary)), overwrite)
@@ -233,14 +240,14 @@ def _split_lists(splits: Mapping[str, Names] | Sequence[tuple[str, Names]]) -> l
 
 @dataclass(frozen=True)
 class Features:
-    """Published region features that were looked at: what they are, and how they will be read.
+    """Describes published region features that were looked at: what they are, and how they will be read.
 
     Attributes:
-        format: one of `formats()`
-        sources: files or folders
-        classes: names of the region classes, in the order of their numbers
-        survey: what was found by looking at some images
-        lines: the same, for people
+        format: One of the names that `imagebert.api.formats` lists.
+        sources: The files or folders.
+        classes: The names of the region classes, in the order of their numbers.
+        survey: What was found by looking at some images.
+        lines: What was found, as lines of text for people.
     """
 
     format: str
@@ -252,7 +259,7 @@ class Features:
 
 
 def formats() -> dict[str, str]:
-    """The formats of published region features that are read, and a phrase on each."""
+    """Lists the formats of published region features that can be read, each with a phrase that describes it."""
     return {"auto": "whichever of these it is", **{name: format_.what for name, format_ in FORMATS.items()}}
 
 
@@ -263,20 +270,22 @@ def survey_features(
     classes: Names | None = None,
     layout: Mapping[str, str] | None = None,
 ) -> Features:
-    """Looks at published region features: what they hold, and how `import_features` would read them.
+    """Says what published region features hold, and how `imagebert.api.import_features` would read them.
 
     Args:
-        sources: files or folders
-        format: one of `formats()`; auto: whichever it is
-        classes: names of the region classes, as a file of one a line or a list; None: Visual Genome's, without names
-        layout: how it is to be read, where that is not what is found, such as {"boxes": "normalized"} (docs/regions.md)
+        sources: The files or folders of features.
+        format: One of the names that `imagebert.api.formats` lists. "auto" finds which one it is.
+        classes: The names of the region classes, as a list or as a file with one name a line. None takes the classes
+            for Visual Genome's, without names.
+        layout: How the features are read, where that differs from what is found, such as {"boxes": "normalized"}
+            (docs/regions.md).
 
     Returns:
-        What was found, which `import_features` takes.
+        What was found, which `imagebert.api.import_features` takes.
 
     Raises:
-        UsageError: a source is missing or of another format, no image can be used, or the layout is not to be told.
-        OSError: the disk fails, or another rank is gone.
+        UsageError: A source is missing or of another format, no image can be used, or the layout cannot be told.
+        OSError: The disk fails, or another rank is gone.
     """
     paths, known = paths_of(sources), list[str]()
     if classes is not None:
@@ -302,23 +311,26 @@ def import_features(
     strict: bool = False,
     options: StoreOptions = StoreOptions(),
 ) -> Transferred:
-    """Writes published region features as a region store; ranks share the work.
+    """Writes published region features as a region store.
 
-    A call that was killed is made again and goes on; one that ended well leaves what is there.
+    A call that was killed goes on where it stopped when it is made again, and one that ended well leaves the store as
+    it is. Ranks share the work.
 
     Args:
-        source: what `survey_features` found; or files or folders, which are then surveyed with nothing told
-        out: the region store to write
-        extractor: what made the features, for the store's meta.json; None: the format's name
-        strict: whether an image that cannot be used is an error; otherwise it is left out and counted
-        options: how the store is written; features are int8 where it does not say
+        source: What `imagebert.api.survey_features` found, or the files or folders of features, which are then surveyed
+            first.
+        out: The region store to write.
+        extractor: The name of what made the features, for the store's meta.json. None takes the format's name.
+        strict: Whether an image that cannot be used is an error. Otherwise it is left out and counted.
+        options: How the store is written. Features are stored as int8 where the options do not say.
 
     Returns:
         How many images came, were stored and were refused.
 
     Raises:
-        UsageError: as `survey_features` does; or no image can be used, or `out` is there already.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: A source is missing or of another format, the layout cannot be told, no image can be used, or `out`
+            exists already.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     given = source if isinstance(source, Features) else survey_features(source)
     layout, found = given.survey.layout, given.survey.layout.described()
@@ -341,15 +353,15 @@ def verify(path: PathLike, *, threads: int | None = None) -> list[Found]:
     """Compares everything that this program wrote at and below a path with its checksums, byte for byte.
 
     Args:
-        path: a store, a model, a run or an evaluation, or a folder of many
-        threads: that read at once; None: one a core
+        path: A store, a model, a run or an evaluation, or a folder that holds many.
+        threads: The number of threads that read at once. None takes one for each core.
 
     Returns:
-        Each artefact: its kind, its path, what it holds, and a sentence for each problem.
+        For each artefact its kind, its path, what it holds, and a sentence for each problem.
 
     Raises:
-        UsageError: there is nothing that this program wrote.
-        OSError: the disk fails.
+        UsageError: The path holds nothing that this program wrote.
+        OSError: The disk fails.
     """
     from imagebert.verify import verify as verify_all
 
@@ -365,14 +377,17 @@ def verify(path: PathLike, *, threads: int | None = None) -> list[Found]:
 
 
 def accept(path: PathLike) -> list[str]:
-    """Gives what older versions wrote at and below a path its digests, and takes changed models as they are.
+    """Writes digests for what older versions wrote without them, and for models that were changed on purpose.
+
+    Args:
+        path: A store, a model, a run or an evaluation, or a folder that holds many.
 
     Returns:
         A sentence for each artefact that was changed.
 
     Raises:
-        UsageError: an artefact is damaged.
-        OSError: the disk is full or fails.
+        UsageError: An artefact is damaged.
+        OSError: The disk is full or fails.
     """
     from imagebert.verify import accept as accept_all
 

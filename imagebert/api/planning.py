@@ -26,13 +26,14 @@ _PAIRS = 10_000_000  # where it is not told
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The machines that are planned for.
+    """Describes the machines that are planned for.
 
     Args:
-        nodes: how many
-        gpus_per_node: of each
-        gpu: a100, h100, h200, b200, or cpu
-        calibration: a JSON of measured constants, from `python -m benchmarks.calibrate`; None: data sheets
+        nodes: The number of nodes.
+        gpus_per_node: The number of GPUs of each node.
+        gpu: The kind of GPU: a100, h100, h200, b200, or cpu.
+        calibration: A JSON file of measured constants, which `python -m benchmarks.calibrate` writes. None takes those
+            of data sheets.
     """
 
     nodes: int = 1
@@ -42,10 +43,15 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
+        """Counts the GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
     def constants(self) -> Constants:
-        """Raises UsageError: there is no such GPU, or the calibration cannot be read."""
+        """Looks up the speeds and memory sizes that plans for these machines are computed from.
+
+        Raises:
+            UsageError: There is no such GPU, or the calibration cannot be read.
+        """
         if self.gpu not in GPUS:
             raise UsageError(f"no gpu {self.gpu!r}: there are {', '.join(GPUS)}")
         constants = GPUS[self.gpu]
@@ -54,14 +60,14 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Pre-training that is planned without a recipe.
+    """Describes pre-training that is planned without a recipe.
 
     Args:
-        epochs: how many; 17 are the paper's
-        batch_size: pairs of a step over all GPUs; None: 256 a GPU and microbatch
-        accumulation: microbatches of a GPU and step
-        zero: the stage of ZeRO, 0 to 3
-        recompute: whether activations are computed again, as model.gradient_checkpointing does
+        epochs: The number of epochs. The paper has 17.
+        batch_size: The number of pairs of a step over all GPUs. None takes 256 for each GPU and microbatch.
+        accumulation: The number of microbatches of each GPU in a step.
+        zero: The stage of ZeRO, from 0 to 3.
+        recompute: Whether activations are computed again in the backward pass, as model.gradient_checkpointing does.
     """
 
     epochs: float = 17
@@ -73,14 +79,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What some work takes.
+    """Says what some work takes on a cluster.
 
     Attributes:
-        title: what it is, and on what
-        figures: numbers by name, in groups; "sizes" and "more do not pay from, GPUs" are those below
-        sizes: the same work on 1, 2, 4, ... GPUs
-        knee: the number of GPUs of which twice as many gain less than a fifth; None: all of `sizes` pay
-        notes: sentences on what was taken on trust
+        title: The work and the machines, in a line.
+        figures: Numbers by name, in groups. Those called "sizes" and "more do not pay from, GPUs" are `sizes` and
+            `knee`.
+        sizes: What the same work takes on 1, 2, 4, ... GPUs.
+        knee: The number of GPUs from which twice as many save less than a fifth of the time. None means that all of
+            `sizes` pay.
+        notes: Sentences on what was taken on trust.
     """
 
     title: str
@@ -99,21 +107,23 @@ def plan(
     schedule: Schedule | None = None,
     simulate: int | None = None,
 ) -> Plan:
-    """Says what training takes on a cluster: hours, memory, storage, network, failures.
+    """Says what training takes on a cluster: hours, memory, storage, network and failures.
 
     Args:
-        recipe: as `pretrain` and `finetune` take it; None: pre-training as `told` and `schedule` say
-        overrides: of the recipe
-        cluster: the machines
-        told: pairs, regions, words, features and model, where the recipe's data is not there to be counted
-        schedule: of pre-training without a recipe; None: the paper's
-        simulate: also play so many steps event by event, with failures and without; None: by formula alone
+        recipe: The name of a recipe that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`. None plans
+            pre-training as `told` and `schedule` describe it.
+        overrides: Changes to the recipe, as "key=value" texts or as a mapping.
+        cluster: The machines.
+        told: The pairs, regions, words, features and model, where the recipe's data is not there to be counted.
+        schedule: The schedule of pre-training without a recipe. None takes the paper's.
+        simulate: The number of steps that are also played event by event, with failures and without. None computes by
+            formula alone.
 
     Returns:
-        The figures, and where there is a recipe the same work on other numbers of GPUs.
+        The figures, and for a recipe what the same work takes on other numbers of GPUs.
 
     Raises:
-        UsageError: the recipe is wrong, its batch cannot be cut for so many GPUs, or its data is neither there nor
+        UsageError: The recipe is wrong, its batch cannot be cut for so many GPUs, or its data is neither there nor
             told.
     """
     constants = cluster.constants()
@@ -150,20 +160,22 @@ def plan_evaluation(
     told: Told = Told(),
     candidates: int | None = None,
 ) -> Plan:
-    """Says what an exact evaluation takes on a cluster: every image with every caption.
+    """Says what an exact evaluation, of every image with every caption, takes on a cluster.
 
     Args:
-        images: how many
-        captions: how many
-        cluster: the machines
-        told: regions and words a pair, the features' type and the model; 100, 41, int8 and base where it does not say
-        candidates: of each query, that are also searched with, in the first process; None: none
+        images: The number of images.
+        captions: The number of captions.
+        cluster: The machines.
+        told: The regions and words of a pair, the features' type and the model. What it leaves out is 100, 41, int8 and
+            base.
+        candidates: The number of candidates of each query that the first process also searches with. None searches with
+            none.
 
     Returns:
-        The figures, and the same work on other numbers of GPUs.
+        The figures, and what the same work takes on other numbers of GPUs.
 
     Raises:
-        UsageError: there is no such GPU or model, or the calibration cannot be read.
+        UsageError: There is no such GPU or model, or the calibration cannot be read.
     """
     exact = Exact(
         images=images,

@@ -39,18 +39,18 @@ DATASETS = {"flickr30k": ("flickr30k", 1), "flickr8k": ("flickr8k", 1), "coco": 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images with their captions, and what of them a model is fed.
+    """Names images with their captions, and what of them a model is fed.
 
     Args:
-        regions: the region store
-        pairs: the pair store
-        split: of the pair store; None: every pair
-        folds: into how many equal parts of the images figures are averaged
-        pictures: the folder of the photographs; None: images/ beside the region store, if there is one
-        max_regions: regions fed per image; None: as the model was trained
-        max_words: word pieces fed per caption; None: as the model was trained
-        whole_image: whether the whole-image region is fed; None: as the model was trained
-        min_relevance: captions below it, or without a score, are left out; None: none are
+        regions: The region store.
+        pairs: The pair store.
+        split: The split of the pair store. None takes every pair.
+        folds: The number of equal parts of the images over which figures are averaged.
+        pictures: The folder of the photographs. None takes images/ beside the region store, if there is one.
+        max_regions: The most regions fed of an image. None takes what the model was trained with.
+        max_words: The most word pieces fed of a caption. None takes what the model was trained with.
+        whole_image: Whether the region of the whole image is fed. None does what the model was trained with.
+        min_relevance: Captions with a lower score, or without one, are left out. None leaves none out.
     """
 
     regions: PathLike
@@ -65,15 +65,18 @@ class Data:
 
 
 def dataset(name: str, folder: PathLike = "data", *, split: str | None = "test") -> Data:
-    """The stores of a named data set, and in how many folds it is counted.
+    """Finds the stores of a named data set, and in how many folds its figures are counted.
 
     Args:
-        name: flickr30k, flickr8k, coco, or coco1k, which is coco in five folds
-        folder: where the data sets lie, each as NAME/regions and NAME/pairs
-        split: of the pair store; None: every pair
+        name: One of flickr30k, flickr8k, coco, and coco1k, which is coco in five folds.
+        folder: The folder of the data sets, each in NAME/regions and NAME/pairs.
+        split: The split of the pair store. None takes every pair.
+
+    Returns:
+        The stores and the number of folds, as `imagebert.api.evaluate` takes them.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: There is no data set of that name.
     """
     if name not in DATASETS:
         raise UsageError(f"dataset {name}: there are {', '.join(DATASETS)}; or name a region store and a pair store")
@@ -98,11 +101,11 @@ def _opened(model: ModelFolder, data: Data) -> tuple[Corpus, Limits]:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An exact evaluation.
+    """Holds the results of an exact evaluation.
 
     Attributes:
-        folder: of the score matrix and all that is counted in it
-        figures: R@K, ranks, intervals and more, as recall.json has them; empty on ranks but the first
+        folder: The folder of the score matrix and of all that is counted in it.
+        figures: R@K, ranks, intervals and more, as recall.json has them. It is empty on every rank but the first.
     """
 
     folder: Path
@@ -119,25 +122,26 @@ def evaluate(
     embeddings: PathLike | None = None,
     out: PathLike | None = None,
 ) -> Evaluated:
-    """Scores every image with every caption and counts exact R@K; ranks share the work.
+    """Scores every image with every caption and counts exact R@K.
 
-    Stopped anywhere, the same call goes on. What is scored already is only counted again.
+    A call that was stopped goes on when it is made again, and a finished one only counts again. Ranks share the work.
 
     Args:
-        model: a model folder, or a finished run
-        data: what it is evaluated on
-        images: only so many of the first images, and their captions; None: all
-        precision: of scoring; auto: bf16 on a GPU, else fp32
-        candidates: also search with so many of the nearest vectors of each query only; None: exact alone
-        embeddings: an .npz with those vectors; None: those of the model's dual head
-        out: the folder of the results; None: one in the model's folder evaluation/, named after what is evaluated
+        model: A model folder, or the folder of a finished run.
+        data: The images and captions that the model is evaluated on.
+        images: How many of the first images, with their captions, are evaluated. None evaluates all.
+        precision: The type of numbers that scores are computed in. "auto" takes bf16 on a GPU, else fp32.
+        candidates: The number of candidates of each query in a search in two steps, which is counted beside the exact
+            one. None counts the exact one alone.
+        embeddings: An .npz file with the vectors that find candidates. None takes those of the model's dual head.
+        out: The folder of the results. None takes one in the model's folder evaluation/, named after what is evaluated.
 
     Returns:
         The folder of the results, and on the first rank the figures.
 
     Raises:
-        UsageError: model and data do not fit together, or `out` holds another evaluation.
-        OSError: the disk is full or fails, or another rank is gone; what is scored is kept.
+        UsageError: Model and data do not fit together, or `out` holds another evaluation.
+        OSError: The disk is full or fails, or another rank is gone; what is scored is kept.
     """
     if embeddings is not None and not candidates:
         raise UsageError("embeddings are for finding candidates: give a number of `candidates`")
@@ -162,43 +166,44 @@ def recount(scores: PathLike, folds: int = 1) -> dict[str, Any]:
     """Counts the score matrix of a finished evaluation again.
 
     Args:
-        scores: the folder that `evaluate` wrote
-        folds: into how many equal parts of the images the figures are averaged
+        scores: The folder that `imagebert.api.evaluate` wrote.
+        folds: The number of equal parts of the images over which figures are averaged.
 
     Returns:
         R@K, ranks, intervals and more, as recall.json has them.
 
     Raises:
-        UsageError: there is no evaluation, it has changed since it was written, or its images make no such folds.
+        UsageError: There is no evaluation, it has changed since it was written, or its images make no such folds.
     """
     matrix, _ = kept_scores(Path(scores))
     return count_matrix(*matrix, folds)
 
 
 def compare(a: PathLike, b: PathLike) -> list[dict[str, Any]]:
-    """Says whether two evaluations of the same queries differ by more than other images would make them differ.
+    """Says whether two evaluations of the same queries differ by more than the choice of images explains.
 
     Args:
-        a, b: folders that `evaluate` wrote
+        a: The folder of one evaluation, which `imagebert.api.evaluate` wrote.
+        b: The folder of the other.
 
     Returns:
-        For R@1, R@5 and R@10 both ways and R-sum: "a", "b", their "difference", its 95 % "interval", and whether that
-        is "larger than noise".
+        A row each for R@1, R@5 and R@10 both ways and for R-sum: "a", "b", their "difference", its 95 % "interval", and
+        whether that is "larger than noise".
 
     Raises:
-        UsageError: one is missing, or they asked different queries.
+        UsageError: An evaluation is missing, or they asked different queries.
     """
     return compare_queries(Path(a), Path(b))
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search found.
+    """Holds what a search found.
 
     Attributes:
-        query: the words as they were read, or the picture
-        unknown: words that the model does not know
-        hits: the best images for words, or captions for a picture, the best first
+        query: The words as they were read, or the name of the picture.
+        unknown: The words that the model does not know.
+        hits: The best images for words, or the best captions for a picture, the best first.
     """
 
     query: str
@@ -207,10 +212,16 @@ class Searched:
     _pictures: Pictures = field(repr=False)
 
     def draw(self, path: PathLike) -> int:
-        """Draws the images that were found, in their order, into one JPEG; returns how many have a photograph.
+        """Draws the images that were found, in their order, into one JPEG.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            How many of the images have a photograph.
 
         Raises:
-            UsageError: the file cannot be written.
+            UsageError: The file cannot be written.
         """
         return contact_sheet(self.hits, self._pictures, Path(path))
 
@@ -229,21 +240,21 @@ def search(
     """Finds the best images of a store for some words, or the best captions for a picture.
 
     Args:
-        model: a model folder, or a finished run
-        store: the region store of the images
-        words: such as "two dogs playing on grass"
-        image: a picture, or the key of one in the store, in place of words
-        top: how many are found
-        pairs: the pair store whose captions answer a picture
-        pictures: the folder of the photographs; None: images/ beside the store, if there is one
-        extractor: the YAML description of what finds the regions of a picture that is not in the store; None: the
-            demo's own, for the demo's pictures
+        model: A model folder, or the folder of a finished run.
+        store: The region store of the images.
+        words: What is searched for, such as "two dogs playing on grass".
+        image: A picture, or the key of one in the store, given in place of words.
+        top: The number of hits.
+        pairs: The pair store whose captions answer a picture.
+        pictures: The folder of the photographs. None takes images/ beside the store, if there is one.
+        extractor: The YAML file that describes what finds the regions of a picture that is not in the store. None takes
+            the demo's own extractor for pictures of the demo.
 
     Returns:
         The hits, the best first, each with its number, name, score and probability.
 
     Raises:
-        UsageError: model and store do not fit together, the words or the picture cannot be used, or what they are
+        UsageError: Model and store do not fit together, the words or the picture cannot be used, or what they are
             answered with is missing.
     """
     if (words is None) == (image is None):
@@ -277,19 +288,20 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
-    """Serves a page to search with words and pictures, until it is interrupted.
+    """Serves a web page to search with words and pictures, until it is interrupted.
 
     Args:
-        model: a model folder, or a finished run; None: what the demo made in runs/demo
-        store: the region store of the images; with a model it has to be named
-        pairs: the pair store whose captions answer a picture
-        pictures: the folder of the photographs; None: images/ beside the store, if there is one
-        extractor: the YAML description of what finds the regions of a picture; None: the demo's own, for its store
-        host: address to listen at
-        port: to listen at; 0: any free one
+        model: A model folder, or the folder of a finished run. None takes the model that the demo made in runs/demo.
+        store: The region store of the images. It has to be given where a model is.
+        pairs: The pair store whose captions answer a picture.
+        pictures: The folder of the photographs. None takes images/ beside the store, if there is one.
+        extractor: The YAML file that describes what finds the regions of a picture. None takes the demo's own extractor
+            for the demo's store.
+        host: The address to listen at.
+        port: The port to listen at. 0 takes any free one.
 
     Raises:
-        UsageError: model and store do not fit together, or the address cannot be used.
+        UsageError: Model and store do not fit together, or the address cannot be used.
     """
     from imagebert.retrieval.serve import serve as serve_page
 
@@ -316,7 +328,13 @@ def _finder(model: PathLike, store: PathLike, pairs: PathLike | None, extractor:
 
 @dataclass(frozen=True)
 class Mined:
-    """Hard negatives that `mine` wrote: the file, and of how many images and captions."""
+    """Describes the hard negatives that `imagebert.api.mine` wrote.
+
+    Attributes:
+        file: The safetensors file.
+        images: The number of images that have negatives in it.
+        captions: The number of captions that have negatives in it.
+    """
 
     file: Path
     images: int
@@ -324,22 +342,24 @@ class Mined:
 
 
 def mine(model: PathLike, out: PathLike, data: Data, *, pool: int = 64, keep: int = 8, seed: int = 0) -> Mined:
-    """Writes hard negatives for fine-tuning: what a model takes for matches; ranks share the work.
+    """Writes hard negatives for fine-tuning: mismatched pairs that a model takes for matched.
+
+    Ranks share the work.
 
     Args:
-        model: a model folder, or a finished run
-        out: the safetensors file to write, which a recipe names as retrieval.hard_negatives
-        data: what will be fine-tuned on; its split is mostly train
-        pool: how many random candidates of each image and each caption are scored
-        keep: how many of them are kept, the best-scoring
-        seed: of the candidates that are drawn
+        model: A model folder, or the folder of a finished run.
+        out: The safetensors file to write, which a recipe names as retrieval.hard_negatives.
+        data: The images and captions that will be fine-tuned on. Its split is mostly "train".
+        pool: How many random candidates of each image and each caption are scored.
+        keep: How many of the best-scoring candidates are kept.
+        seed: The seed by which candidates are drawn.
 
     Returns:
         The file, and of how many images and captions it has negatives.
 
     Raises:
-        UsageError: model and data do not fit together, or there are too few others to keep so many.
-        OSError: the file cannot be written, or another rank is gone.
+        UsageError: Model and data do not fit together, or there are too few other images or captions to keep so many.
+        OSError: The file cannot be written, or another rank is gone.
     """
     from imagebert.training.hard_negatives import write_hard_negatives
 

@@ -29,12 +29,12 @@ Names = PathLike | Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
-    """How a region store is written.
+    """Says how a region store is written.
 
     Args:
-        features: their type; None: as they are
-        shard_gib: size of a shard in GiB
-        overwrite: whether to replace the store that is there, when the new one is whole
+        features: The type in which features are stored. None keeps the type that they have.
+        shard_gib: The size of a shard in GiB.
+        overwrite: Whether a store that is already there is replaced, once the new one is whole.
     """
 
     features: FeatureType | None = None
@@ -44,7 +44,13 @@ class StoreOptions:
 
 @dataclass(frozen=True)
 class Staged:
-    """What `stage` left on a local disk: how many of the store's shards are there."""
+    """Describes the copy of a region store that `imagebert.api.stage` left on a local disk.
+
+    Attributes:
+        folder: The folder of the copy.
+        there: The number of shards that are in it.
+        shards: The number of shards that the whole store has.
+    """
 
     folder: Path
     there: int
@@ -53,12 +59,12 @@ class Staged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` wrote.
+    """Describes what `imagebert.api.quantize` wrote.
 
     Attributes:
-        done: how many images came and were stored
-        relative_error: the root-mean-square error that the new type causes, as a share of the features' own
-            root-mean-square
+        done: How many images came and were stored.
+        relative_error: The root-mean-square error that the new type causes, as a share of the features' own
+            root-mean-square.
     """
 
     done: Transferred
@@ -66,10 +72,16 @@ class Quantized:
 
 
 def inspect(store: PathLike) -> dict[str, Any]:
-    """Says what a region store holds: counts of images and regions, the features' type and statistics, sizes.
+    """Says what a region store holds: counts of images and regions, sizes, and the features' type and statistics.
+
+    Args:
+        store: The region store.
+
+    Returns:
+        Each of these by its name.
 
     Raises:
-        UsageError: there is no store, or it is damaged.
+        UsageError: There is no store, or it is damaged.
     """
     opened = RegionStore(Path(store))
     return {
@@ -87,10 +99,13 @@ def inspect(store: PathLike) -> dict[str, Any]:
 
 
 def keys(store: PathLike) -> Iterator[str]:
-    """The keys of a region store's images, sorted.
+    """Lists the keys of a region store's images, sorted.
+
+    Args:
+        store: The region store.
 
     Raises:
-        UsageError: there is no store, or it is damaged.
+        UsageError: There is no store, or it is damaged.
     """
     opened = RegionStore(Path(store))
     return (opened.key(image) for image in range(len(opened)))
@@ -102,19 +117,21 @@ def merge(
     *,
     options: StoreOptions = StoreOptions(),
 ) -> Transferred:
-    """Writes one region store of several; ranks share the work. A call that was killed is made again and goes on.
+    """Writes one region store of several.
+
+    A call that was killed goes on where it stopped when it is made again. Ranks share the work.
 
     Args:
-        stores: what is merged: features of one size, and the same classes
-        out: the store to write
-        options: how it is written
+        stores: The region stores, which have features of one size and equal classes.
+        out: The store to write.
+        options: How the store is written.
 
     Returns:
         How many images came and were stored.
 
     Raises:
-        UsageError: the stores do not fit together, an image is in two, or `out` is there already.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: The stores do not fit together, an image is in two of them, or `out` exists already.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     return _write(paths_of(stores), Path(out), None, options)
 
@@ -127,21 +144,24 @@ def split(
     parts: int | None = None,
     options: StoreOptions = StoreOptions(),
 ) -> dict[Path, Transferred]:
-    """Writes chosen images of a region store as another, or all of them as equal parts; ranks share the work.
+    """Writes chosen images of a region store as another store, or all of them as several stores of equal size.
+
+    Ranks share the work.
 
     Args:
-        store: what is split
-        out: the store to write; of parts each has its number behind it: out-0, out-1, ...
-        keys: of the images that are chosen, as a list, or as a file of one a line
-        parts: how many equal parts; give either this or `keys`
-        options: how the stores are written
+        store: The region store that is split.
+        out: The store to write. With `parts` each store has its number behind this name: out-0, out-1, ...
+        keys: The keys of the chosen images, as a list or as a file with one key a line.
+        parts: The number of equal parts. Either this or `keys` is given.
+        options: How the stores are written.
 
     Returns:
-        The stores, and how many images of each came and were stored.
+        For each store how many images came and were stored.
 
     Raises:
-        UsageError: both or neither of `keys` and `parts` is given, an image is not there, or a store is there already.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: Both or neither of `keys` and `parts` are given, an image is not in the store, or a store to write
+            exists already.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     if (keys is None) == (parts is None):
         raise UsageError("give either the `keys` of chosen images, or a number of `parts`")
@@ -162,19 +182,21 @@ def quantize(
     *,
     options: StoreOptions = StoreOptions(features="int8"),
 ) -> Quantized:
-    """Writes a region store with smaller features; ranks share the work.
+    """Writes a region store again with smaller features.
+
+    Ranks share the work.
 
     Args:
-        store: what is quantized
-        out: the store to write
-        options: how it is written
+        store: The region store whose features are made smaller.
+        out: The store to write.
+        options: How the store is written, with the type of its features.
 
     Returns:
         How many images came and were stored, and the error that the new type causes.
 
     Raises:
-        UsageError: there is no such store, or `out` is there already.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: There is no such store, or `out` exists already.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     done = _write([Path(store)], Path(out), None, options)
     return Quantized(done, RegionStore(Path(out)).statistics["relative_storage_error"])
@@ -202,21 +224,23 @@ def stage(
     room_gib: int | None = None,
     as_fits: bool = False,
 ) -> Staged:
-    """Copies shards of a region store to a local disk; the folder is a store that reads the others from afar.
+    """Copies shards of a region store to a local disk.
+
+    The folder of the copies is a region store itself, which reads all other shards from where they are.
 
     Args:
-        store: what is copied
-        folder: where to
-        part: (k, n): every nth shard from the kth on, with k from 0 to n - 1
-        room_gib: stop before more than so many GiB; None: no limit
-        as_fits: leave a tenth of the disk free, instead of `room_gib`
+        store: The region store that is copied.
+        folder: The folder to copy into.
+        part: A pair (k, n): only every nth shard is copied, beginning with shard k, where k is 0 to n - 1.
+        room_gib: The most GiB that are copied. None sets no limit.
+        as_fits: Whether, in place of `room_gib`, as much is copied as leaves a tenth of the disk free.
 
     Returns:
         How many shards are in the folder now, and how many there are.
 
     Raises:
-        UsageError: the folder holds something else, or a copy differs from what was written.
-        OSError: the disk is full or fails; what was copied stays for the next call.
+        UsageError: The folder holds something else, or a copy differs from what was written.
+        OSError: The disk is full or fails; what was copied stays for the next call.
     """
     opened, target = RegionStore(Path(store)), Path(folder)
     room = room_for_stage(target) if as_fits else room_gib << 30 if room_gib else None

@@ -34,15 +34,18 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """How a call of `pretrain` or `finetune` ended.
+    """Says how a call of `imagebert.api.pretrain` or `imagebert.api.finetune` ended.
 
     Attributes:
-        folder: of the run: config.yaml, log.jsonl, checkpoints/, and model/ once it is finished
-        steps: done so far, those of earlier calls included
-        finished: whether the recipe is at its end; otherwise the same call goes on from here
-        losses: the last that were logged, such as {"total": 2.1, "mlm": 1.3}; empty on ranks but the first
-        figures: of the last evaluation while training, such as {"ir_r1": 40.2, "rsum": 310.5}; likewise empty
-        profile: seconds of the parts of a step, where this call recorded some; likewise empty
+        folder: The run's folder, with config.yaml, log.jsonl, checkpoints/, and model/ once the run is finished.
+        steps: The number of steps done so far, those of earlier calls included.
+        finished: Whether the recipe is at its end. Otherwise the same call goes on from here.
+        losses: The losses that were logged last, such as {"total": 2.1, "mlm": 1.3}. It is empty on every rank but the
+            first.
+        figures: The results of the last evaluation while training, such as {"ir_r1": 40.2, "rsum": 310.5}. It is empty
+            on every rank but the first.
+        profile: The seconds of each part of a step, where this call recorded some. It is empty on every rank but the
+            first.
     """
 
     folder: Path
@@ -55,7 +58,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Exported:
-    """A model folder that `export` wrote, and after how many steps of training."""
+    """Describes a model folder that `imagebert.api.export` wrote.
+
+    Attributes:
+        folder: The model folder.
+        steps: The number of steps after which its model was saved.
+    """
 
     folder: Path
     steps: int
@@ -66,23 +74,26 @@ def pretrain(
 ) -> Trained:
     """Pre-trains by a recipe, or goes on where an earlier call of the same recipe stopped.
 
-    While it trains it evaluates what `evaluation.sources` names, as often as the recipe says. Under a launcher all
-    ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
+    While it trains it evaluates the data that `evaluation.sources` names, as often as the recipe says. Under a launcher
+    all ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
 
     Args:
-        recipe: the name of one that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`
-        overrides: "key=value" texts, or a mapping such as {"schedule.steps": 100, "output": "runs/mine"}
-        stop_at: stop with a checkpoint when so many steps are done in all; None: at the end of the recipe
-        profile: record where the time of so many steps goes, into the run's folder profile/; None: of none
+        recipe: The name of a recipe that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`.
+        overrides: Changes to the recipe, as "key=value" texts or as a mapping such as {"schedule.steps": 100, "output":
+            "runs/mine"}.
+        stop_at: The number of steps in all after which the run stops with a checkpoint. None trains to the end of the
+            recipe.
+        profile: The number of steps whose time is recorded in detail, into profile/ in the run's folder. None records
+            none.
 
     Returns:
         The run's folder, its steps, whether it is finished, and the figures that were logged last.
 
     Raises:
-        UsageError: the recipe is one to fine-tune; or it, its data and its checkpoints do not fit together.
-        FloatingPointError: loss or gradient is not finite, again and again.
-        OSError: the disk is full or fails, or another rank is gone.
-        SystemExit: a signal asked to stop before the first step; its code is 75.
+        UsageError: The recipe is one to fine-tune; or it, its data and its checkpoints do not fit together.
+        FloatingPointError: The loss or the gradient is not finite, again and again.
+        OSError: The disk is full or fails, or another rank is gone.
+        SystemExit: A signal asked to stop before the first step; its code is 75.
     """
     return _train("pretrain", recipe, overrides, stop_at, profile)
 
@@ -92,23 +103,26 @@ def finetune(
 ) -> Trained:
     """Fine-tunes for retrieval by a recipe, or goes on where an earlier call of the same recipe stopped.
 
-    While it trains it evaluates what `evaluation.sources` names, as often as the recipe says. Under a launcher all
-    ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
+    While it trains it evaluates the data that `evaluation.sources` names, as often as the recipe says. Under a launcher
+    all ranks make this call. SIGTERM and SIGUSR1 ask for a checkpoint and a stop at the next step.
 
     Args:
-        recipe: the name of one that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`
-        overrides: "key=value" texts, or a mapping such as {"model.initialize_from": "runs/stage2"}
-        stop_at: stop with a checkpoint when so many steps are done in all; None: at the end of the recipe
-        profile: record where the time of so many steps goes, into the run's folder profile/; None: of none
+        recipe: The name of a recipe that ships, a YAML file, a plain tree of keys, or a loaded `RunConfig`.
+        overrides: Changes to the recipe, as "key=value" texts or as a mapping such as {"model.initialize_from":
+            "runs/stage2"}.
+        stop_at: The number of steps in all after which the run stops with a checkpoint. None trains to the end of the
+            recipe.
+        profile: The number of steps whose time is recorded in detail, into profile/ in the run's folder. None records
+            none.
 
     Returns:
         The run's folder, its steps, whether it is finished, and the figures that were logged last.
 
     Raises:
-        UsageError: the recipe is one to pre-train; or it, its data and its checkpoints do not fit together.
-        FloatingPointError: loss or gradient is not finite, again and again.
-        OSError: the disk is full or fails, or another rank is gone.
-        SystemExit: a signal asked to stop before the first step; its code is 75.
+        UsageError: The recipe is one to pre-train; or it, its data and its checkpoints do not fit together.
+        FloatingPointError: The loss or the gradient is not finite, again and again.
+        OSError: The disk is full or fails, or another rank is gone.
+        SystemExit: A signal asked to stop before the first step; its code is 75.
     """
     return _train("finetune", recipe, overrides, stop_at, profile)
 
@@ -185,15 +199,15 @@ def export(run: PathLike, out: PathLike | None = None) -> Exported:
     """Writes the newest complete checkpoint of a run, which may still be training, as a model folder.
 
     Args:
-        run: the run's folder; its data need not be there
-        out: the folder to write; None: model/ in the run's folder
+        run: The run's folder. Its data need not be there.
+        out: The folder to write. None takes model/ in the run's folder.
 
     Returns:
-        The folder, and after how many steps its model is.
+        The model folder, and after how many steps its model was saved.
 
     Raises:
-        UsageError: the folder holds no run or no checkpoint.
-        OSError: the disk is full or fails.
+        UsageError: The folder holds no run or no checkpoint.
+        OSError: The disk is full or fails.
     """
     from imagebert.training.export import export_run
 
@@ -202,43 +216,46 @@ def export(run: PathLike, out: PathLike | None = None) -> Exported:
 
 
 def onnx(model: PathLike, out: PathLike) -> list[Path]:
-    """Writes a fine-tuned model as ONNX graphs, which onnxruntime runs: scorer.onnx; image.onnx and text.onnx.
+    """Writes a fine-tuned model as ONNX graphs, which onnxruntime runs.
 
-    Inputs are the padded tensors that ImageBertProcessor makes, by their names; the towers are those of a dual head.
+    The graph scorer.onnx scores pairs. A model with a dual head also has image.onnx and text.onnx, which give the
+    vectors of images and texts. The graphs take the padded tensors that `ImageBertProcessor` makes, by their names.
 
     Args:
-        model: a model folder, or a finished run
-        out: the folder to write
+        model: A model folder, or the folder of a finished run.
+        out: The folder to write.
 
     Returns:
         The files.
 
     Raises:
-        UsageError: there is no fine-tuned model, it has changed, or a package of PyTorch's exporter is missing.
-        OSError: the disk is full or fails.
+        UsageError: There is no fine-tuned model, it has changed, or a package of PyTorch's exporter is missing.
+        OSError: The disk is full or fails.
     """
+    from imagebert.data.tokens import Tokenizer
     from imagebert.model import ImageBertForImageTextRetrieval
     from imagebert.model.exportable import write_onnx
     from imagebert.model_folder import open_model
 
     folder = open_model(Path(model)).path
-    return write_onnx(ImageBertForImageTextRetrieval.from_pretrained(folder), Path(out))
+    model = ImageBertForImageTextRetrieval.from_pretrained(folder)
+    return write_onnx(model, Path(out), Tokenizer(folder).cls_id)
 
 
 def report(run: PathLike, beside: PathLike | None = None, *, out: PathLike | None = None) -> Path:
-    """Writes the page of a run, finished or not: curves of what its log has, attempts, R@K, and its recipe.
+    """Writes an HTML page about a run, finished or not: curves of its log, attempts, R@K, and its recipe.
 
     Args:
-        run: the run's folder; nothing else need be there
-        beside: another run's folder, which each plot and table shows too; None: none
-        out: the HTML file to write, which loads nothing from elsewhere; None: report.html in the run's folder
+        run: The run's folder. Nothing else need be there.
+        beside: The folder of another run, which each plot and table shows too. None shows one run.
+        out: The HTML file to write, which loads nothing from elsewhere. None takes report.html in the run's folder.
 
     Returns:
         The file.
 
     Raises:
-        UsageError: a folder holds no run, or the file cannot be written.
-        OSError: the disk is full or fails.
+        UsageError: A folder holds no run, or the file cannot be written.
+        OSError: The disk is full or fails.
     """
     from imagebert.report.folder import read_run
     from imagebert.report.write import FILE, write_report
@@ -262,24 +279,26 @@ def ladder(
     seed: int | None = None,
     only: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """Trains and evaluates the rungs of a ladder, one of the paper's ablations; what is there already is kept.
+    """Trains and evaluates the rungs of a ladder, which is one of the paper's ablations.
+
+    What an earlier call has trained is kept.
 
     Args:
-        name: one of `ladders()`, or a YAML file
-        overrides: "key=value" texts, or a mapping, for every run
-        data: the folder that {data} stands for in the ladder's file
-        out: the folder of the runs; None: runs/ and the ladder's name
-        seeds: how many seeds, 0 to `seeds` - 1
-        seed: only this one of them; None: all
-        only: names of rungs to train, with what they start from; none: all
+        name: One of the names that `imagebert.api.ladders` lists, or a YAML file.
+        overrides: Changes to the recipe of every run, as "key=value" texts or as a mapping.
+        data: The folder that {data} stands for in the ladder's file.
+        out: The folder of the runs. None takes the ladder's name within runs/.
+        seeds: The number of seeds, which are 0 to `seeds` - 1.
+        seed: The only one of these seeds to train. None trains all.
+        only: The names of the rungs to train, with those that they start from. Where none is given, all are trained.
 
     Returns:
-        The figures of all rungs and the relations between them, as ladder.json has them; empty on ranks but the first.
-        None: it was asked to stop, and the same call goes on.
+        The figures of all rungs and the relations between them, as ladder.json has them, which are empty on every rank
+        but the first. None says that it was asked to stop, and the same call goes on.
 
     Raises:
-        UsageError: there is no such ladder, rung or seed, or what is there was trained by another recipe.
-        OSError: the disk is full or fails, or another rank is gone.
+        UsageError: There is no such ladder, rung or seed, or what is there was trained by another recipe.
+        OSError: The disk is full or fails, or another rank is gone.
     """
     from imagebert import distributed
     from imagebert.ladder import climb, load_ladder
@@ -291,33 +310,42 @@ def ladder(
 
 
 def ladder_tables(figures: Mapping[str, Any]) -> list[Table]:
-    """What the paper's table shows of a ladder's figures, and its relations, as tables of rich."""
+    """Shows the figures of a ladder as tables for the terminal.
+
+    They have what the paper's table has, and the relations between rungs.
+
+    Args:
+        figures: The figures that `imagebert.api.ladder` returned.
+
+    Returns:
+        The tables, which a `rich.console.Console` prints.
+    """
     from imagebert.ladder import tables
 
     return tables(dict(figures))
 
 
 def ladders() -> list[str]:
-    """The names of the ladders that ship with the package."""
+    """Lists the names of the ladders that ship with the package."""
     from imagebert.ladder import LADDERS
 
     return sorted(path.stem for path in LADDERS.glob("*.yaml"))
 
 
 def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = ()) -> dict[str, Any] | None:
-    """Runs the whole of ImageBERT, small, on CPUs: corpus, two stages, fine-tuning, exact R@K, a report.
+    """Runs the whole of ImageBERT, small, on CPUs: corpus, two stages, fine-tuning, exact R@K and a report.
 
     Args:
-        out: the folder of the results, report.html among them
-        seed: of the corpus and of every run
-        overrides: "key=value" texts, or a mapping, for every run
+        out: The folder of the results, report.html among them.
+        seed: The seed of the corpus and of every run.
+        overrides: Changes to the recipe of every run, as "key=value" texts or as a mapping.
 
     Returns:
-        The figures, as report.json has them. None: it was asked to stop, and the same call goes on.
+        The figures, as report.json has them. None says that it was asked to stop, and the same call goes on.
 
     Raises:
-        UsageError: what is there was made by another call.
-        OSError: a run failed, or the disk is full.
+        UsageError: What is in the folder was made by another call.
+        OSError: A run failed, or the disk is full.
     """
     from imagebert.demo.run import run_demo
 
@@ -335,18 +363,19 @@ def doctor(
     """Says whether this machine, or under a launcher this job, is fit to train.
 
     Args:
-        recipe: a recipe whose data, disk and batch are checked too; None: the machines alone
-        overrides: "key=value" texts, or a mapping
-        task: what the recipe has to be for; None: either
-        local: a folder on each host's own disk that has to be writable; None: none is needed
-        quick: take shorter measurements
+        recipe: The recipe whose data, disk and batch are checked too. None checks the machines alone.
+        overrides: Changes to the recipe, as "key=value" texts or as a mapping.
+        task: The task that the recipe has to be for. None allows either.
+        local: A folder on each host's own disk that has to be writable. None needs none.
+        quick: Whether shorter measurements are taken.
 
     Returns:
-        A row for each host, notes, problems of the call, and faults of machines; `fit` says it in a word.
+        A row for each host, notes, problems of the call, and faults of machines; `fit` is true where there is neither a
+        problem nor a fault.
 
     Raises:
-        UsageError: the recipe or the launcher's variables are wrong.
-        OSError: the ranks do not meet, or lose each other.
+        UsageError: The recipe or the launcher's variables are wrong.
+        OSError: The ranks do not meet, or lose each other.
     """
     from imagebert.doctor.examine import examine
     from imagebert.doctor.on_paper import check_task
@@ -366,17 +395,17 @@ def doctor_on_paper(
     task: Task | None = None,
     later: bool = False,
 ) -> list[str]:
-    """Says what training by a recipe would refuse, as far as it can be said without the machines, in a second.
+    """Says what training by a recipe would refuse, as far as that can be said without the machines, within a second.
 
     Args:
-        recipe: a recipe's name or file
-        overrides: "key=value" texts, or a mapping
-        ranks: numbers of processes, each of which has to do
-        task: what the recipe has to be for; None: either
-        later: whether what the run starts from is made by a job before it, and need not be there yet
+        recipe: The name of a recipe that ships, or a YAML file.
+        overrides: Changes to the recipe, as "key=value" texts or as a mapping.
+        ranks: Numbers of processes, each of which the recipe has to suit.
+        task: The task that the recipe has to be for. None allows either.
+        later: Whether the model that the run starts from is made by an earlier job, and need not be there yet.
 
     Returns:
-        A sentence for each problem; none: there is nothing to say.
+        A sentence for each problem. An empty list says that none was found.
     """
     from imagebert.doctor.on_paper import problems
 
@@ -384,15 +413,18 @@ def doctor_on_paper(
 
 
 def recipes() -> list[str]:
-    """The names of the recipes that ship with the package."""
+    """Lists the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe(name: str) -> str:
-    """The text of a recipe that ships with the package, its comments included.
+    """Reads the text of a recipe that ships with the package, its comments included.
+
+    Args:
+        name: One of the names that `imagebert.api.recipes` lists.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: There is no recipe of that name.
     """
     if name not in recipes():
         raise UsageError(f"no recipe {name!r}: there are {', '.join(recipes())}")

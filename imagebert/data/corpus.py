@@ -47,9 +47,10 @@ class Items(Protocol):
 
 
 class Corpus:
-    """Images 0..I-1 that have a caption in the chosen split, and captions 0..N-1 in their stored order.
+    """Joins region stores and pair stores: images 0..I-1 that have a caption in the chosen split, and captions 0..N-1.
 
-    Captions that a source's min_relevance leaves out are none of them, and are counted in the log.
+    Captions are in their stored order. Those that a source's min_relevance leaves out are none of them, and are counted
+    in the log.
 
     Attributes:
         sources: as they were given

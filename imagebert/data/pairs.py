@@ -39,6 +39,8 @@ _BLOCK = 1 << 16  # captions tokenised at once
 
 
 class Caption(NamedTuple):
+    """Holds a caption as people wrote it, and the key of its image."""
+
     image: str  # key in the region store
     text: str
     split: str = "train"
@@ -63,7 +65,7 @@ def flaw(caption: Caption) -> str:
 
 
 class PairStore:
-    """A store opened for reading. `len` is its pairs.
+    """Reads a pair store. `len` is the number of its pairs.
 
     Attributes:
         content: SHA-256 of all that it holds
@@ -101,6 +103,7 @@ class PairStore:
         return len(self.pair_image)
 
     def text(self, pair: int) -> str:
+        """Returns the text of caption number `pair`."""
         text, ends = self._texts
         start = ends[pair - 1] if pair else 0
         return text[start : ends[pair]].tobytes().decode("utf-8")
@@ -123,10 +126,10 @@ class PairStore:
         return self.content == _content_of(self.path, self.meta)
 
     def tokenizer(self) -> Tokenizer:
-        """That of its pieces.
+        """Makes the tokenizer that the store's word pieces were made by.
 
         Raises:
-            UsageError: vocab.txt has changed since the captions were tokenised.
+            UsageError: The file vocab.txt has changed since the captions were tokenised.
         """
         kept = self.meta.get("tokenizer")  # stores of before have none
         settings = settings_of_before if kept is None else lambda _: Settings(**kept)
@@ -146,17 +149,22 @@ def write_pairs(
     lists: Callable[[], Mapping[str, Sequence[str]]] = dict,
     refuse: Callable[[Caption], None] | None = None,
 ) -> None:
-    """Tokenises captions and writes them as a store.
+    """Tokenises captions and writes them as a pair store.
 
     Args:
-        dataset: the name of what they are, asked for when all have been read
-        origin: what else meta.json says, which is no part of the content: likewise
-        lists: what else lies beside the store, which is no part of the content either: names of files, and their lines
-        refuse: called with each caption of which the tokenizer leaves no piece, and which is not stored: combining
-            marks, U+FFFD; None: it is an error
+        path: The folder of the store.
+        captions: The captions, which are read once.
+        tokenizer: The tokenizer, whose vocabulary the store keeps.
+        overwrite: Whether a store that is already there is replaced, once the new one is whole.
+        dataset: Gives the name of the data set, when all captions have been read.
+        origin: Gives what else meta.json says, which is no part of the content, when all captions have been read.
+        lists: Gives what else lies beside the store, which is no part of the content either: names of files, and their
+            lines.
+        refuse: A function that is called with each caption of which the tokenizer leaves no piece (combining marks,
+            U+FFFD), and which is not stored. None makes that an error.
 
     Raises:
-        UsageError: no caption at all, or one without words or image.
+        UsageError: There is no caption at all, or one without words or image.
     """
     # From the beginning, so that another call is refused before its work.
     with publish(Path(path), "meta.json" if overwrite else None) as folder:

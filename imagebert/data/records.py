@@ -43,7 +43,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class RegionRecord(NamedTuple):
-    """The regions of one image: the whole-image region first, where there is one, then by falling confidence."""
+    """Holds the regions of one image: the whole-image region first, where there is one, then by falling confidence."""
 
     width: int
     height: int

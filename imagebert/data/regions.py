@@ -38,7 +38,7 @@ Read = Callable[[Sequence[Any]], int]
 
 
 class RegionStore:
-    """A store opened for reading. `len` is its images; images are numbered by their sorted keys.
+    """Reads a region store. `len` is the number of its images, which are numbered by their sorted keys.
 
     Threads and forked processes may share it. What it hands out is the caller's own.
 
@@ -46,7 +46,7 @@ class RegionStore:
         verify: compare every record that is read with its checksum
 
     Attributes:
-        content: SHA-256 of what the store holds, whatever shards that is cut into; see `content_of`
+        content: SHA-256 of what the store holds, whatever shards that is cut into
         has_classes: whether a detector named the regions; else all are of class 0, which is no class
         region_counts: [I] uint16, regions of each image, the whole-image region included
         whole_image: [I] bool, whether an image's first region is the whole image
@@ -82,25 +82,25 @@ class RegionStore:
         return len(self.index)
 
     def key(self, image: int) -> str:
-        """The key of image number `image`, mostly its file name."""
+        """Returns the key of image number `image`, mostly its file name."""
         name: bytes = self.index[image]["key"]
         return name.decode("utf-8")
 
     def class_name(self, number: int) -> str:
-        """What a region of class `number` is called."""
+        """Returns the name of the region class `number`."""
         if number == WHOLE_IMAGE:
             return "whole image"
         return self.classes[number] if self.has_classes else "region"
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """The number of each key [n] of UTF-8 bytes; -1 where there is no such image."""
+        """Finds the number of each key [n] of UTF-8 bytes; it is -1 where there is no such image."""
         return find_sorted(self.index["key"], keys)
 
     def read(self, image: int) -> RegionRecord:
-        """The regions of image number `image`.
+        """Reads the regions of image number `image`.
 
         Raises:
-            UsageError: the record is missing, damaged, or not the one that the index names.
+            UsageError: The record is missing, damaged, or not the one that the index names.
         """
         where = f"record {self.key(image)!r} of {self.path}"
         (data,) = self.raw(np.array([image]))

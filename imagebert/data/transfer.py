@@ -34,7 +34,14 @@ _THREADS = 8  # that read and encode
 
 
 class Transferred(NamedTuple):
-    """What came in, went out and was refused; the three add up. `padding`: rows that filled tables up."""
+    """Counts the images that were brought into a region store: each one that came is either stored or refused.
+
+    Attributes:
+        came: The number of images in the sources.
+        stored: The number of images in the store.
+        refused: The number of images that cannot be used.
+        padding: The number of rows that only filled tables up to their size, which are left out.
+    """
 
     came: int
     stored: int

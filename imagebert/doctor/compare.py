@@ -31,6 +31,17 @@ class Fault(NamedTuple):
 
 
 class Findings(NamedTuple):
+    """Holds what was found about the machines of a job, compared between them.
+
+    Attributes:
+        ranks: The number of processes that looked.
+        hosts: A row of facts for each host.
+        links: The speed between hosts in GB/s, by the names of both hosts.
+        notes: Sentences that hinder nothing.
+        problems: Sentences on what is wrong with the call, which is wrong on any machines.
+        faults: What is wrong with machines, each with its host; on others the job may run.
+    """
+
     ranks: int
     hosts: list[dict[str, Any]]  # a row each
     links: dict[str, dict[str, float]]  # GB/s between hosts
@@ -40,6 +51,7 @@ class Findings(NamedTuple):
 
     @property
     def fit(self) -> bool:
+        """Says whether there is neither a problem nor a fault, so that the job can train."""
         return not self.problems and not self.faults
 
 

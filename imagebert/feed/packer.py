@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What of a pair is fed: at most so many regions, the whole-image one included, and word pieces."""
+    """Says what of a pair is fed: at most so many regions, the whole-image one included, and word pieces."""
 
     max_regions: int
     max_words: int
@@ -123,7 +123,7 @@ class Packer:
         sizes: Sizes | None = None,
         device: torch.device = CPU,
     ) -> PackedBatch:
-        """One microbatch on `device`, masked where `masking` is given, filled up where `sizes` are and hold it.
+        """Packs one microbatch on `device`, masked where `masking` is given, filled up where `sizes` are and hold it.
 
         Its fields live in `arena` until that is used again.
         """

@@ -37,7 +37,7 @@ class Contrast(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Pairs to pack, in groups of P candidates that lie one behind the other."""
+    """Holds pairs to pack, in groups of P candidates that lie one behind the other."""
 
     images: NDArray[np.int64]  # [B]
     captions: NDArray[np.int64]  # [B]

@@ -17,20 +17,29 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 
 
 class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
-    """Shape of an ImageBERT.
+    """Describes the shape of an ImageBERT.
+
+    Arguments that are not listed here are BERT's, with BERT's names and defaults.
 
     Args:
-        feature_size: F, length of a region feature
-        num_region_classes: C, classes of the detector
-        use_pooler: score [CLS] through BERT's tanh pooler instead of directly
-        use_global_image_token: mark the whole-image region with an embedding of its own (paper, section 5.4: an
-            ablation without clear gain)
-        gradient_checkpointing: recompute each layer in the backward pass
-        dual_size: length of the vectors that images and texts get by themselves, for finding candidates; 0: none
-        fusion_layer: layers before this one attend within an image or a text, the others to both sides of a pair; 0:
-            all to both, as in the paper; num_hidden_layers: none does, and vectors are all that there is
-        residual_score: a pair's score is the product of its vectors plus what the ITM head says
-    The others are BERT's, with BERT's defaults.
+        feature_size: The length F of a region feature.
+        num_region_classes: The number C of the detector's classes.
+        use_pooler: Whether [CLS] is scored through BERT's tanh pooler instead of directly.
+        use_global_image_token: Whether the region of the whole image is marked with an embedding of its own (paper,
+            section 5.4: an ablation without clear gain).
+        gradient_checkpointing: Whether each layer is computed again in the backward pass, which saves memory.
+        dual_size: The length of the vectors that images and texts get by themselves, by which candidates are found. 0
+            leaves that head out.
+        fusion_layer: The first layer that attends to both sides of a pair; those before it attend within an image or
+            within a text. 0 lets all attend to both, as in the paper; num_hidden_layers none, so that vectors are all
+            that there is.
+        residual_score: Whether a pair's score is the product of its vectors plus what the ITM head says.
+        tie_word_embeddings: Whether the head that predicts words shares the table of word embeddings.
+        kwargs: What `transformers.PretrainedConfig` takes.
+
+    Raises:
+        ValueError: The hidden size is no multiple of the number of heads, there are fewer layers than fusion_layer, or
+            a score is to be made of vectors and dual_size is 0.
     """
 
     model_type = "imagebert"
@@ -94,7 +103,15 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
 
     @classmethod
     def preset(cls, name: str, **sizes: Any) -> ImageBertConfig:
-        """One of PRESETS, with `sizes` (any argument of the class) on top."""
+        """Makes the configuration of a model by the name of its size.
+
+        Args:
+            name: One of tiny, small, base (which is the paper's), large and xl.
+            sizes: Any arguments of the class, which take precedence.
+
+        Raises:
+            KeyError: There is no preset of that name.
+        """
         layers, hidden, heads = PRESETS[name]
         shape = {
             "num_hidden_layers": layers,

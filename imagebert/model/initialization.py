@@ -33,7 +33,7 @@ _OTHER = {
 
 
 class InitializationReport(NamedTuple):
-    """Names of this model's parameters that were loaded, those left new, and the file's tensors nobody wanted."""
+    """Names the parameters that were loaded, those left new, and the file's tensors that have no place in the model."""
 
     loaded: list[str]
     new: list[str]
@@ -115,14 +115,19 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def initialize_from(model: nn.Module, folder: Path, allow_partial: bool = False) -> InitializationReport:
-    """Copies into `model` every tensor of the folder that has a place there, in place.
+    """Copies into a model every tensor of a folder that has a place there, in place.
 
     Args:
-        allow_partial: an encoder that the folder has only parts of, or nothing, is no error
+        model: The model whose parameters are overwritten.
+        folder: A folder with config.json and model.safetensors.
+        allow_partial: Whether a folder that has only parts of the encoder, or nothing of it, is no error.
+
+    Returns:
+        The names of what was loaded, what is new and what was ignored.
 
     Raises:
-        UsageError: no model.safetensors, it cannot be read, a tensor has another shape, or of embeddings and layers,
-            as far as that kind of model has them, one would stay new.
+        UsageError: There is no model.safetensors, it cannot be read, a tensor has another shape, or of embeddings and
+            layers, as far as that kind of model has them, one would stay new.
     """
     renamed, kind = _read_tensors(folder)
     file = folder / "model.safetensors"

@@ -20,7 +20,14 @@ from imagebert.batch import PackedBatch
 
 
 class PretrainingLosses(NamedTuple):
-    """Sums: over masked words, masked regions, masked regions, pairs."""
+    """Holds the losses of pre-training, each a sum.
+
+    Attributes:
+        mlm: The sum over masked words.
+        moc: The sum over masked regions, for their classes.
+        mrfr: The sum over masked regions, for their features.
+        itm: The sum over pairs.
+    """
 
     mlm: Tensor
     moc: Tensor
@@ -29,7 +36,11 @@ class PretrainingLosses(NamedTuple):
 
     @staticmethod
     def counts(batch: PackedBatch) -> Tensor:
-        """What each is divided by [4]."""
+        """Counts the rows that each loss is a sum over, by which it is divided.
+
+        Returns:
+            The four counts, [4], in the order of the losses.
+        """
         words, regions, pairs = batch.counts
         return torch.stack([words, regions, regions, pairs * (1 + batch.negative_draws.shape[1])])
 
@@ -106,10 +117,16 @@ def matched_count(labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:
 def retrieval_losses(
     logits: Float[Tensor, " B"], labels: Float[Tensor, " B"], candidates: int, margin: float
 ) -> RetrievalLosses:
-    """The three losses over groups of P = `candidates` pairs that lie one behind the other, the positive first.
+    """Computes the three losses of fine-tuning over groups of P pairs, each summed.
 
-    binary: cross-entropy of each pair; multiclass: cross-entropy of the positive among its group; triplet:
-    max(0, margin + highest negative - positive), on probabilities as the paper scores them.
+    They are the cross-entropy of each pair (binary), the cross-entropy of the positive among its group (multiclass),
+    and max(0, margin + highest negative - positive) on probabilities, as the paper scores them (triplet).
+
+    Args:
+        logits: The logit of each pair, [B]. The pairs of a group lie one behind the other, the positive first.
+        labels: Whether each pair is matched, [B]: 1 or 0, and -1 for fill.
+        candidates: The number P of pairs of a group.
+        margin: The margin of the triplet loss.
     """
     logits = promoted(logits)
     whole = len(logits) // candidates * candidates  # fill need not end with a group

@@ -62,7 +62,11 @@ class Sides(NamedTuple):
 
 
 class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What all have in common. Called with a PackedBatch they train and score; padded tensors are packed first."""
+    """Gives all ImageBERT models what they have in common.
+
+    Called with a PackedBatch, which the feed makes of stores, models train and score. Padded tensors, which
+    `ImageBertProcessor` makes, are packed first.
+    """
 
     config_class = ImageBertConfig
     base_model_prefix = "imagebert"
@@ -72,19 +76,31 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def encoder(self) -> ImageBertModel:
+        """Gives the embeddings and layers without heads, which are the model itself where it has none."""
         found: Any = getattr(self, self.base_model_prefix, self)
         return found  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> nn.Module:
+        """Returns the table of word embeddings."""
         return self.encoder.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the table of word embeddings.
+
+        Args:
+            value: The new table [V, H].
+        """
         self.encoder.embeddings.word_embeddings = value
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Hugging Face's, and a whole model folder where this model was loaded from one.
+        """Writes weights and configuration, and a whole model folder where this model was loaded from one.
 
-        Words, what is fed and digests go along; how it was trained and the model card only with unchanged weights.
+        A whole model folder also has the vocabulary, the processor's settings and digests, and with unchanged weights
+        what says how the model was trained, and its card.
+
+        Args:
+            save_directory: The folder, which is made where there is none.
+            kwargs: What `transformers.PreTrainedModel.save_pretrained` takes.
         """
         super().save_pretrained(save_directory, **kwargs)
         out, source = Path(save_directory), Path(self.name_or_path)
@@ -101,14 +117,19 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         write_digests(out, sorted([*written, *names]))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **commit: Any) -> str:
-        """Uploads what `save_pretrained` writes, with the run's own model card; returns the address of the commit.
+        """Uploads what `save_pretrained` writes to the Hugging Face hub, with the run's own model card.
 
-        The card has data, recipe and limits, and R@K of each evaluation of this very model.
+        The card describes data, recipe and limits, and has R@K of each evaluation of this very model.
 
         Args:
-            repo_id: such as somebody/imagebert-flickr30k; made where it is not there
-            private: whether others may not see a new repository
-            commit: what `huggingface_hub.HfApi.upload_folder` takes: commit_message, revision, create_pr
+            repo_id: The name of the repository, such as somebody/imagebert-flickr30k, which is made where there is
+                none.
+            private: Whether a new repository is hidden from others.
+            token: The token of the hub. None takes the one that was stored when logging in.
+            commit: What `huggingface_hub.HfApi.upload_folder` takes: commit_message, revision, create_pr and so on.
+
+        Returns:
+            The address of the commit.
         """
         hub = HfApi(token=token)
         repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -162,7 +183,11 @@ def _look_inside(model: ImageBertModel, padded: PaddedPairs, packed: Padded, att
 
 
 class ImageBertModel(ImageBertPreTrainedModel):
-    """Embeddings and encoder."""
+    """Encodes regions and words together: embeddings and Transformer layers, without heads.
+
+    Args:
+        config: The model's shape.
+    """
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__(config)
@@ -172,13 +197,20 @@ class ImageBertModel(ImageBertPreTrainedModel):
         self.post_init()
 
     def forward(self, batch: PackedBatch | None = None, reads_only: bool = False, **padded: Unpack[PaddedPairs]) -> Any:
-        """Hidden states of the last layer [Q, H]: of all T tokens, or of batch.read_rows only.
+        """Computes the hidden states of the last layer.
+
+        Shapes are of T packed tokens, Q rows that a head reads, and hidden size H.
 
         Args:
-            padded: tensors in place of `batch`; then the answer is an ImageBertModelOutput
+            batch: The packed pairs. None takes padded tensors.
+            reads_only: Whether only the rows in batch.read_rows are computed, in their order, instead of all T tokens.
+            padded: Padded tensors in place of `batch`, as `imagebert.model.padded.PaddedPairs` lists them.
+
+        Returns:
+            Hidden states [T, H], or [Q, H] where reads_only is true. An ImageBertModelOutput for padded tensors.
 
         Raises:
-            ValueError: padded tensors that do not fit.
+            ValueError: Padded tensors do not fit together.
         """
         if batch is None:
             packed = self._packed(padded)
@@ -193,7 +225,15 @@ class ImageBertModel(ImageBertPreTrainedModel):
         return self.fuse(self.sides(batch, seeds), batch.cu_seqlens, batch.max_seqlen, reads, seeds)
 
     def sides(self, batch: PackedBatch, seeds: Seeds) -> Float[Tensor, "T H"]:
-        """States that know their own side only: through the embeddings and the layers before `fusion_layer`."""
+        """Computes states that know their own side only, by the embeddings and the layers before `fusion_layer`.
+
+        Args:
+            batch: The packed pairs.
+            seeds: The seeds of dropout as `draw_seeds` gives them.
+
+        Returns:
+            The states of all T tokens, [T, H].
+        """
         hidden = self.embeddings(batch, seeds[0])
         for number in range(self.config.fusion_layer):
             hidden = self._layer(number, seeds, hidden, batch.side_cu_seqlens, batch.max_seqlen, None)
@@ -207,7 +247,18 @@ class ImageBertModel(ImageBertPreTrainedModel):
         reads: Reads | None,
         seeds: Seeds,
     ) -> Float[Tensor, "Q H"]:
-        """Through the layers in which both sides of a pair meet; of the last one all rows, or the read ones."""
+        """Computes the layers in which both sides of a pair meet.
+
+        Args:
+            hidden: The states of the sides' T tokens, [T, H].
+            cu_seqlens: The cumulative lengths of B pairs, [B+1], beginning with 0.
+            max_seqlen: The length of the longest pair, or more.
+            reads: The rows of the last layer that are wanted. None wants all.
+            seeds: The seeds of dropout as `draw_seeds` gives them.
+
+        Returns:
+            The states of the wanted rows, [Q, H].
+        """
         first, last = self.config.fusion_layer, len(self.layers) - 1
         for number in range(first, len(self.layers)):
             wanted = reads if number == last else None
@@ -226,16 +277,20 @@ class ImageBertModel(ImageBertPreTrainedModel):
 
     @property
     def side_layers(self) -> list[Any]:
-        """Those that attend within an image or within a text."""
+        """Lists the layers that attend within an image or within a text."""
         return list(self.layers)[: self.config.fusion_layer]
 
     @property
     def fused_layers(self) -> list[Any]:
-        """Those in which both sides of a pair meet."""
+        """Lists the layers in which both sides of a pair meet."""
         return list(self.layers)[self.config.fusion_layer :]
 
     def draw_seeds(self) -> Seeds:
-        """Of the embeddings' dropout, then three of each layer, in one draw."""
+        """Draws the seeds of all dropout of a forward pass at once: one of the embeddings, then three of each layer.
+
+        Returns:
+            The seeds in this order. They are None outside training, where nothing is dropped.
+        """
         count = 1 + 3 * len(self.layers)
         return draw_seeds(count, self.embeddings.layer_norm.weight) if self.training else [None] * count
 
@@ -293,7 +348,11 @@ def _fused(encoder: ImageBertModel, dual: DualHead | None, itm: ItmHead | None, 
 
 
 class ImageBertForPreTraining(ImageBertPreTrainedModel):
-    """The four pre-training tasks."""
+    """Trains on the four pre-training tasks: masked words, masked region classes, masked region features, and matching.
+
+    Args:
+        config: The model's shape.
+    """
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"mlm.decoder.weight": "imagebert.embeddings.word_embeddings.weight"}
 
@@ -308,22 +367,32 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
+        """Returns the linear layer that predicts words."""
         return self.mlm.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """As the word table is made longer or shorter: any linear layer's parameters."""
+        """Replaces the linear layer that predicts words, as when the table of words is made longer or shorter.
+
+        Args:
+            value: A linear layer with weight [V, H] and bias [V], whose parameters are taken over.
+        """
         decoder = Classifier(value.in_features, value.out_features)
         decoder.weight, decoder.bias = value.weight, value.bias
         self.mlm.decoder = decoder
 
     def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
-        """Each task's loss summed over this microbatch: PretrainingLosses, in a PackedOutput.
+        """Computes the loss of each pre-training task, summed over this microbatch.
 
-        `PretrainingLosses.counts(batch)` are the counts beside them. Padded tensors in place of `batch` are answered by
-        an ImageBertPreTrainingOutput.
+        Args:
+            batch: The packed pairs, with their labels. None takes padded tensors.
+            padded: Padded tensors in place of `batch`, as `imagebert.model.padded.PaddedPairs` lists them.
+
+        Returns:
+            A PackedOutput, whose `result` is PretrainingLosses: four scalars which `PretrainingLosses.counts(batch)`
+            divides into means. An ImageBertPreTrainingOutput for padded tensors.
 
         Raises:
-            ValueError: padded tensors that do not fit.
+            ValueError: Padded tensors do not fit together.
         """
         if batch is None:
             return self._of_padded(padded)
@@ -363,7 +432,11 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
 
 
 class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
-    """Scores how well image and text match: fine-tuning and retrieval (paper, section 5.3)."""
+    """Scores how well image and text match, in fine-tuning and retrieval (paper, section 5.3).
+
+    Args:
+        config: The model's shape.
+    """
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__(config)
@@ -373,12 +446,18 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         self.post_init()
 
     def forward(self, batch: PackedBatch | None = None, **padded: Unpack[PaddedPairs]) -> Any:
-        """The logit of each pair matching, in a PackedOutput.
+        """Computes for each pair the logit that image and text match, of which a sigmoid is the probability.
 
-        Padded tensors in place of `batch` are answered by an ImageBertRetrievalOutput.
+        Args:
+            batch: The packed pairs. None takes padded tensors.
+            padded: Padded tensors in place of `batch`, as `imagebert.model.padded.PaddedPairs` lists them.
+
+        Returns:
+            A PackedOutput, whose `result` are the logits [B] of B pairs, or [B, 1 + N'] where the batch asks for N'
+            negatives of each. An ImageBertRetrievalOutput for padded tensors.
 
         Raises:
-            ValueError: padded tensors that do not fit.
+            ValueError: Padded tensors do not fit together.
         """
         if batch is None:
             return self._of_padded(padded)
@@ -400,7 +479,17 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         return self._answer(padded, output, packed)
 
     def encode(self, batch: PackedBatch) -> Sides:
-        """What of each token does not depend on the other side of its pair."""
+        """Computes what of each token does not depend on the other side of its pair.
+
+        Pairs that share an image or a text can share this, instead of computing it again.
+
+        Args:
+            batch: The packed tokens of images, of texts, or of both.
+
+        Returns:
+            For S tokens their states before the first fused layer [S, H], and that layer's queries, keys and values
+            [S, 3H]; [S, 0] where no layer is fused.
+        """
         encoder = self.imagebert
         hidden = encoder.sides(batch, encoder.draw_seeds())
         if encoder.fused_layers:
@@ -408,9 +497,18 @@ class ImageBertForImageTextRetrieval(ImageBertPreTrainedModel):
         return Sides(hidden, hidden[:, :0])
 
     def score(self, tokens: Sides, cu_seqlens: Int[Tensor, " ends"], max_seqlen: int) -> Float[Tensor, " B"]:
-        """The ITM head's logits, from sides on: tokens of each pair in their order, pairs one behind the other.
+        """Scores pairs of tokens that `encode` has encoded, by the ITM head.
 
-        With `residual_score` they are what is added to the product of the pair's vectors.
+        With `residual_score` this is what is added to the product of a pair's vectors; a model without fused layers
+        has no such head.
+
+        Args:
+            tokens: The encoded tokens of each pair in their order, pairs one behind the other.
+            cu_seqlens: The cumulative lengths of B pairs, [B+1], beginning with 0.
+            max_seqlen: The length of the longest pair, or more.
+
+        Returns:
+            The logit of each pair, [B].
         """
         assert self.itm is not None
         first, *rest = self.imagebert.fused_layers

@@ -21,7 +21,7 @@ IGNORED = -100  # a label that is none, as Hugging Face has it
 
 
 class PaddedPairs(TypedDict, total=False):
-    """Images and texts as padded tensors, whose numbers are finite. I images, S texts, R regions, W word pieces.
+    """Holds images and texts as padded tensors, whose numbers are finite: I images, S texts, R regions, W word pieces.
 
     Image b belongs to text b, unless `all_pairs` asks for every image with every text: I * S pairs, image by image.
     """
@@ -46,7 +46,10 @@ class PaddedPairs(TypedDict, total=False):
 
 @dataclass
 class ImageBertModelOutput(ModelOutput):  # type: ignore[misc]
-    """What `ImageBertModel` answers to padded tensors; `[CLS] regions [SEP] words [SEP]` of each pair, then padding."""
+    """Holds what `ImageBertModel` answers to padded tensors.
+
+    A pair is `[CLS] regions [SEP] words [SEP]`, then padding.
+    """
 
     last_hidden_state: Tensor | None = None  # [pairs, 1 + R + W, H]
     hidden_states: tuple[Tensor, ...] | None = None  # L + 1 of that shape, the embeddings first
@@ -56,7 +59,7 @@ class ImageBertModelOutput(ModelOutput):  # type: ignore[misc]
 
 @dataclass
 class ImageBertRetrievalOutput(ModelOutput):  # type: ignore[misc]
-    """What `ImageBertForImageTextRetrieval` answers to padded tensors."""
+    """Holds what `ImageBertForImageTextRetrieval` answers to padded tensors."""
 
     loss: Tensor | None = None  # mean binary cross-entropy, where there are labels
     logits: Tensor | None = None  # [pairs], or [I, S] of all pairs; sigmoid makes them probabilities of a match
@@ -68,7 +71,7 @@ class ImageBertRetrievalOutput(ModelOutput):  # type: ignore[misc]
 
 @dataclass
 class ImageBertPreTrainingOutput(ModelOutput):  # type: ignore[misc]
-    """What `ImageBertForPreTraining` answers to padded tensors."""
+    """Holds what `ImageBertForPreTraining` answers to padded tensors."""
 
     loss: Tensor | None = None  # the sum of `losses`, where there are labels
     losses: dict[str, Tensor] | None = None  # mlm, moc, mrfr, itm: means over their rows, those that have any

@@ -30,7 +30,14 @@ _NAMED = 5  # suffixes
 
 
 class Extracted(NamedTuple):
-    """What came in, went out and was refused; the three add up. And what else the folder holds, by suffix."""
+    """Counts what an extraction found: pictures are either stored or refused.
+
+    Attributes:
+        pictures: The number of pictures below the folder.
+        stored: The number of pictures whose regions are in the store.
+        refused: The number of pictures that could not be read.
+        others: The number of the folder's other files by their suffix.
+    """
 
     pictures: int
     stored: int
@@ -39,7 +46,7 @@ class Extracted(NamedTuple):
 
     @property
     def other_files(self) -> str:
-        """A phrase about what else the folder holds."""
+        """Describes in a phrase which other files the folder holds."""
         return other_files(self.others)
 
 

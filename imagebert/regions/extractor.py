@@ -25,12 +25,22 @@ from imagebert.strict_yaml import build, read_yaml
 
 
 class Extractor(Protocol):
-    """What `extract` needs: class names, a description for meta.json, and the way from picture to record."""
+    """Finds the regions of pictures, one at a time.
+
+    Attributes:
+        classes: The names of the region classes, in the order of their numbers.
+        description: The name and digest of the extractor, which a region store keeps in its meta.json.
+    """
 
     classes: list[str]
     description: dict[str, Any]
 
-    def __call__(self, image: Image.Image) -> RegionRecord: ...
+    def __call__(self, image: Image.Image) -> RegionRecord:
+        """Finds the regions of one picture.
+
+        Args:
+            image: The picture, in RGB.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

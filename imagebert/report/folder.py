@@ -6,13 +6,15 @@ Nothing is needed but one of config.yaml and log.jsonl. What is damaged is left 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagebert.config import RECIPES, load_recipe
-from imagebert.engine.metrics import examine_log
+from imagebert.engine.checkpoints import newest_manifest
+from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, read_json
 from imagebert.header import flat
@@ -101,8 +103,9 @@ def read_run(folder: Path) -> Run:
     if not any((folder / name).is_file() for name in ("config.yaml", "log.jsonl")):
         raise UsageError(f"{folder} is no run's folder: name one that has config.yaml or log.jsonl")
     notes = []
+    line = _line_of_checkpoint(folder)  # before the log is read, which a run may be writing
     lines, damaged = examine_log(folder / "log.jsonl")
-    if damaged:
+    if damaged or (line is not None and line not in map(line_checksum, lines)):
         notes.append("log.jsonl is damaged: its good lines are shown")
     recipe: dict[str, Any] = {}
     try:
@@ -117,6 +120,14 @@ def read_run(folder: Path) -> Run:
             notes.append(f"left out: {error}")
     attempts = list(_pair(read_attempts(folder)))
     return Run(folder, recipe, _nearest(recipe), lines, attempts, evaluations, notes)
+
+
+def _line_of_checkpoint(folder: Path) -> int | None:
+    """The checksum of the log's line at which the newest checkpoint was made; None where that is not known."""
+    with suppress(UsageError):
+        if newest := newest_manifest(folder / "checkpoints"):
+            return newest[1]["state"].get("log")  # type: ignore[no-any-return]
+    return None
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

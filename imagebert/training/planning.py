@@ -33,7 +33,17 @@ _BLOCK = 32  # images whose tiles lie behind each other (retrieval/matrix.py)
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a person says of data and model; None: what is found, or the recipe's most."""
+    """Says what a person knows of data and model, where it cannot be counted.
+
+    None takes what is found in the data, or the most that the recipe allows.
+
+    Args:
+        pairs: The number of pairs of an epoch.
+        regions: The number of regions of an image.
+        words: The number of word pieces of a caption.
+        features: The type in which features are stored.
+        model: The name of a preset, such as "base".
+    """
 
     pairs: int | None = None
     regions: int | None = None

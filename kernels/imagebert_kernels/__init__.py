@@ -1,4 +1,8 @@
-"""Operations on packed tensors, one file each: formula, layouts, kernels, reference, dispatch. Knows tensors only."""
+"""Computes on packed tensors: attention, embeddings, LayerNorm, losses and products, each with its gradients.
+
+Each file has one operation with its formula, the layout of its tensors, kernels, a reference in PyTorch, and the choice
+between them. Tensors without a GPU are computed by the reference.
+"""
 
 from imagebert_kernels.attention import packed_attention
 from imagebert_kernels.classification import classification_loss

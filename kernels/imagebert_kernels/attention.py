@@ -765,21 +765,32 @@ def packed_attention(
     query_cu_seqlens: Int[Tensor, " ends"] | None = None,
     seed: Tensor | None = None,
 ) -> Float[Tensor, "Q N D"]:
-    """Softmax attention of each query over its own sequence's keys; layouts at the head of this file.
+    """Computes softmax attention of each query over the keys of its own sequence.
+
+    Sequences lie one behind the other, without padding: T tokens, N heads of size D, Q queries.
 
     Args:
-        packed: queries, keys and values of each token; keys and values only, where `queries` are given.
-        cu_seqlens: where each sequence ends, beginning with 0 and ending with T or before. A sequence with queries has
-            keys; one may be empty.
-        max_seqlen: no sequence is longer. Chooses the kernel's tiling; a longer one is right all the same, but slow.
-        dropout: probability with which an attention weight is dropped, 0 outside training; the kernel rounds it to a
-            multiple of 1/256.
-        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
-            from PyTorch's generator.
+        packed: The queries, keys and values of each token, [T, 3, N, D]; only keys and values, [T, 2, N, D], where
+            `queries` are given.
+        cu_seqlens: The cumulative lengths of B sequences, [B+1] int32, beginning with 0 and ending with T or before. A
+            sequence with queries has keys; a sequence may be empty.
+        max_seqlen: The length of the longest sequence, which chooses the kernel's tiling. Longer sequences are computed
+            rightly but slowly.
+        scale: The factor of the products of queries and keys, mostly 1 / sqrt(D).
+        dropout: The probability with which an attention weight is dropped, 0 outside training. The kernel rounds it to
+            a multiple of 1/256.
+        queries: Queries of their own, [Q, N, D], where only some rows are wanted. None takes those in `packed`, so that
+            Q is T.
+        query_cu_seqlens: The cumulative lengths of the sequences of `queries`, [B+1] int32.
+        seed: The seed of the kernel's dropout, which `imagebert_kernels.dropout.draw_seeds` draws. None draws one here.
+            The reference in PyTorch uses PyTorch's generator instead.
+
+    Returns:
+        The weighted sums of values, [Q, N, D].
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride; nothing is read from the device for that.
-            With IMAGEBERT_CHECK_KERNELS=1 the values of both cu_seqlens are read and checked too.
+        ValueError: An argument has a wrong type, device, shape or stride; nothing is read from the device for that.
+            With IMAGEBERT_CHECK_KERNELS=1 the values of both cumulative lengths are read and checked too.
     """
     _check(packed, cu_seqlens, scale, dropout, queries, query_cu_seqlens)
     if not uses_kernels(packed) or packed.shape[-1] not in HEAD_SIZES:

@@ -164,10 +164,20 @@ def classification_loss(
     bias: Float[Tensor, " V"],
     labels: Int[Tensor, " M"],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy summed over the rows; float32. Without any row it is a zero that still has gradients.
+    """Computes the cross-entropy of a linear layer over chosen rows, summed over the rows.
+
+    Args:
+        hidden: Hidden states, [Q, H].
+        rows: The rows of `hidden` that are classified, [M]; negative ones are no rows. None takes all rows one by one.
+        weight: The weight of the linear layer, [V, H] for V classes.
+        bias: The bias of the linear layer, [V].
+        labels: The class of each row, [M]; -1 leaves a row out.
+
+    Returns:
+        The sum as a float32 scalar. Without any row it is a zero that still has gradients.
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride. Values are not read.
+        ValueError: An argument has a wrong type, device, shape or stride. Values are not checked.
     """
     name = "classification_loss"
     must(name, weight.dim() == 2, "the shape of weight", tuple(weight.shape), "[V, H]")

@@ -328,15 +328,31 @@ def packed_embedding(
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Float[Tensor, "T H"]:
-    """dropout(LN(content + position + type)) of each token; layouts at the head of this file.
+    """Computes dropout(LN(content + position + type)) of each of T packed tokens, which are R regions and W words.
 
     Args:
-        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256.
-        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
-            from PyTorch's generator.
+        regions: The projected regions, [R, H].
+        region_rows: The token that each region is, [R] int64.
+        word_table: The embeddings of words, [V, H].
+        input_ids: The number of each word in `word_table`, [W] int64.
+        text_rows: The token that each word is, [W] int64. With `region_rows` it holds each token once.
+        position_ids: The position of each token, [T] int64.
+        token_type_ids: The type of each token, [T] int64.
+        position_table: The embeddings of positions, [P, H].
+        type_table: The embeddings of types, [S, H].
+        weight: The weight of LayerNorm, [H].
+        shift: The bias of LayerNorm, [H].
+        epsilon: The number that LayerNorm adds to the variance.
+        dropout: The probability with which a number is dropped, 0 outside training. The kernel rounds it to a multiple
+            of 1/256.
+        seed: The seed of the kernel's dropout, which `imagebert_kernels.dropout.draw_seeds` draws. None draws one here.
+            The reference in PyTorch uses PyTorch's generator instead.
+
+    Returns:
+        The embedded tokens, [T, H].
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride. Values are not read.
+        ValueError: An argument has a wrong type, device, shape or stride. Values are not checked.
     """
     name, columns, tokens = "packed_embedding", len(weight), len(position_ids)
     for label, table in (("word_table", word_table), ("position_table", position_table), ("type_table", type_table)):

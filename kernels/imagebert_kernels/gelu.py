@@ -158,10 +158,17 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def bias_gelu(x: Float[Tensor, "T I"], bias: Float[Tensor, " I"]) -> Float[Tensor, "T I"]:
-    """The exact GELU of x + bias, x a product without its bias.
+    """Computes the exact GELU of x + bias.
+
+    Args:
+        x: A product without its bias, [T, I] of T tokens.
+        bias: The bias of the product, [I].
+
+    Returns:
+        The activations, [T, I].
 
     Raises:
-        ValueError: an argument of a wrong type, device or shape.
+        ValueError: An argument has a wrong type, device or shape.
     """
     must("bias_gelu", x.dim() == 2 and x.is_floating_point(), "x", f"{x.dtype} {tuple(x.shape)}", "floating, [T, I]")
     check_tensor("bias_gelu", "bias", bias, "I", x.shape[1:], x)

@@ -264,16 +264,25 @@ def residual_layer_norm(
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Float[Tensor, "T H"]:
-    """LN(residual + dropout(x + bias)); layouts at the head of this file.
+    """Computes LN(residual + dropout(x + bias)), which follows a product in a post-LN Transformer.
 
     Args:
-        x: a product without its bias.
-        dropout: probability, 0 outside training; the kernel rounds it to a multiple of 1/256.
-        seed: what the kernel's dropout is drawn from, of dropout.draw_seeds; None: drawn here. The reference draws
-            from PyTorch's generator.
+        x: A product without its bias, [T, H] of T tokens.
+        bias: The bias of the product, [H].
+        residual: The residual, [T, H].
+        weight: The weight of LayerNorm, [H].
+        shift: The bias of LayerNorm, [H].
+        epsilon: The number that LayerNorm adds to the variance.
+        dropout: The probability with which a number is dropped, 0 outside training. The kernel rounds it to a multiple
+            of 1/256.
+        seed: The seed of the kernel's dropout, which `imagebert_kernels.dropout.draw_seeds` draws. None draws one here.
+            The reference in PyTorch uses PyTorch's generator instead.
+
+    Returns:
+        The normalised sums, [T, H].
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride.
+        ValueError: An argument has a wrong type, device, shape or stride.
     """
     name = "residual_layer_norm"
     must(name, x.dim() == 2 and x.is_floating_point(), "x", f"{x.dtype} {tuple(x.shape)}", "of a floating type, [T, H]")

@@ -202,10 +202,25 @@ def project_regions(
     location_weight: Float[Tensor, "H 5"],
     location_bias: Float[Tensor, " H"],
 ) -> Float[Tensor, "R H"]:
-    """W_v r + W_c c with their biases (paper, section 3), r being features * scales; layouts at the head of this file.
+    """Projects the features and boxes of R regions to hidden states (paper, section 3).
+
+    The result is W_v (scale * feature) + b_v + W_c box + b_c.
+
+    Args:
+        features: The features as they are stored, [R, F] int8, float16, bfloat16 or float32.
+        scales: The factor of each region's stored features, [R] float32.
+        zeroed: Whether a region's feature is seen as zeros, [R] bool.
+        boxes: The five numbers of each region's location, [R, 5] float32.
+        weight: The weight W_v of the features' projection, [H, F].
+        bias: The bias b_v of the features' projection, [H].
+        location_weight: The weight W_c of the boxes' projection, [H, 5].
+        location_bias: The bias b_c of the boxes' projection, [H].
+
+    Returns:
+        The projected regions, [R, H].
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride.
+        ValueError: An argument has a wrong type, device, shape or stride.
     """
     name = "project_regions"
     must(name, weight.dim() == 2, "the shape of weight", tuple(weight.shape), "[H, F]")

@@ -198,10 +198,23 @@ def region_regression_loss(
     scales: Float[Tensor, " R"],
     regions: Int[Tensor, " M"],
 ) -> Float[Tensor, ""]:
-    """Squared distance of a linear prediction to the stored features: mean over F, sum over the rows; float32.
+    """Computes the squared distance of a linear prediction to stored features: mean over F, sum over the rows.
+
+    Args:
+        hidden: Hidden states, [Q, H].
+        rows: The rows of `hidden` that features are predicted from, [M], each at most once; negative ones, behind all
+            others, are no rows.
+        weight: The weight of the linear layer, [F, H].
+        bias: The bias of the linear layer, [F].
+        features: The features as they are stored, [R, F] int8, float16, bfloat16 or float32.
+        scales: The factor of each region's stored features, [R] float32.
+        regions: The row of `features` that each prediction is compared with, [M].
+
+    Returns:
+        The sum as a float32 scalar.
 
     Raises:
-        ValueError: an argument of a wrong type, device, shape or stride. Values are not read.
+        ValueError: An argument has a wrong type, device, shape or stride. Values are not checked.
     """
     name = "region_regression_loss"
     must(name, weight.dim() == 2, "the shape of weight", tuple(weight.shape), "[F, H]")

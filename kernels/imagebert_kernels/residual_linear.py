@@ -52,12 +52,19 @@ def residual_linear(
     bias: Float[Tensor, " O"] | None = None,
     in_place: bool = False,
 ) -> tuple[Float[Tensor, "T O"], Float[Tensor, "T H"]]:
-    """x W^T + bias, and x to be used as the residual; in any floating type and on any device.
+    """Computes x W^T + bias, and gives x back to be used as the residual.
+
+    So both gradients of x are added up by one product. Tensors have any floating type and lie on any device.
 
     Args:
-        in_place: backward may write over the gradient that the residual gets. So whatever uses the residual gives it
-            one that nobody else keeps, or that only the way to the product's gradient reads, which is done by then: a
-            post-LN layer's sum does.
+        x: The input, [T, H] of T tokens.
+        weight: The weight W, [O, H].
+        bias: The bias, [O], or None.
+        in_place: Whether backward may write over the gradient that the residual gets. That is right only where nobody
+            else reads it afterwards, as with the sum of a post-LN layer.
+
+    Returns:
+        The product [T, O], and the residual [T, H].
     """
     product, residual = _ResidualLinear.apply(x, weight, bias, in_place)
     return product, residual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from imagebert.config import load_recipe
 from imagebert.errors import UsageError
-from imagebert.files import write_digests
+from imagebert.files import write_digests, write_sealed
 from imagebert.report.folder import differing, read_run
 from imagebert.report.write import page_of, write_report
 from imagebert.strict_yaml import to_yaml
@@ -187,3 +188,19 @@ def test_what_is_damaged_is_left_out_and_named(tmp_path: Path, name: str, conten
 def test_recipes_differ_in_keys_that_one_lacks() -> None:
     assert differing({"a": 1, "output": "x"}, {"a": 1, "b.0": None, "output": "y"}) == []
     assert differing({"a": 1}, {"a": 2, "b": 3}) == [("a", 1, 2), ("b", None, 3)]
+
+
+@pytest.mark.parametrize("kept", [None, 0, 5, 10])
+def test_a_log_without_the_line_of_the_newest_checkpoint_is_named(tmp_path: Path, kept: int | None) -> None:
+    """What was lost at a whole line, with all behind it or the whole file, leaves no damaged line behind."""
+    folder = make_run(tmp_path / "run")
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    checksum = zlib.crc32(lines[7].strip().encode())
+    checkpoint = folder / "checkpoints/step-00000080"
+    checkpoint.mkdir(parents=True)
+    shard = {"file": "shard-00000.safetensors", "bytes": 8, "sha256": "", "pieces": []}
+    manifest = {"version": 2, "step": 80, "state": {"log": checksum}, "counters": {"updates": 80, "skipped": 0}}
+    write_sealed(checkpoint / "manifest.json", {**manifest, "shards": [shard]})
+    log.unlink() if kept is None else log.write_text("".join(lines[:kept]))
+    assert read_run(folder).notes == ([] if kept == 10 else ["log.jsonl is damaged: its good lines are shown"])

@@ -30,7 +30,15 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; `names` are all of them, for a file without a header line."""
+    """Names the columns of a table of captions.
+
+    Attributes:
+        image: The column of the image's name.
+        caption: The column of the caption's text.
+        split: The column of the split's name, which a table need not have.
+        relevance: The column of the caption's score, which a table need not have.
+        names: The names of all columns in their order, for a file without a header line. None reads the header line.
+    """
 
     image: str = "image"
     caption: str = "caption"
@@ -39,7 +47,11 @@ class Columns:
     names: tuple[str, ...] | None = None
 
     def read(self, there: Iterable[str]) -> list[str]:
-        """Those that are read, of a table that has these."""
+        """Lists those of the named columns that a table has, in the order in which they are read.
+
+        Args:
+            there: The names of the columns that the table has.
+        """
         return [name for name in (self.image, self.caption, self.split, self.relevance) if name in set(there)]
 
 
