@@ -238,8 +238,8 @@ def onnx(model: PathLike, out: PathLike) -> list[Path]:
     from imagebert.model_folder import open_model
 
     folder = open_model(Path(model)).path
-    model = ImageBertForImageTextRetrieval.from_pretrained(folder)
-    return write_onnx(model, Path(out), Tokenizer(folder).cls_id)
+    scorer = ImageBertForImageTextRetrieval.from_pretrained(folder)
+    return write_onnx(scorer, Path(out), Tokenizer(folder).cls_id)
 
 
 def report(run: PathLike, beside: PathLike | None = None, *, out: PathLike | None = None) -> Path:
