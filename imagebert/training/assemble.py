@@ -164,7 +164,7 @@ def pair_share(config: RunConfig, packer: Packer, shape: ImageBertConfig) -> flo
     """What a pair a second is of this device's matmul rate; 0: that is not known."""
     rate = matmul_rate(distributed.device())
     regions, words = (float(lengths.mean()) for lengths in packer.lengths)
-    flops = pair_flops(shape, regions, words, masked=config.task == "pretrain")
+    flops = pair_flops(shape, regions, words, masked=config.task == "pretrain", chosen=config.chosen_negatives)
     return flops / rate if rate else 0.0
 
 

@@ -6,16 +6,23 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from imagebert.config import SourceConfig, UsageError
-from imagebert.model import ImageBertConfig, ImageBertForPreTraining
+from imagebert.data.corpus import Corpus
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
+from imagebert.feed.plan import Contrast, Samples
+from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.training.capacity import (
     GPUS,
     Job,
     calibrated,
     failures,
     job_flops,
+    pair_flops,
     parameter_count,
     plan,
     state_bytes,
@@ -94,3 +101,27 @@ def test_the_whole_answer_and_its_mistakes(tmp_path: Path) -> None:
     (tmp_path / "measured.json").write_text(json.dumps({"constants": {"speed": 1}}))
     with pytest.raises(UsageError, match=r"benchmarks\.calibrate"):
         calibrated(GPUS["h200"], tmp_path / "measured.json")
+
+
+@pytest.mark.parametrize(("fusion", "chosen"), [(0, 0), (2, 0), (2, 2), (4, 0)])
+def test_a_steps_operations_are_those_that_torch_counts(source: SourceConfig, fusion: int, chosen: int) -> None:
+    """Of fine-tuning on pairs of one length. Forward is a third; of backward torch does not count what is in place."""
+    corpus = Corpus([source])
+    shape = ImageBertConfig.preset(
+        "tiny", vocab_size=len(corpus.tokenizer), feature_size=corpus.feature_size, num_region_classes=5,
+        fusion_layer=fusion, dual_size=8, residual_score=fusion > 0,
+    )  # fmt: skip
+    model = ImageBertForImageTextRetrieval(shape)
+    limits = Limits(max_regions=5, max_words=6, whole_image=True)
+    lengths = limits.lengths(corpus)
+    long = (lengths.regions[corpus.caption_image] == 5) & (lengths.words == 6)
+    captions = np.flatnonzero(long)[:8]
+    images = corpus.caption_image[captions]
+    draws = np.random.default_rng(0).random((8, chosen)).astype(np.float32)
+    contrast = Contrast(np.arange(8), np.arange(8), draws)
+    samples = Samples(images, captions, np.ones(8, int), np.arange(8), contrast)
+    batch = Packer(corpus, limits, candidates=8).pack(samples, Arena())
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    expected = 8 * pair_flops(shape, 5, 6, masked=False, chosen=chosen) / 3
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
