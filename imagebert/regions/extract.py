@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from imagebert.config import UsageError
 from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import finished, write_regions
+from imagebert.data.region_writer import Target, finished, write_regions
 from imagebert.data.transfer import describe_sources
 from imagebert.log import track
 from imagebert.pictures import UnreadableImage
@@ -95,7 +95,8 @@ def extract(
         first = workers.rank == 0
         sources = describe_sources([images]) if first else []  # the first alone asks whether the job is the same
         job = {"extract": sources, "extractor": description, "part": [part, parts]}
-        before = finished(out, job, feature_type) if first and not overwrite else None
+        target = Target(out, extractor.classes, description, feature_type, overwrite=overwrite)
+        before = finished(target, job) if first and not overwrite else None
         there, refused = workers.total([before is not None, before or 0])
         if there:
             return Extracted(len(files), len(files) - refused, refused, others)
@@ -103,9 +104,7 @@ def extract(
         names = "\0".join(keys.values()).encode("utf-8", "surrogateescape")
         workers.agreed(lambda: hashlib.sha256(names).hexdigest())
         files = files[workers.rank :: workers.size]
-        with write_regions(
-            *(out, extractor.classes, description, feature_type), overwrite=overwrite, job=job, workers=workers
-        ) as writer:
+        with write_regions(target, job=job, workers=workers) as writer:
             left = [file for file in files if not writer.has(keys[file])]
             what = f"Extracting {images.name}"
             for file, image in track(decode(left, jpegs), what, "pictures", len(left)):
