@@ -77,7 +77,7 @@ def extract(
         see_own_gpu()
     with workers() as team:
         detector = DetectorExtractor(Path(extractor))
-        return extract_pictures(Path(images), Path(out), detector, features, overwrite, *part, decoder, team)
+        return extract_pictures(Path(images), Path(out), detector, features, overwrite, part, decoder, team)
 
 
 @dataclass(frozen=True, kw_only=True)
