@@ -36,7 +36,7 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import RegionRecord
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.feed.arena import Arena
@@ -436,7 +436,7 @@ def make_store(data: Data, size: int) -> None:
         rng = np.random.default_rng(0)
         features = np.maximum(rng.normal(size=(4 * REGIONS, FEATURES)), 0).astype(np.float32)
         names = [f"class {i}" for i in range(1600)]
-        with write_regions(data.folder / "regions", names, {"name": "random"}, data.feature_type) as writer:  # type: ignore[arg-type]
+        with write_regions(Target(data.folder / "regions", names, {"name": "random"}, data.feature_type)) as writer:  # type: ignore[arg-type]
             for image in range(size // data.record_bytes + 1):
                 boxes = np.sort(rng.random((REGIONS, 2, 2), np.float32), axis=1).reshape(-1, 4) * 500
                 first = int(rng.integers(0, 3 * REGIONS))

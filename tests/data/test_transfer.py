@@ -21,9 +21,9 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import StoreImages
 from imagebert.data.readers import Item, Loaded, share_of
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
-from imagebert.data.transfer import Target, Transferred, transfer
+from imagebert.data.transfer import Transferred, transfer
 from imagebert.feed.packer import Limits
 from imagebert.workers import Workers
 from tests.corpora import random_record, write_corpus, write_vocabulary
@@ -114,7 +114,7 @@ def test_a_store_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "none, all are of class 0" in capsys.readouterr().out
     assert main(["store", "quantize", str(tmp_path / "out"), str(tmp_path / "half"), "--features", "float16"]) == 0
     assert not RegionStore(tmp_path / "half").has_classes
-    with write_regions(tmp_path / "named", store.classes, {"name": "x"}) as writer:
+    with write_regions(Target(tmp_path / "named", store.classes, {"name": "x"})) as writer:
         writer.add("x", store.read(0))
     assert main(["store", "merge", str(tmp_path / "out"), str(tmp_path / "named"), str(tmp_path / "both")]) == 2
     assert "differ in their has classes" in capsys.readouterr().err
@@ -333,7 +333,7 @@ def test_a_call_that_ended_well_is_made_again(
 def test_merged_stores_remember_which_images_have_a_whole_image_region(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("with", "without"):
-        with write_regions(tmp_path / name, ["a"] * 5, {"name": "x"}, "float32") as writer:
+        with write_regions(Target(tmp_path / name, ["a"] * 5, {"name": "x"}, "float32")) as writer:
             record = random_record(rng, 3)
             record.classes[0] = WHOLE_IMAGE if name == "with" else 1
             writer.add(name, record)

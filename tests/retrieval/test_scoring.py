@@ -9,7 +9,7 @@ import torch
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus, LooseItems
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
@@ -113,7 +113,7 @@ def test_equal_inputs_have_equal_scores_whatever_lies_beside_them(tmp_path: Path
     """64 images of one record and 70 captions of one text, among others of many lengths: ties must be ties."""
     rng = np.random.default_rng(0)
     same = random_record(rng, 5)
-    with write_regions(tmp_path / "regions", [f"c{i}" for i in range(5)], {"name": "x"}, "float32") as writer:
+    with write_regions(Target(tmp_path / "regions", [f"c{i}" for i in range(5)], {"name": "x"}, "float32")) as writer:
         for i in range(100):
             writer.add(f"{i:03d}", same if i % 3 else random_record(rng, int(rng.integers(1, 7))))
     texts = [" ".join(WORDS[:7]) if i % 2 else " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))) for i in range(140)]
