@@ -19,7 +19,7 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.feed.sizes import Sizes
 from tests.corpora import change_last_feature
 
@@ -34,7 +34,7 @@ def make(
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=8, parts=4)
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, parts=4), key=stage_key(0, "s"))
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
     feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)
