@@ -31,6 +31,7 @@ def start(rank: int, size: int, port: int, seconds: float, **env: str) -> forked
     return forked.start(MEETS, seconds, **layout, **env)
 
 
+@pytest.mark.ranks
 def test_ranks_meet() -> None:
     port = free_port()
     ranks = [start(rank, 2, port, 60) for rank in (1, 0)]
@@ -40,6 +41,7 @@ def test_ranks_meet() -> None:
         assert out.split("\n")[0] == "['0', '1'] [2.0]"
 
 
+@pytest.mark.ranks
 def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
     port = free_port()
     hosts = {"SLURM_STEP_NODELIST": "n[1-3]"}

@@ -120,7 +120,7 @@ def test_a_store_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "differ in their has classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=NEEDS_MPI), pytest.param(3, marks=NEEDS_MPI)])
+@pytest.mark.parametrize("ranks", [1, *(pytest.param(n, marks=[NEEDS_MPI, pytest.mark.ranks]) for n in (2, 3))])
 def test_one_odd_image_costs_one_image_wherever_it_lies(ranks: int, tmp_path: Path) -> None:
     """With other features than its source: the first of a rank, or of all."""
     for place in (0, 3, 5):
@@ -190,6 +190,7 @@ def test_what_came_is_what_was_stored_and_what_was_refused(
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.ranks
 @NEEDS_MPI
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> None:
@@ -212,6 +213,7 @@ def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> No
         np.testing.assert_array_equal(several.read(image).features, one.read(image).features)
 
 
+@pytest.mark.ranks
 @NEEDS_MPI
 def test_when_one_rank_fails_all_end(tmp_path: Path) -> None:
     path = bottom_up(tmp_path)

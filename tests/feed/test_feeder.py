@@ -25,7 +25,8 @@ from tests.corpora import change_last_feature
 
 CPU = torch.device("cpu")
 # Threads must not share Triton's interpreter: on a GPU, with the real kernels only.
-GPUS = [torch.device("cuda", 0)] if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else []
+REAL = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+ON_GPU = [pytest.param(torch.device("cuda", 0), True, marks=pytest.mark.gpu)] if REAL else []
 
 
 def make(
@@ -44,7 +45,7 @@ def make(
 @pytest.mark.parametrize("through", ["plain", "dali"])
 @pytest.mark.parametrize("workers", [1, 3])
 # Without sizes a GPU takes a room for masked rows that is likely to hold them, a CPU what there is.
-@pytest.mark.parametrize(("device", "filled"), [(CPU, False), *((device, True) for device in [CPU, *GPUS])])
+@pytest.mark.parametrize(("device", "filled"), [(CPU, False), (CPU, True), *ON_GPU])
 def test_from_any_step_the_same_bytes_as_the_plan(
     source: SourceConfig, through: str, workers: int, device: torch.device, filled: bool
 ) -> None:
@@ -148,6 +149,7 @@ with feeder:
 """
 
 
+@pytest.mark.slow
 def test_killed_feeding_processes_repeat_and_skip_nothing(source: SourceConfig, tmp_path: Path) -> None:
     """An epoch of 72 captions is 9 steps of 8; two of them, once through and once with SIGKILLs on the way."""
 

@@ -75,6 +75,7 @@ def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[st
 
 
 @pytest.mark.usefixtures("entry")
+@pytest.mark.parametrize("entry", [pytest.param("triton", marks=pytest.mark.slow), "reference"], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
 def test_fill_changes_nothing(source: SourceConfig, options: dict[str, bool]) -> None:
     """One shape for all batches: losses and gradients as without fill."""

@@ -137,6 +137,7 @@ def test_what_was_kept_is_checked(model: Path, source: SourceConfig, tmp_path: P
     assert "evaluation.json is nested too deep: it is damaged; remove" in capsys.readouterr().err
 
 
+@pytest.mark.ranks
 def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path: Path) -> None:
     """SIGKILL in the middle; what was scored is not scored again, and the matrix is that of an undisturbed call."""
     big = write_corpus(tmp_path, images=120, captions=3)

@@ -39,6 +39,8 @@ def job(nodes: int, **changes: object) -> Job:
     return Job(nodes=nodes, **{"batch_size": 2048 * nodes, **given})  # type: ignore[arg-type]
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path) -> None:
     ranks = 2
     names = [f"{precision}-{stage}" for precision in ("fp32", "bf16") for stage in range(4)]

@@ -88,6 +88,8 @@ def sweep(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
     return made
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_losses_do_not_depend_on_zero_ranks_or_accumulation(sweep: dict[str, Path]) -> None:
     reference = losses(sweep["z0-a1-r1"])
     assert len(reference) == 20
@@ -96,6 +98,8 @@ def test_losses_do_not_depend_on_zero_ranks_or_accumulation(sweep: dict[str, Pat
         assert losses(folder) == pytest.approx(reference, rel=1e-4), name
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_gradient_norms_do_not_either(sweep: dict[str, Path]) -> None:
     reference = losses(sweep["z0-a1-r1"], "gradient_norm")
     assert min(reference) > 0.1
@@ -103,6 +107,8 @@ def test_gradient_norms_do_not_either(sweep: dict[str, Path]) -> None:
         assert losses(folder, "gradient_norm") == pytest.approx(reference, rel=1e-3), name
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_every_run_exports_the_same_model(sweep: dict[str, Path]) -> None:
     reference = ImageBertForPreTraining.from_pretrained(sweep["z0-a1-r1"] / "model").state_dict()
     for name in ("z1-a4-r2", "z2-a1-r2", "z3-a1-r2", "offload-r1"):
@@ -178,6 +184,7 @@ def test_data_that_an_earlier_attempt_had_is_missed_for_a_fault_of_the_machine(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"imagebert: fault on node7: {tmp_path / 'lost'} is not")
 
 
+@pytest.mark.ranks
 def test_a_rank_that_loses_another_says_so_last(recipe: list[str], source: SourceConfig, tmp_path: Path) -> None:
     """Rank 1 ends in the middle of a step; rank 0's traceback lies in a file, its last line is a sentence."""
     code = (
@@ -311,6 +318,8 @@ def test_a_run_does_not_finish_with_a_model_that_is_spoilt(
         assert list((tmp_path / "run/checkpoints").glob("step-*")) == []
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_a_bad_batch_is_left_out_on_all_ranks_and_written_down(source: SourceConfig, tmp_path: Path) -> None:
     """One image has a feature that is not a number: the steps that it is in move nothing, whatever the ranks."""
     spoilt = write_corpus(tmp_path / "spoilt", images=8, captions=2, feature_type="float32")
@@ -334,6 +343,7 @@ def test_a_bad_batch_is_left_out_on_all_ranks_and_written_down(source: SourceCon
         assert all(any(key == "image003.jpg" for key, *_ in dump["pairs"]) for dump in dumps)
 
 
+@pytest.mark.ranks
 def test_pairs_of_a_damaged_record_are_left_out_on_any_ranks(source: SourceConfig, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(Path(source.regions).parent, damaged)
@@ -386,6 +396,8 @@ def test_bf16_exports_its_float32_masters(recipe: list[str], tmp_path: Path, zer
     assert not any(rounded)
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_saved_by_any_ranks_and_stage_and_resumed_by_any_other(
     source: SourceConfig, sweep: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -413,6 +425,7 @@ def test_saved_by_any_ranks_and_stage_and_resumed_by_any_other(
             assert curve == reference
 
 
+@pytest.mark.ranks
 def test_gradients_are_exchanged_once_a_step(source: SourceConfig, tmp_path: Path) -> None:
     """Accumulation sends no more without ZeRO and with ZeRO-1; ZeRO-2 keeps no whole gradient, so it sends each."""
     names = [f"zero{stage}-a{accumulation}" for stage in (0, 1, 2) for accumulation in (1, 4)]
@@ -424,6 +437,8 @@ def test_gradients_are_exchanged_once_a_step(source: SourceConfig, tmp_path: Pat
     assert sent["zero2-a4"] > 2 * sent["zero2-a1"]
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_ways_to_exchange_gradients_and_weights(source: SourceConfig, sweep: dict[str, Path], tmp_path: Path) -> None:
     """ZeRO-3 with a copy of the weights in each node (ZeRO++), and gradients summed in another type."""
     hierarchical = {"zero_optimization": {**SHARDED, "zero_hpz_partition_size": 2}}
@@ -441,6 +456,7 @@ def test_ways_to_exchange_gradients_and_weights(source: SourceConfig, sweep: dic
     assert losses(tmp_path / "low") != losses(tmp_path / "high")
 
 
+@pytest.mark.ranks
 def test_clocks_that_disagree_change_nothing(source: SourceConfig, sweep: dict[str, Path], tmp_path: Path) -> None:
     train_all(2, tmp_path, source, ["skewed:engine.deepspeed=zero1,checkpoint.every_steps=5"], SKEWED_RANK="1")
     assert losses(tmp_path / "skewed") == losses(sweep["z1-a1-r2"])
@@ -544,6 +560,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_alike(recipe: list
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -618,6 +635,7 @@ def test_options_train_too(recipe: list[str], tmp_path: Path, overrides: list[st
         assert list((tmp_path / "run/monitor").rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [{"stage": 0}, SHARDED], ids=["whole", "sharded"])
 def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, zero: dict[str, int]) -> None:
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
@@ -628,6 +646,7 @@ def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, ze
     assert losses(tmp_path / "triton") != losses(tmp_path / "reference")
 
 
+@pytest.mark.slow
 def test_a_compiled_step_of_one_shape_gives_the_same_losses(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -764,7 +783,7 @@ def test_rates_follow_the_pairs_that_tokens_are(recipe: list[str]) -> None:
     assert line["learning_rate"] == pytest.approx(1e-3 * (plan.pairs / 4) ** 0.5)
 
 
-@pytest.mark.parametrize(("kernels", "steps"), [("reference", 200), ("triton", 40)])
+@pytest.mark.parametrize(("kernels", "steps"), [("reference", 200), pytest.param("triton", 40, marks=pytest.mark.slow)])
 def test_golden_curve_of_200_steps(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str, steps: int
 ) -> None:
