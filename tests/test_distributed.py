@@ -91,16 +91,16 @@ def test_threads_at_work_are_waited_for() -> None:
 @pytest.mark.parametrize(
     ("hosts", "here", "lost"),
     [
-        ("a b c", "a b", "c"),
-        ("a b c d", "a b", ""),  # as many are there as not: who knows
-        ("a b", "a", ""),
-        ("a b c", "a b c", ""),
-        ("a b c", "a.example b.example", ""),  # other names
-        ("", "a", ""),
+        (["a", "b", "c"], ["a", "b"], ["c"]),
+        (["a", "b", "c", "d"], ["a", "b"], []),  # as many are there as not: who knows
+        (["a", "b"], ["a"], []),
+        (["a", "b", "c"], ["a", "b", "c"], []),
+        (["a", "b", "c"], ["a.example", "b.example"], []),  # other names
+        ([], ["a"], []),
     ],
 )
-def test_hosts_that_did_not_come(hosts: str, here: str, lost: str) -> None:
-    assert lost_hosts(hosts.split(), [{"host": host} for host in here.split()]) == lost.split()
+def test_hosts_that_did_not_come(hosts: list[str], here: list[str], lost: list[str]) -> None:
+    assert lost_hosts(hosts, [{"host": host} for host in here]) == lost
 
 
 def seen(*ranks: tuple[str, int, int]) -> list[dict[str, Any]]:
