@@ -56,6 +56,7 @@ def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
         assert "frame #" not in text
 
 
+@pytest.mark.ranks
 def test_a_rank_0_that_is_not_there_is_named() -> None:
     port = free_port()
     process = start(1, 2, port, 3, SLURMD_NODENAME="n2")

@@ -29,7 +29,7 @@ from imagebert.training.capacity import (
     step_time,
 )
 from imagebert.training.simulation import simulate
-from tests.training.test_run import probe
+from tests.training.probe import probe
 
 BASE = ImageBertConfig.preset("base")
 
@@ -43,14 +43,11 @@ def job(nodes: int, **changes: object) -> Job:
 @pytest.mark.slow
 def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path) -> None:
     ranks = 2
-    names = [f"{precision}-{stage}" for precision in ("fp32", "bf16") for stage in range(4)]
-    settings = [
-        f"{name}:engine.precision={name[:4]},engine.deepspeed=zero{name[-1]},model.preset=small" for name in names
-    ]
-    probe(ranks, source, tmp_path / "out.json", settings)
-    for name, found in json.loads((tmp_path / "out.json").read_text()).items():
-        planned = state_bytes(found["parameters"], int(name[-1]), ranks, 2 if name[:4] == "bf16" else 4)
-        assert found["between_steps"] == pytest.approx(planned, rel=0.1), name
+    kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in range(4)]
+    recipes = [[f"engine.precision={p}", f"engine.deepspeed=zero{s}", "model.preset=small"] for p, s in kinds]
+    for (precision, stage), found in zip(kinds, probe(ranks, source, tmp_path / "out.json", recipes), strict=True):
+        planned = state_bytes(int(found["parameters"]), stage, ranks, 2 if precision == "bf16" else 4)
+        assert found["between_steps"] == pytest.approx(planned, rel=0.1), (precision, stage)
 
 
 def test_parameters_are_the_models() -> None:

@@ -114,10 +114,10 @@ def test_what_a_beat_has_seen_ends_a_run_between_its_saves(
 
 
 def test_a_killed_run_leaves_a_lock_that_does_not_matter(recipe: list[str], tmp_path: Path) -> None:
-    process = begun([*recipe, "schedule.steps=100000"], 1)
-    reach(process, tmp_path / "run", 1)
-    process[0].kill()
-    ends(process)
+    process = start(IMAGEBERT, "pretrain", RECIPE, *recipe, "schedule.steps=100000")
+    reach([process], tmp_path / "run", 1)
+    process.kill()
+    process.wait()
     assert (tmp_path / "run/.lock").exists()
     begin = time.monotonic()
     assert run(load_recipe(RECIPE, [*recipe, "schedule.steps=3"])).finished
