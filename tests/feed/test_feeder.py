@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +21,7 @@ from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.feed.sizes import Sizes
 from tests.corpora import change_last_feature
+from tests.forked import start
 
 CPU = torch.device("cpu")
 # Threads must not share Triton's interpreter: on a GPU, with the real kernels only.
@@ -131,8 +131,7 @@ def test_dali_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ORDER = """
-import os, sys, torch
-sys.path[:0] = [{root!r}, {root!r} + "/kernels"]
+import os, sys
 from imagebert.config import SourceConfig
 from tests.feed.test_feeder import make
 source = SourceConfig(regions=sys.argv[1], pairs=sys.argv[2])
@@ -149,21 +148,18 @@ with feeder:
 """
 
 
-@pytest.mark.slow
 def test_killed_feeding_processes_repeat_and_skip_nothing(source: SourceConfig, tmp_path: Path) -> None:
     """An epoch of 72 captions is 9 steps of 8; two of them, once through and once with SIGKILLs on the way."""
 
-    def feed(log: Path, start: int, kill_at: int) -> int:
-        code = ORDER.format(root=str(Path(__file__).parents[2]))
-        call = [sys.executable, "-c", code, source.regions, source.pairs, str(log), str(start), str(kill_at)]
-        return subprocess.run(call, check=False).returncode
+    def feed(log: Path, begin: int, kill_at: int) -> int:
+        return start(ORDER, source.regions, source.pairs, log, begin, kill_at).wait()
 
     assert feed(tmp_path / "whole", 0, -1) == 0
-    start = 0
+    begin = 0
     for kill_at in (2, 3, 8, 13):
-        assert feed(tmp_path / "killed", start, kill_at) == -9
-        start = kill_at + 1
-    assert feed(tmp_path / "killed", start, -1) == 0
+        assert feed(tmp_path / "killed", begin, kill_at) == -9
+        begin = kill_at + 1
+    assert feed(tmp_path / "killed", begin, -1) == 0
     whole, killed = ((tmp_path / name).read_text().splitlines() for name in ("whole", "killed"))
     assert len(whole) == 18 * 2
     assert killed == whole

@@ -153,7 +153,7 @@ def test_scores_anew_do_not_depend_on_what_was_asked_before(source: SourceConfig
     """Bit for bit; of what is kept, encoded beside others, the last bits may differ."""
     corpus = Corpus([source])
     sizes = {"vocab_size": len(corpus.tokenizer), "feature_size": corpus.feature_size, "num_region_classes": 5}
-    model = ImageBertForImageTextRetrieval(ImageBertConfig.preset("small", **sizes))
+    model = ImageBertForImageTextRetrieval(ImageBertConfig.preset("tiny", **sizes))
     images, captions = (numbers.ravel() for numbers in np.meshgrid(np.arange(24), np.arange(72)))
     fresh, asked = (PairScorer(model, corpus, corpus, LIMITS, torch.device("cpu")) for _ in range(2))
     for number in range(24):

@@ -649,7 +649,10 @@ def test_options_train_too(recipe: list[str], tmp_path: Path, overrides: list[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [{"stage": 0}, SHARDED], ids=["whole", "sharded"])
-def test_kernels_and_reference_train_alike(recipe: list[str], tmp_path: Path, zero: dict[str, int]) -> None:
+def test_kernels_and_reference_train_alike(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: dict[str, int]
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", (2, 128, 4))
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
     few = [*recipe, "schedule.steps=3", "schedule.batch_size=4", f"engine.deepspeed={tmp_path / 'zero.json'}"]
     for kernels in ("reference", "triton"):  # Triton's interpreter
