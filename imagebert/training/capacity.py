@@ -186,7 +186,7 @@ def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: boo
         flops += 6 * (pairs * (full * t * products + 2 * t * h * h) + (reads + chosen) * (2 * h * h + 2 * h * i))
         flops += 14 * h * t * t * (pairs * full + (reads + chosen) / t)
     heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
-    dual = 6 * t * h * h if s.dual_size else 0
+    dual = 6 * t * h * h if s.dual_size and not s.fusion_layer else 0
     return flops + heads + dual + 4 * regions * s.feature_size * h
 
 

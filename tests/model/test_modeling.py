@@ -196,9 +196,13 @@ def test_text_only_equals_transformers_bert(tmp_path: Path, fusion: int) -> None
         torch.testing.assert_close(hidden[a:b], expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"fusion_layer": 1, "dual_size": SHAPE["hidden_size"]}])
 @pytest.mark.parametrize("kind", [ImageBertForPreTraining, ImageBertForImageTextRetrieval])
-def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type) -> None:
-    model = kind(ImageBertConfig(**SHAPE, use_pooler=True)).eval()
+def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type, options: dict[str, Any]) -> None:
+    model = kind(ImageBertConfig(**SHAPE, use_pooler=True, **options)).eval()
+    if options:
+        assert torch.equal(model.dual.text.projection.weight, torch.eye(SHAPE["hidden_size"]))
+        torch.nn.init.normal_(model.dual.text.projection.weight)
     model.save_pretrained(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     again = kind.from_pretrained(tmp_path).eval()
