@@ -24,7 +24,7 @@ from benchmarks.report import publish
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.retrieval.metrics import rank_folds, summarize
+from imagebert.retrieval.metrics import CUTOFFS, rank_folds, summarize
 
 Floats = NDArray[np.float32]
 SHRINKAGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -123,7 +123,7 @@ def main() -> None:
         ridge, image_features(test, images), caption_vectors(test, captions, parsed.text), test.caption_image[captions]
     )
     for way, name in (("ir", "text-to-image"), ("tr", "image-to-text")):
-        print(name, {cutoff: round(value, 1) for cutoff, value in figures[way].items()})
+        print(name, *(f"R@{k} {figures[way][f'r{k}']:.1f}" for k in CUTOFFS))
     seconds = time.perf_counter() - begun
     publish({"images": images, "shrinkage": shrinkage, "seconds": seconds, **figures}, [], parsed.json)
 
