@@ -129,6 +129,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-4  # the highest, behind the warm-up
     learning_rate_batch: int | None = None  # pairs a step that learning_rate is for; null: the rate is taken as it is
     learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"  # how it grows with the pairs that there are
+    new_rate: float = 1.0  # factor of it for what no text model has: projections of regions, and the dual head
     betas: tuple[float, float] = (0.9, 0.999)  # decay of the two moments
     epsilon: float = 1e-6  # added to the root of the second moment
     weight_decay: float = 0.01  # share of the learning rate by which weights shrink in a step
@@ -234,6 +235,7 @@ class RunConfig:
             ("evaluation.max_share", self.evaluation.max_share),
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
+            ("optimizer.new_rate", self.optimizer.new_rate),
         )
         check.within(0.001, 1000, *((f"data.sources.{n}.weight", s.weight) for n, s in enumerate(self.data.sources)))
         for place, source in enumerate(self.evaluation.sources):

@@ -312,7 +312,7 @@ class Engine:
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
 
     def gradient_norm(self) -> Tensor | float:
         """Norm of the whole gradient at the last step, before clipping. On the device."""

@@ -22,12 +22,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     Raises:
         UsageError: the implementation that was asked for is not there.
     """
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups: _Groups = []
+    for factor, named in _by_rate(model, config.new_rate):
+        decayed, others = [p for p in named if p.dim() >= 2], [p for p in named if p.dim() < 2]
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, "rate": factor})
+        groups.append({"params": others, "weight_decay": 0.0, "rate": factor})
     makers = _ADAMW if config.name == "adamw" else _LAMB
     reasons = []
     for name, make in makers.items():
@@ -42,6 +41,20 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
                 )
                 return optimizer
     raise UsageError(f"optimizer.implementation {config.implementation} is not there ({'; '.join(reasons)}): take auto")
+
+
+# Parts of names of parameters that no text model has.
+_NEW = ("region_projection", "location_projection", "global_image", "dual.")
+
+
+def _by_rate(model: nn.Module, new_rate: float) -> list[tuple[float, list[nn.Parameter]]]:
+    """Factors of the learning rate and the parameters that have it."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if new_rate == 1:
+        return [(1.0, [p for _, p in named])]
+    is_new = [any(part in name for part in _NEW) for name, _ in named]
+    old, new = ([p for (_, p), found in zip(named, is_new, strict=True) if found is wanted] for wanted in (False, True))
+    return [(1.0, old), (new_rate, new)]
 
 
 def _torch_adamw(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:

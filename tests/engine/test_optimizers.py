@@ -6,6 +6,7 @@ import torch
 
 from imagebert.config import OptimizerConfig, UsageError
 from imagebert.engine.optimizers import make_optimizer, scale_gradients
+from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
 
 
 def test_biases_and_norms_are_not_decayed() -> None:
@@ -15,6 +16,18 @@ def test_biases_and_norms_are_not_decayed() -> None:
         assert [p.shape for p in decayed["params"]] == [(4, 3)]
         assert len(others["params"]) == 3
         assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+
+
+def test_what_is_new_to_a_text_model_may_have_a_rate_of_its_own() -> None:
+    model = ImageBertForImageTextRetrieval(ImageBertConfig.preset("tiny", dual_size=8, feature_size=12))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = make_optimizer(model, OptimizerConfig(new_rate=10)).param_groups
+    found = {names[id(p)] for group in groups if group["rate"] == 10 for p in group["params"]}
+    expected = {f"imagebert.embeddings.{n}.{p}" for n in ("region_projection", "location_projection")
+                for p in ("weight", "bias")}  # fmt: skip
+    assert found == expected | {name for name in names.values() if name.startswith("dual.")}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert {(g["rate"], g["weight_decay"]) for g in groups} == {(1, 0.01), (1, 0), (10, 0.01), (10, 0)}
 
 
 def test_lamb_is_the_papers_algorithm() -> None:
