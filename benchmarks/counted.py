@@ -222,7 +222,7 @@ def fill(mix: str, by_tokens: bool, pairs: int = 40_000, parts: int = 4) -> floa
     regions, words = draw_lengths(rng, mix, "regions", pairs), draw_lengths(rng, mix, "words", pairs)
     tokens = int((regions + words + SPECIALS).mean() * PAIRS * parts)
     size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * parts}
-    negatives = Negatives(share=MATCHED, candidates=1, source="batch")
+    negatives = Negatives(share=MATCHED, group_size=1, source="batch")
     plan = Plan(
         np.arange(pairs), Lengths(regions, words), negatives, Cut(parts=parts, **size), key=stage_key(0, "fill")
     )

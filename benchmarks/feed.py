@@ -229,7 +229,7 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     corpus = Corpus([data.source])
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
-    negatives = Negatives(share=0.0, candidates=1, source="batch")
+    negatives = Negatives(share=0.0, group_size=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, parts=1), key=stage_key(0, "s"))
     share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
     carrier = DaliCarrier(data.device) if dali else None

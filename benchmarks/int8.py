@@ -98,7 +98,7 @@ def at_the_same_weights(model: Path, pairs: Path, stores: dict[str, Path]) -> di
     for kind in TYPES:
         corpus = Corpus([SourceConfig(regions=str(stores[kind]), pairs=str(pairs), split="dev")])
         packer = Packer(corpus, Limits(max_regions=36, max_words=41, whole_image=True))
-        negatives = Negatives(share=0.5, candidates=1, source="batch")
+        negatives = Negatives(share=0.5, group_size=1, source="batch")
         plan = Plan(
             corpus.caption_image, packer.lengths, negatives, Cut(batch_size=256, parts=1), key=stage_key(0, "int8")
         )

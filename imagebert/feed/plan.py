@@ -37,7 +37,7 @@ class Contrast(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Holds pairs to pack, in groups of P candidates that lie one behind the other."""
+    """Holds pairs to pack, in groups of P that lie one behind the other."""
 
     images: NDArray[np.int64]  # [B]
     captions: NDArray[np.int64]  # [B]
@@ -95,8 +95,8 @@ class Lengths(NamedTuple):
 class Negatives:
     """How mismatched pairs are made: by another caption for the image, or another image for the caption."""
 
-    share: float  # with one candidate, how many pairs are mismatched
-    candidates: int  # P; with more than one, the first of a group is matched and the others are not
+    share: float  # with groups of one, how many pairs are mismatched
+    group_size: int  # P; with more than one, the first of a group is matched and the others are not
     source: Literal["batch", "corpus", "similar"]  # similar: the model chooses, the plan draws
     hard: HardNegatives | None = None
     hard_share: float = 0.0
@@ -143,7 +143,7 @@ class Plan:
         value, longest = cut.batch_size, None
         if cut.batch_tokens is not None:  # of the pairs that a caption becomes
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
-            sizes = negatives.candidates * lengths.tokens(matched)
+            sizes = negatives.group_size * lengths.tokens(matched)
             value, longest = cut.batch_tokens, int(sizes.max())
         assert value is not None
         check_cut(value, cut.parts, cut.block, longest)
@@ -154,7 +154,7 @@ class Plan:
         self.negatives = negatives
         self.parts = cut.parts
         self._block, self._weighted = cut.block, weights is not None
-        self._together = negatives.candidates * cut.block  # pairs
+        self._together = negatives.group_size * cut.block  # pairs
         self._share = value  # what a step has of the line of epochs, in pairs or in tokens
         self._epochs = Epochs(self.key, sizes, weights)
 
@@ -170,11 +170,11 @@ class Plan:
         """All pairs of a step, the same for any number of ranks.
 
         Raises:
-            UsageError: the corpus holds no negative for a group of several candidates.
+            UsageError: the corpus holds no negative for a group of several pairs.
         """
         captions = self._sampled(step)
         images = self.caption_image[captions]
-        p, size = self.negatives.candidates, len(captions)
+        p, size = self.negatives.group_size, len(captions)
         place = np.arange(size * p)
         group, slot = place // p, place % p
         samples = Samples(images[group], captions[group], np.ones(size * p, np.int64), place)
@@ -219,7 +219,7 @@ class Plan:
     ) -> Samples:
         """The samples with another caption, or another image, in `rows`, so that the pair fed there is no match.
 
-        Where the step, or the corpus, has no partner for that, a single candidate stays matched.
+        Where the step, or the corpus, has no partner for that, a group of one stays matched.
 
         Args:
             batch: captions of the step
@@ -248,14 +248,14 @@ class Plan:
             others = others if pool is None else pool[others]
             left = exchange(left, others, self.caption_image[others])
         # A group must have its negatives, from wherever; that a batch holds none is rare.
-        pools = [pool] if self.negatives.candidates == 1 or pool is None else [pool, None]
+        pools = [pool] if self.negatives.group_size == 1 or pool is None else [pool, None]
         for row in left.tolist():
             pair = samples.images[row], samples.captions[row]
             searches = (self._search(step, row, *pair, where, bool(other_caption[row])) for where in pools)
             found = next((f for f in searches if f is not None), None)
             if found is not None:
                 images[row], captions[row], labels[row] = *found, 0
-            elif self.negatives.candidates > 1:
+            elif self.negatives.group_size > 1:
                 raise UsageError(
                     f"step {step + 1} has a pair of which no negative can be made: all images of data.sources show "
                     "the same, or all captions say the same; add others"
@@ -349,7 +349,7 @@ def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
     about schedule.microbatch_tokens."""
     schedule = config.schedule
     if schedule.microbatch_size is not None and schedule.batch_size is not None:
-        needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
+        needed = math.ceil(schedule.batch_size * config.group_size / (ranks * schedule.microbatch_size))
     elif schedule.microbatch_tokens is not None and schedule.batch_tokens is not None:
         needed = math.ceil(schedule.batch_tokens / (ranks * schedule.microbatch_tokens))
     else:

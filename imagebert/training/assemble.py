@@ -74,7 +74,7 @@ def prepare(given: RunConfig) -> Prepared:
     packer = Packer(
         corpus,
         Limits.of(config.data, mark_whole_image=config.model.global_image_token),
-        candidates=config.candidates * config.contrast,
+        group_size=config.group_size * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
     plan = make_plan(config, corpus, packer)
@@ -129,7 +129,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
     pretrain, retrieval = config.pretraining, config.retrieval
     negatives = Negatives(
         share=0.0 if config.chosen_negatives else pretrain.negatives,
-        candidates=config.candidates,
+        group_size=config.group_size,
         source=pretrain.negatives_from if config.task == "pretrain" else retrieval.negatives_from,
         hard=read_hard_negatives(Path(retrieval.hard_negatives), corpus)
         if config.task == "finetune" and retrieval.hard_negatives

@@ -34,7 +34,7 @@ def make(
 ) -> tuple[Feeder, Plan, Packer, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
-    negatives = Negatives(share=0.5, candidates=1, source="batch")
+    negatives = Negatives(share=0.5, group_size=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, parts=4), key=stage_key(0, "s"))
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))

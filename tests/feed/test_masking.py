@@ -52,7 +52,7 @@ def test_a_pure_function_of_step_pair_and_place() -> None:
 def make(source: SourceConfig, words: float = 0.3) -> tuple[Packer, Plan, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
-    negatives = Negatives(share=0.5, candidates=1, source="batch")
+    negatives = Negatives(share=0.5, group_size=1, source="batch")
     plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=24, parts=2), key=stage_key(0, "s"))
     return packer, plan, Masking(stage_key(0, "s"), words=words, regions=0.3, mask_id=4, vocabulary=45)
 

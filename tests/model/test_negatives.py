@@ -24,7 +24,7 @@ FUSED = {"dual_size": 6, "fusion_layer": 1, "residual_score": True}
 
 
 def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_steps: int = 0) -> Samples:
-    negatives = Negatives(share=0.0, candidates=1, source="similar", chosen=chosen, random_steps=random_steps)
+    negatives = Negatives(share=0.0, group_size=1, source="similar", chosen=chosen, random_steps=random_steps)
     matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
     lengths = LIMITS.lengths(corpus)
     cut = Cut(batch_size=pairs, parts=1, block=block)
@@ -33,7 +33,7 @@ def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_ste
 
 
 def make_batch(corpus: Corpus, samples: Samples, block: int, masking: Masking | None = None) -> PackedBatch:
-    return Packer(corpus, LIMITS, candidates=block).pack(samples, Arena(), 0, masking)
+    return Packer(corpus, LIMITS, group_size=block).pack(samples, Arena(), 0, masking)
 
 
 def by_hand(logits: np.ndarray, batch: PackedBatch, pair: int, slot: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from imagebert.training.capacity import GPUS, score_flops, steps_of
 from imagebert.training.planning import Exact, Planned, Size, Told, knee
 
 RECIPE = "tests/recipe.yaml"
-FINETUNE = ["task=finetune", "retrieval.candidates=3"]
+FINETUNE = ["task=finetune", "retrieval.group_size=3"]
 TOKENS = ["schedule.batch_size=null", "schedule.steps=null", "schedule.epochs=40"]
 DUAL = ["model.dual_size=8", "pretraining.dual=1", "pretraining.contrast=4", "schedule.batch_size=12"]
 
