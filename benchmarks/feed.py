@@ -230,7 +230,9 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
     negatives = Negatives(share=0.0, group_size=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, parts=1), key=stage_key(0, "s"))
+    plan = Plan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, microbatches=1), key=stage_key(0, "s")
+    )
     share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
     carrier = DaliCarrier(data.device) if dali else None
     feeder = Feeder(plan, packer, None, share, range(2**31), prefetch, carrier=carrier)

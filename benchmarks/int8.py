@@ -100,7 +100,11 @@ def at_the_same_weights(model: Path, pairs: Path, stores: dict[str, Path]) -> di
         packer = Packer(corpus, Limits(max_regions=36, max_words=41, whole_image=True))
         negatives = Negatives(share=0.5, group_size=1, source="batch")
         plan = Plan(
-            corpus.caption_image, packer.lengths, negatives, Cut(batch_size=256, parts=1), key=stage_key(0, "int8")
+            corpus.caption_image,
+            packer.lengths,
+            negatives,
+            Cut(batch_size=256, microbatches=1),
+            key=stage_key(0, "int8"),
         )
         tokenizer = corpus.tokenizer
         masking = Masking(plan.key, 0.15, 0.15, tokenizer.mask_id, len(tokenizer))

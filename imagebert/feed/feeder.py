@@ -107,7 +107,9 @@ class Feeder:
         self._sizes, self._steps = sizes, steps
         self._carrier = carrier or CopyCarrier(share.device)
         self._free = threading.Semaphore(ahead + 1)
-        self._slots = [[Slot(self._carrier.pinned) for _ in range(plan.parts // share.world)] for _ in range(ahead + 1)]
+        self._slots = [
+            [Slot(self._carrier.pinned) for _ in range(plan.microbatches // share.world)] for _ in range(ahead + 1)
+        ]
         self._stream = torch.cuda.Stream(share.device) if share.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ready: queue.SimpleQueue[tuple[list[Slot], list[Future[PackedBatch]]] | BaseException | None] = (
             queue.SimpleQueue()
@@ -149,15 +151,15 @@ class Feeder:
                 for step in self._steps:
                     samples = self._plan.step(step, self._rank, self._world)
                     if self._read_ahead:
-                        for part in samples:
-                            self._packer.will_read(part)
+                        for microbatch in samples:
+                            self._packer.will_read(microbatch)
                     self._free.acquire()
                     if self._closed.is_set():
                         pool.shutdown(cancel_futures=True)
                         return
                     slots = self._slots[step % len(self._slots)]
-                    parts = zip(samples, slots, strict=True)
-                    self._ready.put((slots, [pool.submit(self._pack, step, part, slot) for part, slot in parts]))
+                    packed = [pool.submit(self._pack, step, *one) for one in zip(samples, slots, strict=True)]
+                    self._ready.put((slots, packed))
             self._ready.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             self._ready.put(error)

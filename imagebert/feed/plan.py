@@ -112,7 +112,7 @@ class Cut:
     # Instead of it, tokens fed, to within half a pair on average; mismatched pairs count as the matched ones that they
     # were made from
     batch_tokens: int | None = None
-    parts: int  # microbatches, world size x accumulation
+    microbatches: int  # of all ranks, world size x accumulation
     block: int = 1  # groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
 
 
@@ -146,13 +146,13 @@ class Plan:
             sizes = negatives.group_size * lengths.tokens(matched)
             value, longest = cut.batch_tokens, int(sizes.max())
         assert value is not None
-        check_cut(value, cut.parts, cut.block, longest)
+        check_cut(value, cut.microbatches, cut.block, longest)
         self._matches = matches or Matches(np.arange(int(caption_image.max()) + 1), captions, caption_image)
         self.key = key
         self.caption_image = caption_image
         self.lengths = lengths
         self.negatives = negatives
-        self.parts = cut.parts
+        self.microbatches = cut.microbatches
         self._block, self._weighted = cut.block, weights is not None
         self._together = negatives.group_size * cut.block  # pairs
         self._share = value  # what a step has of the line of epochs, in pairs or in tokens
@@ -200,8 +200,8 @@ class Plan:
         samples = self.global_batch(step)
         p = self._together
         tokens = self.lengths.tokens(samples).reshape(-1, p).sum(axis=1)
-        parts = balance(tokens, self.parts)
-        mine = parts[rank::world]
+        microbatches = balance(tokens, self.microbatches)
+        mine = microbatches[rank::world]
         return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
 
     def _sampled(self, step: int) -> NDArray[np.int64]:
@@ -310,13 +310,13 @@ def _apart(captions: NDArray[np.int64], blocks: int) -> NDArray[np.int64]:
     return together.reshape(-1, blocks).T.ravel()
 
 
-def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Cuts items into `parts` non-empty sets of about equal token sums: longest first, each to the lightest set.
+def balance(tokens: NDArray[np.int64], microbatches: int) -> list[NDArray[np.int64]]:
+    """Cuts items into `microbatches` non-empty sets of about equal token sums: longest first, each to the lightest set.
 
     So the items of a set lie longest first: where a GPU starts them in that order, none is left over at the end.
     """
-    sets: list[list[int]] = [[] for _ in range(parts)]
-    heap = [(0, i) for i in range(parts)]
+    sets: list[list[int]] = [[] for _ in range(microbatches)]
+    heap = [(0, i) for i in range(microbatches)]
     for item in np.argsort(-tokens, kind="stable"):
         weight, lightest = heapq.heappop(heap)
         sets[lightest].append(int(item))
@@ -324,21 +324,23 @@ def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
     return [np.array(s) for s in sets]
 
 
-def check_cut(value: int, parts: int, block: int, longest: int | None = None) -> None:
+def check_cut(value: int, microbatches: int, block: int, longest: int | None = None) -> None:
     """Can a step be cut into its microbatches?
 
     Args:
         value: pairs, or tokens, that the step has
-        parts, block: as Cut has them
+        microbatches, block: as Cut has them
         longest: tokens that a pair may become, where the step goes by tokens
 
     Raises:
         UsageError: no, a microbatch would be empty.
     """
-    key, least = ("batch_size", parts * block) if longest is None else ("batch_tokens", (parts + 1) * longest)
+    key, least = "batch_size", microbatches * block
+    if longest is not None:
+        key, least = "batch_tokens", (microbatches + 1) * longest
     if value < least:
         raise UsageError(
-            f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation)"
+            f"schedule.{key} {value} cannot be cut into {microbatches} microbatches (ranks x accumulation)"
             f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
             f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
         )

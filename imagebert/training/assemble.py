@@ -152,7 +152,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         Cut(
             batch_size=config.schedule.batch_size,
             batch_tokens=config.schedule.batch_tokens,
-            parts=distributed.world_size() * config.schedule.accumulation,
+            microbatches=distributed.world_size() * config.schedule.accumulation,
             block=config.contrast,
         ),
         key=stage_key(config.seed, config.stage),

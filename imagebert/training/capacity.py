@@ -362,9 +362,9 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
         UsageError: a batch that cannot be cut into that many microbatches.
     """
     c = job.constants
-    parts = job.ranks * job.accumulation
-    if job.batch_size < parts:
-        raise UsageError(f"batch_size {job.batch_size:g} cannot be cut into {parts} microbatches: raise it")
+    microbatches = job.ranks * job.accumulation
+    if job.batch_size < microbatches:
+        raise UsageError(f"batch_size {job.batch_size:g} cannot be cut into {microbatches} microbatches: raise it")
     parameters = job.parameters
     step, trouble = step_time(job), failures(job)
     seconds = run_seconds(job)

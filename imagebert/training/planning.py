@@ -168,10 +168,10 @@ class Planned:
 
     def _least(self, fitted: RunConfig, ranks: int) -> int:
         """What a batch has to have, as feed/plan.py asks it."""
-        parts = ranks * fitted.schedule.accumulation
+        microbatches = ranks * fitted.schedule.accumulation
         if fitted.schedule.batch_size is not None:
-            return parts * fitted.contrast
-        return (parts + 1) * self.data.longest * fitted.group_size
+            return microbatches * fitted.contrast
+        return (microbatches + 1) * self.data.longest * fitted.group_size
 
     def job(self, nodes: int, gpus_per_node: int) -> Job:
         """Raises UsageError as `fitted` does."""

@@ -35,7 +35,9 @@ def make(
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, group_size=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, parts=4), key=stage_key(0, "s"))
+    plan = Plan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, microbatches=4), key=stage_key(0, "s")
+    )
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
     feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)

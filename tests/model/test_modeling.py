@@ -49,7 +49,9 @@ def make_batch(
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=6, max_words=8, whole_image=True, mark_whole_image=mark))
     negatives = Negatives(share=0.5, group_size=1, source="corpus")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=pairs, parts=1), key=stage_key(0, "s"))
+    plan = Plan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=pairs, microbatches=1), key=stage_key(0, "s")
+    )
     masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
     return packer.pack(plan.global_batch(pairs), Arena(), pairs, masking, sizes)
 

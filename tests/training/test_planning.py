@@ -58,7 +58,7 @@ def test_a_recipe_is_planned_as_it_is_trained(
     real = trained(config, ranks, monkeypatch)
     assert steps_of(job) == (config.schedule.steps or real.plan.steps(config.schedule.epochs))
     assert job.batch_size == pytest.approx(real.plan.pairs, rel=1e-3)
-    assert job.accumulation * ranks == real.plan.parts
+    assert job.accumulation * ranks == real.plan.microbatches
     tokens = np.mean([real.plan.lengths.tokens(real.plan.global_batch(step)).mean() for step in range(40)])
     assert job.tokens == pytest.approx(tokens, rel=0.05)
     store = RegionStore(source.regions)
