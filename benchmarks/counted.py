@@ -31,7 +31,7 @@ from benchmarks.report import publish
 from benchmarks.step import ITEM, Model, Work, work_of
 from imagebert.feed import sizes
 from imagebert.feed.draws import stage_key
-from imagebert.feed.plan import Cut, Lengths, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Lengths, Negatives
 from imagebert.feed.sizes import choose_sizes, room_for_masked
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
 from imagebert_kernels import backend, classification, gelu, layer_norm
@@ -223,7 +223,7 @@ def fill(mix: str, by_tokens: bool, pairs: int = 40_000, count: int = 4) -> floa
     tokens = int((regions + words + SPECIALS).mean() * PAIRS * count)
     size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * count}
     negatives = Negatives(share=MATCHED, group_size=1, source="batch")
-    plan = Plan(
+    plan = BatchPlan(
         np.arange(pairs), Lengths(regions, words), negatives, Cut(microbatches=count, **size), key=stage_key(0, "fill")
     )
     chosen = choose_sizes(plan, MASKED, MASKED)

@@ -44,7 +44,7 @@ from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 
 PAIRS = 256  # of a microbatch
 REGIONS, FEATURES = 100, 2048
@@ -230,7 +230,7 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
     negatives = Negatives(share=0.0, group_size=1, source="batch")
-    plan = Plan(
+    plan = BatchPlan(
         corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, microbatches=1), key=stage_key(0, "s")
     )
     share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)

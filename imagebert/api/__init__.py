@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imagebert.api.data import survey_features as survey_features
     from imagebert.api.data import verify as verify
     from imagebert.api.planning import Cluster as Cluster
-    from imagebert.api.planning import Plan as Plan
+    from imagebert.api.planning import ClusterEstimate as ClusterEstimate
     from imagebert.api.planning import Schedule as Schedule
     from imagebert.api.planning import Told as Told
     from imagebert.api.planning import plan as plan
@@ -87,7 +87,7 @@ _MODULES = {
         ),
         *("survey_features", "verify"),
     ),
-    "planning": ("Cluster", "Plan", "Schedule", "Told", "plan", "plan_evaluation"),
+    "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),
     "retrieval": (
         *("Data", "Evaluated", "Mined", "Searched", "compare", "dataset", "evaluate", "mine", "recount", "search"),
         "serve",
@@ -98,12 +98,19 @@ _MODULES = {
         *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes", "report"),
     ),
 }
+# Names of the version before; they work in this one.
+_RENAMED = {"Plan": "ClusterEstimate"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from imagebert.renamed import warn_renamed
+
+        warn_renamed(f"imagebert.api.{name}", f"imagebert.api.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name not in _MODULE_OF:
         raise AttributeError(f"imagebert.api has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"imagebert.api.{_MODULE_OF[name]}"), name)

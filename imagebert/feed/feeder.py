@@ -21,7 +21,7 @@ from imagebert.batch import PackedBatch
 from imagebert.feed.arena import Arena, grown
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Packer
-from imagebert.feed.plan import Plan, Samples
+from imagebert.feed.plan import BatchPlan, Samples
 from imagebert.feed.sizes import Sizes
 
 
@@ -92,7 +92,7 @@ class Feeder:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         packer: Packer,
         masking: Masking | None,
         share: Share,

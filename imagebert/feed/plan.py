@@ -1,4 +1,4 @@
-"""The plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
+"""The batch plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
 
 The global batch of a step does not depend on the number of ranks; it is cut into world x accumulation microbatches of
 about equal token counts. A step has so many pairs, or so many tokens: it is a window of the line that all epochs make
@@ -116,7 +116,7 @@ class Cut:
     block: int = 1  # groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
 
 
-class Plan:
+class BatchPlan:
     """The order of a stage.
 
     Args:

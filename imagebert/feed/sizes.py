@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Plan, Samples
+from imagebert.feed.plan import SPECIAL_TOKENS, BatchPlan, Lengths, Samples
 
 _SAMPLED_STEPS = 16
 _SPARE = 1.02
@@ -57,7 +57,7 @@ def room_for_masked(items: int, rate: float) -> int:
     return min(items, _rounded(items * rate + spread))
 
 
-def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
+def choose_sizes(plan: BatchPlan, words: float, regions: float) -> Sizes:
     """The sizes that nearly every microbatch of a plan fits into.
 
     Args:
@@ -79,7 +79,7 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
     return Sizes(math.ceil(pairs), region_room, text_room, masked, (word_most, region_most))
 
 
-def first_held(plan: Plan, sizes: Sizes, rank: int, world: int) -> Samples:
+def first_held(plan: BatchPlan, sizes: Sizes, rank: int, world: int) -> Samples:
     """The first microbatch of a rank that has the shape that was chosen for all: any step's may be an exception."""
     microbatches = (microbatch for step in itertools.count() for microbatch in plan.step(step, rank, world))
     return next(microbatch for microbatch in microbatches if sizes.hold(plan.lengths, microbatch))

@@ -35,7 +35,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits
-from imagebert.feed.plan import Plan
+from imagebert.feed.plan import BatchPlan
 from imagebert.feed.sizes import first_held
 from imagebert.files import write_bytes
 from imagebert.host import STOPPED, keep_memory
@@ -170,7 +170,7 @@ def _run(
     return stopped
 
 
-def _total_steps(config: RunConfig, plan: Plan) -> int:
+def _total_steps(config: RunConfig, plan: BatchPlan) -> int:
     epochs, total = config.schedule.epochs, config.schedule.steps
     total = plan.steps(epochs) if epochs is not None else total
     assert total is not None  # RunConfig has exactly one of the two

@@ -18,7 +18,7 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 from imagebert.feed.sizes import Sizes
 from tests.corpora import change_last_feature
 from tests.forked import start
@@ -31,11 +31,11 @@ ON_GPU = [pytest.param(torch.device("cuda", 0), True, marks=pytest.mark.gpu)] if
 
 def make(
     source: SourceConfig, start: int, stop: int, device: torch.device = CPU, **options: Any
-) -> tuple[Feeder, Plan, Packer, Masking]:
+) -> tuple[Feeder, BatchPlan, Packer, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, group_size=1, source="batch")
-    plan = Plan(
+    plan = BatchPlan(
         corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, microbatches=4), key=stage_key(0, "s")
     )
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from benchmarks.mixes import draw_lengths
 from imagebert.config import UsageError
 from imagebert.feed.draws import stage_key
-from imagebert.feed.plan import Contrast, Cut, HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
+from imagebert.feed.plan import BatchPlan, Contrast, Cut, HardNegatives, Lengths, Matches, Negatives, Samples, balance
 
 IMAGES, CAPTIONS = 40, 200
 
 
 def make_plan(
     microbatches: int = 1, batch_size: int = 24, seed: int = 0, stage: str = "s", negatives: Negatives | None = None
-) -> Plan:
+) -> BatchPlan:
     rng = np.random.default_rng(0)
     caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = negatives or Negatives(share=0.5, group_size=1, source="batch")
-    return Plan(
+    return BatchPlan(
         caption_image,
         lengths,
         negatives,
@@ -32,12 +32,12 @@ def make_plan(
     )
 
 
-def token_plan(microbatches: int = 1, batch_tokens: int = 2000, group_size: int = 1, share: float = 0.5) -> Plan:
+def token_plan(microbatches: int = 1, batch_tokens: int = 2000, group_size: int = 1, share: float = 0.5) -> BatchPlan:
     rng = np.random.default_rng(0)
     caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = Negatives(share=share, group_size=group_size, source="batch")
-    return Plan(
+    return BatchPlan(
         caption_image,
         lengths,
         negatives,
@@ -48,10 +48,10 @@ def token_plan(microbatches: int = 1, batch_tokens: int = 2000, group_size: int 
 
 def unit_plan(
     caption_image: NDArray[np.int64], negatives: Negatives, batch_size: int, matches: Matches | None = None
-) -> Plan:
+) -> BatchPlan:
     """Of images with a region and captions of a word."""
     lengths = Lengths(np.ones(caption_image.max() + 1, int), np.ones(len(caption_image), int))
-    return Plan(
+    return BatchPlan(
         caption_image,
         lengths,
         negatives,
@@ -220,7 +220,7 @@ def test_ranks_have_the_same_number_of_tokens(lengths: str, budget: str) -> None
         regions = np.clip(rng.gamma(3, 16, images), 10, 100).astype(int)
         words = np.clip(rng.lognormal(np.log(11), 0.45, 5 * images), 3, 41).astype(int)
     share = {"batch_size": 1024} if budget == "pairs" else {"batch_tokens": 40_000}
-    plan = Plan(
+    plan = BatchPlan(
         np.arange(5 * images) // 5,
         Lengths(regions, words),
         Negatives(share=0.5, group_size=1, source="batch"),
@@ -236,7 +236,7 @@ def test_blocks_stay_together_however_a_step_is_cut() -> None:
     lengths = Lengths(np.arange(1, 31), np.arange(1, 61) % 9 + 1)
     negatives = Negatives(share=0.5, group_size=3, source="batch")
     for microbatches in (1, 2, 4):
-        plan = Plan(
+        plan = BatchPlan(
             np.arange(60) // 2,
             lengths,
             negatives,
@@ -249,7 +249,9 @@ def test_blocks_stay_together_however_a_step_is_cut() -> None:
         assert all((block == np.arange(block[0], block[0] + 12)).all() for microbatch in ids for block in microbatch)
         np.testing.assert_array_equal(np.sort(np.concatenate([p.ids for p in cut])), whole.ids)
     with pytest.raises(UsageError, match="batch_size 16 cannot be cut into 8"):
-        Plan(np.arange(60) // 2, lengths, negatives, Cut(batch_size=16, microbatches=8, block=4), key=stage_key(0, "s"))
+        BatchPlan(
+            np.arange(60) // 2, lengths, negatives, Cut(batch_size=16, microbatches=8, block=4), key=stage_key(0, "s")
+        )
 
 
 @pytest.mark.parametrize("source", ["batch", "corpus"])
@@ -323,14 +325,14 @@ def test_a_group_has_its_negatives_though_the_batch_holds_none() -> None:
 WEIGHTS = [np.full(120, 0.4), 3.5 * np.random.default_rng(7).random(80)]
 
 
-def weighted_plan(microbatches: int, unit: str, group_size: int = 1) -> Plan:
+def weighted_plan(microbatches: int, unit: str, group_size: int = 1) -> BatchPlan:
     """Of two sources of 120 and 80 captions, the second sampled by scores."""
     rng = np.random.default_rng(0)
     caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = Negatives(share=0.5, group_size=group_size, source="batch")
     share = {"batch_size": 24} if unit == "pairs" else {"batch_tokens": 2000 * group_size}
-    return Plan(
+    return BatchPlan(
         caption_image,
         lengths,
         negatives,
@@ -371,7 +373,7 @@ def test_a_pair_that_comes_twice_in_a_step_is_no_negative_of_its_own(source: str
     lengths = Lengths(np.ones(6, int), np.ones(12, int))
     negatives = Negatives(share=0.5, group_size=group_size, source=source)  # type: ignore[arg-type]
     weights = [np.full(12, 7.5)]
-    plan = Plan(
+    plan = BatchPlan(
         caption_image, lengths, negatives, Cut(batch_size=24, microbatches=1), key=stage_key(0, "s"), weights=weights
     )
     for step in range(20):
@@ -388,7 +390,7 @@ def test_copies_of_a_pair_are_not_contrasted_with_each_other(group_size: int) ->
     lengths = Lengths(np.ones(20, int), np.ones(40, int))
     negatives = Negatives(share=0, group_size=group_size, source="corpus")
     plain, plan = (
-        Plan(
+        BatchPlan(
             np.arange(40) // 2,
             lengths,
             negatives,
@@ -405,7 +407,7 @@ def test_copies_of_a_pair_are_not_contrasted_with_each_other(group_size: int) ->
         blocks = [microbatch.captions.reshape(-1, 12, group_size)[:, :, 0] for microbatch in plan.step(step, 0, 1)]
         assert all(len(set(block)) == 12 for microbatch in blocks for block in microbatch.tolist())
     once, same = (
-        Plan(
+        BatchPlan(
             np.arange(40) // 2,
             lengths,
             negatives,
@@ -425,10 +427,10 @@ def test_negatives_that_the_model_chooses_are_drawn_by_the_plan(world: int) -> N
     pictures, texts = np.arange(20) // 2, np.arange(60) % 50
     negatives = Negatives(share=0.0, group_size=1, source="similar", chosen=3, random_steps=2)
 
-    def plan(microbatches: int) -> Plan:
+    def plan(microbatches: int) -> BatchPlan:
         matches = Matches(pictures, texts, caption_image)
         cut = Cut(batch_size=16, microbatches=microbatches, block=4)
-        return Plan(caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
+        return BatchPlan(caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
 
     for step in range(4):
         whole = plan(1).global_batch(step)

@@ -13,7 +13,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Matches, Negatives, Plan, Samples
+from imagebert.feed.plan import BatchPlan, Cut, Matches, Negatives, Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.model.losses import group_labels, itm_loss
 from imagebert.model.negatives import choose_negatives
@@ -28,7 +28,7 @@ def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_ste
     matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
     lengths = LIMITS.lengths(corpus)
     cut = Cut(batch_size=pairs, microbatches=1, block=block)
-    plan = Plan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
+    plan = BatchPlan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
     return plan.global_batch(0)
 
 
