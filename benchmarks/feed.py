@@ -42,7 +42,7 @@ from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder, Prefetch, Share
+from imagebert.feed.feeder import Feeder, Prefetch, RankSlice
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import BatchPlan, Cut, Negatives
 
@@ -233,9 +233,9 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     plan = BatchPlan(
         corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, microbatches=1), key=stage_key(0, "s")
     )
-    share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
+    rank_slice, prefetch = RankSlice(0, 1, data.device), Prefetch(2, workers, read_ahead)
     carrier = DaliCarrier(data.device) if dali else None
-    feeder = Feeder(plan, packer, None, share, range(2**31), prefetch, carrier=carrier)
+    feeder = Feeder(plan, packer, None, rank_slice, range(2**31), prefetch, carrier=carrier)
     with feeder:
         for (batch,) in feeder:
             yield batch.real_pairs, batch.region_features.nbytes

@@ -65,7 +65,7 @@ class CopyCarrier:
         pass
 
 
-class Share(NamedTuple):
+class RankSlice(NamedTuple):
     """Whose microbatches they are, and where they go."""
 
     rank: int
@@ -95,22 +95,22 @@ class Feeder:
         plan: BatchPlan,
         packer: Packer,
         masking: Masking | None,
-        share: Share,
+        rank_slice: RankSlice,
         steps: range,
         prefetch: Prefetch,
         sizes: Sizes | None = None,
         carrier: Carrier | None = None,
     ) -> None:
         self._plan, self._packer, self._masking = plan, packer, masking
-        self._rank, self._world, self._device = share
+        self._rank, self._world, self._device = rank_slice
         ahead, self._workers, self._read_ahead = prefetch
         self._sizes, self._steps = sizes, steps
-        self._carrier = carrier or CopyCarrier(share.device)
+        self._carrier = carrier or CopyCarrier(self._device)
         self._free = threading.Semaphore(ahead + 1)
         self._slots = [
-            [Slot(self._carrier.pinned) for _ in range(plan.microbatches // share.world)] for _ in range(ahead + 1)
+            [Slot(self._carrier.pinned) for _ in range(plan.microbatches // rank_slice.world)] for _ in range(ahead + 1)
         ]
-        self._stream = torch.cuda.Stream(share.device) if share.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ready: queue.SimpleQueue[tuple[list[Slot], list[Future[PackedBatch]]] | BaseException | None] = (
             queue.SimpleQueue()
         )

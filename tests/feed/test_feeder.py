@@ -15,7 +15,7 @@ from imagebert.data.corpus import Corpus
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
+from imagebert.feed.feeder import Feeder, Prefetch, RankSlice, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import BatchPlan, Cut, Negatives
@@ -40,7 +40,7 @@ def make(
     )
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
-    feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)
+    feeder = Feeder(plan, packer, masking, RankSlice(1, 2, device), range(start, stop), prefetch, **options)
     return feeder, plan, packer, masking
 
 
