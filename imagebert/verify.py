@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagebert.config import load_recipe, rename_keys
+from imagebert.data.localise import check_records
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore, content_of, read_array
-from imagebert.data.staging import check_records
 from imagebert.data.upgrade import is_older, upgrade
 from imagebert.engine.checkpoints import find_newest, problem_of
 from imagebert.engine.metrics import examine_log, line_checksum

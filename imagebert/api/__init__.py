@@ -47,15 +47,15 @@ if TYPE_CHECKING:
     from imagebert.api.retrieval import recount as recount
     from imagebert.api.retrieval import search as search
     from imagebert.api.retrieval import serve as serve
+    from imagebert.api.stores import Localised as Localised
     from imagebert.api.stores import Quantized as Quantized
-    from imagebert.api.stores import Staged as Staged
     from imagebert.api.stores import StoreOptions as StoreOptions
     from imagebert.api.stores import inspect as inspect
     from imagebert.api.stores import keys as keys
+    from imagebert.api.stores import localise as localise
     from imagebert.api.stores import merge as merge
     from imagebert.api.stores import quantize as quantize
     from imagebert.api.stores import split as split
-    from imagebert.api.stores import stage as stage
     from imagebert.api.train import Exported as Exported
     from imagebert.api.train import Trained as Trained
     from imagebert.api.train import demo as demo
@@ -92,14 +92,14 @@ _MODULES = {
         *("Data", "Evaluated", "Mined", "Searched", "compare", "dataset", "evaluate", "mine", "recount", "search"),
         "serve",
     ),
-    "stores": ("Quantized", "Staged", "StoreOptions", "inspect", "keys", "merge", "quantize", "split", "stage"),
+    "stores": ("Localised", "Quantized", "StoreOptions", "inspect", "keys", "localise", "merge", "quantize", "split"),
     "train": (
         *("Exported", "Trained", "demo", "doctor", "doctor_on_paper", "export", "finetune", "ladder"),
         *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes", "report"),
     ),
 }
 # Names of the version before; they work in this one.
-_RENAMED = {"Plan": "ClusterEstimate"}
+_RENAMED = {"Plan": "ClusterEstimate", "Staged": "Localised", "stage": "localise"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
