@@ -316,7 +316,7 @@ BUILDERS: dict[str, Builder] = {
     "recipeT.yaml": ((), lambda: _write("recipeT.yaml", RECIPE)),  # these two are damaged
     "vocabT.txt": (("vocab.txt",), lambda: _write("vocabT.txt", Path("vocab.txt").read_text())),
     "bertT": (("vocab.txt",), lambda: bert_words("bertT")),
-    "staged": (("regionsA",), lambda: call("store", "stage", "regionsA", "staged", "--part", "0/2")),
+    "localised": (("regionsA",), lambda: call("store", "localise", "regionsA", "localised", "--part", "0/2")),
 }
 for _seed, _x in enumerate("AB"):
     BUILDERS |= {

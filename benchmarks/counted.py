@@ -31,7 +31,7 @@ from benchmarks.report import publish
 from benchmarks.step import ITEM, Model, Work, work_of
 from imagebert.feed import sizes
 from imagebert.feed.draws import stage_key
-from imagebert.feed.plan import Cut, Lengths, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Lengths, Negatives
 from imagebert.feed.sizes import choose_sizes, room_for_masked
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
 from imagebert_kernels import backend, classification, gelu, layer_norm
@@ -216,18 +216,18 @@ def later() -> dict[str, Any]:
     }
 
 
-def fill(mix: str, by_tokens: bool, pairs: int = 40_000, parts: int = 4) -> float:
+def fill(mix: str, by_tokens: bool, pairs: int = 40_000, count: int = 4) -> float:
     """The share of a filled microbatch that is fill, on average: steps of 1,024 pairs, or as many tokens, in four."""
     rng = np.random.default_rng(0)
     regions, words = draw_lengths(rng, mix, "regions", pairs), draw_lengths(rng, mix, "words", pairs)
-    tokens = int((regions + words + SPECIALS).mean() * PAIRS * parts)
-    size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * parts}
-    negatives = Negatives(share=MATCHED, candidates=1, source="batch")
-    plan = Plan(
-        np.arange(pairs), Lengths(regions, words), negatives, Cut(parts=parts, **size), key=stage_key(0, "fill")
+    tokens = int((regions + words + SPECIALS).mean() * PAIRS * count)
+    size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * count}
+    negatives = Negatives(share=MATCHED, group_size=1, source="batch")
+    plan = BatchPlan(
+        np.arange(pairs), Lengths(regions, words), negatives, Cut(microbatches=count, **size), key=stage_key(0, "fill")
     )
     chosen = choose_sizes(plan, MASKED, MASKED)
-    microbatches = [part for step in range(32) for part in plan.step(step, 0, 1)]
+    microbatches = [m for step in range(32) for m in plan.step(step, 0, 1)]
     real = np.mean([plan.lengths.tokens(m).sum() for m in microbatches if chosen.hold(plan.lengths, m)])
     return float(1 - real / (chosen.regions + chosen.texts))
 

@@ -42,9 +42,9 @@ from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder, Prefetch, Share
+from imagebert.feed.feeder import Feeder, Prefetch, RankSlice
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 
 PAIRS = 256  # of a microbatch
 REGIONS, FEATURES = 100, 2048
@@ -229,11 +229,13 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     corpus = Corpus([data.source])
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
-    negatives = Negatives(share=0.0, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, parts=1), key=stage_key(0, "s"))
-    share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
+    negatives = Negatives(share=0.0, group_size=1, source="batch")
+    plan = BatchPlan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, microbatches=1), key=stage_key(0, "s")
+    )
+    rank_slice, prefetch = RankSlice(0, 1, data.device), Prefetch(2, workers, read_ahead)
     carrier = DaliCarrier(data.device) if dali else None
-    feeder = Feeder(plan, packer, None, share, range(2**31), prefetch, carrier=carrier)
+    feeder = Feeder(plan, packer, None, rank_slice, range(2**31), prefetch, carrier=carrier)
     with feeder:
         for (batch,) in feeder:
             yield batch.real_pairs, batch.region_features.nbytes

@@ -156,7 +156,7 @@ def kinds() -> list[Kind]:
     finetune = ("finetune", "finetune.yaml", "output=out", "retrieval.hard_negatives=minedA.safetensors")
     scores = ("evaluate", "--scores", "evaluationA", "--json", "figures.json")
     half = Command("evaluate", (*EVALUATE, "--out", "halfA"), lambda: [of_json(), sha("halfA/scores.npy")])
-    staged = tuple(word.replace("regionsA", "staged") for word in (*EVALUATE, "--out", "out"))
+    localised = tuple(word.replace("regionsA", "localised") for word in (*EVALUATE, "--out", "out"))
     read = ("pretrain", "recipeT.yaml", "output=out", "schedule.steps=1", "schedule.batch_size=8")
     return [
         Kind(
@@ -234,12 +234,14 @@ def kinds() -> list[Kind]:
             needs=(*CORPUS, "finetune.yaml", "modelA"),
         ),
         Kind(
-            "staged store",
-            "staged",
+            "local copy of a store",
+            "localised",
             [
-                Command("evaluate", staged, lambda: [of_json(), sha("out/scores.npy")]),
-                Command("stage", ("store", "stage", "regionsA", "staged", "--part", "0/2"), nothing, shown=True),
-                verify("staged"),
+                Command("evaluate", localised, lambda: [of_json(), sha("out/scores.npy")]),
+                Command(
+                    "localise", ("store", "localise", "regionsA", "localised", "--part", "0/2"), nothing, shown=True
+                ),
+                verify("localised"),
             ],
             twin="regionsB",
             needs=(*CORPUS, "modelA"),

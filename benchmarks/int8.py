@@ -33,7 +33,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 from imagebert.model import ImageBertForPreTraining
 from imagebert.model.losses import PretrainingLosses
 
@@ -98,9 +98,13 @@ def at_the_same_weights(model: Path, pairs: Path, stores: dict[str, Path]) -> di
     for kind in TYPES:
         corpus = Corpus([SourceConfig(regions=str(stores[kind]), pairs=str(pairs), split="dev")])
         packer = Packer(corpus, Limits(max_regions=36, max_words=41, whole_image=True))
-        negatives = Negatives(share=0.5, candidates=1, source="batch")
-        plan = Plan(
-            corpus.caption_image, packer.lengths, negatives, Cut(batch_size=256, parts=1), key=stage_key(0, "int8")
+        negatives = Negatives(share=0.5, group_size=1, source="batch")
+        plan = BatchPlan(
+            corpus.caption_image,
+            packer.lengths,
+            negatives,
+            Cut(batch_size=256, microbatches=1),
+            key=stage_key(0, "int8"),
         )
         tokenizer = corpus.tokenizer
         masking = Masking(plan.key, 0.15, 0.15, tokenizer.mask_id, len(tokenizer))

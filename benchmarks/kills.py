@@ -137,7 +137,7 @@ def commands() -> list[Write]:
     data = ("vocab.txt", "regionsA", "pairsA")
     run = ("output=out", "schedule.steps=6", "checkpoint.every_steps=1", "data.max_damaged_records=0")
     model = (*data, "modelA", "finishedA", "recipe.yaml")
-    stage = ("store", "stage", "large", "out")
+    localise = ("store", "localise", "large", "out")
     return [
         Write("import", ("import", "npz", "featuresL/npz", "out"), lambda: stores("out"), ("featuresL",)),
         Write(
@@ -166,7 +166,7 @@ def commands() -> list[Write]:
             lambda: stores("out-0", "out-1", "out-2"),
             ("large",),
         ),
-        Write("stage", stage, lambda: [stores("out"), shas("out", "shard-*/data.mdb")], ("large",)),
+        Write("localise", localise, lambda: [stores("out"), shas("out", "shard-*/data.mdb")], ("large",)),
         Write("pretrain", ("pretrain", "recipe.yaml", *run), whole_run, (*data, "recipe.yaml")),
         Write("finetune", ("finetune", "finetune.yaml", *run), whole_run, (*model, "finetune.yaml")),
         Write(

@@ -124,8 +124,9 @@ def _command(command: argparse.ArgumentParser, level: int) -> Iterator[str]:
                 yield "\n".join(["", "| argument | meaning |", "|---|---|", *lines, ""])
     for action in nested:
         summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-        for name, sub in action.choices.items():
-            sub.description = sub.description or summaries.get(name)
+        for name, summary in summaries.items():  # the others are former names
+            sub = action.choices[name]
+            sub.description = sub.description or summary
             yield from _command(sub, level + 1)
 
 

@@ -2,7 +2,7 @@
 
     B  pairs            T  packed tokens          R  packed regions       Q  tokens whose last layer a head reads
     M  masked rows      F  region feature size    H  hidden size          N  attention heads     D  head size
-    V  word pieces      C  region classes         L  layers               P  candidates of a group
+    V  word pieces      C  region classes         L  layers               P  pairs of a group
     N' negatives that are chosen for a pair by the vectors of the step that trains on it
 
 A pair is `[CLS] RoI_1 ... RoI_o [SEP] w_0 ... w_{n-1} [SEP]` (paper, section 3). Pairs lie one behind the other and

@@ -2,10 +2,10 @@
 
 A recipe is complete: what it does not say is the default written here, and nothing else. A mistake is an error that
 names the key, the value and the cure. The tree is plain data: it imports nothing of ImageBERT but its reader
-(strict_yaml.py), so that every floor may read it.
+(strict_yaml.py) and what warns of old names (renamed.py), so that every floor may read it.
 
 What a key means is said by the comment behind it, or above it where that is too long; the documentation's table of keys
-is made of these and of the classes' docstrings.
+is made of these and of the classes' docstrings. Keys that had another name in the version before are in `RENAMED`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from imagebert.errors import UsageError as UsageError
+from imagebert.renamed import warn_renamed
 from imagebert.strict_yaml import apply_overrides, build, nearest, read_yaml
 
 # ---------------------------------------------------------------------------------------------------------- the tree
@@ -110,7 +111,7 @@ class RetrievalObjectives:
     dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 8  # groups that it is contrasted over
     contrast_over: Literal["block", "step"] = "block"  # step: over all groups of a step, on all ranks
-    candidates: int = 4  # P, pairs of a group: one positive, the others negatives
+    group_size: int = 4  # P, pairs of a group: one positive, the others negatives
     margin: float = 0.2  # of the triplet loss, between probabilities
     # Where negatives come from: the same step, or anywhere; similar: from the `contrast` pairs of a pair's block, those
     # whose vectors are near more likely (ALBEF)
@@ -351,7 +352,7 @@ class RunConfig:
         )
         if self.task == "finetune":
             r = self.retrieval
-            check(r.candidates >= 2, "retrieval.candidates", f"is {r.candidates}", "give at least 2")
+            check(r.group_size >= 2, "retrieval.group_size", f"is {r.group_size}", "give at least 2")
             check(r.binary + r.multiclass + r.triplet + r.dual > 0, "retrieval", "has no loss", "give one a weight")
             check(
                 not (self.aligns and r.hard_negatives),
@@ -420,7 +421,7 @@ class RunConfig:
 
     @property
     def contrast(self) -> int:
-        """Groups of candidates that stay in one microbatch: 1 without a dual head."""
+        """Groups of pairs that stay in one microbatch: 1 without a dual head."""
         return self._objectives.contrast if self.model.dual_size else 1
 
     @property
@@ -428,14 +429,14 @@ class RunConfig:
         """N', mismatched pairs that each matched one gets in the step itself, by similarity."""
         if self._objectives.negatives_from != "similar" or self.aligns:
             return 0
-        return self.retrieval.candidates - 1 if self.task == "finetune" else 2
+        return self.retrieval.group_size - 1 if self.task == "finetune" else 2
 
     @property
-    def candidates(self) -> int:
+    def group_size(self) -> int:
         """Pairs that the plan makes of a sampled one: itself and its negatives when fine-tuning, itself otherwise."""
         if self.task == "pretrain" or self.aligns or self.chosen_negatives:
             return 1
-        return self.retrieval.candidates
+        return self.retrieval.group_size
 
 
 def check_unweighted(key: str, source: SourceConfig) -> None:
@@ -516,6 +517,47 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
+# The mapping that a key is in, its name in the version before, its name now. The old one works in this version.
+RENAMED = (("retrieval", "candidates", "group_size"),)
+
+
+def rename_keys(tree: dict[str, Any], where: str, quiet: bool = False) -> dict[str, Any]:
+    """A plain recipe with the keys' names of today.
+
+    Args:
+        where: the recipe is from, for people
+        quiet: whether no warning names them; of what no person wrote
+
+    Raises:
+        UsageError: a key is given by both of its names.
+    """
+    for mapping, old, new in RENAMED:
+        keys = tree.get(mapping)
+        if isinstance(keys, dict) and old in keys:
+            _check_not_both(new in keys, f"{mapping}.{old}", f"{mapping}.{new}", where)
+            if not quiet:
+                warn_renamed(f"{mapping}.{old}", f"{mapping}.{new}")
+            tree = {**tree, mapping: {new if key == old else key: value for key, value in keys.items()}}
+    return tree
+
+
+def _rename_overrides(overrides: typing.Sequence[str]) -> list[str]:
+    found = [override.partition("=") for override in overrides]
+    for mapping, *names in RENAMED:
+        old, new = (f"{mapping}.{name}" for name in names)
+        keys = {key for key, _, _ in found}
+        if old in keys:
+            _check_not_both(new in keys, old, new, "the overrides")
+            warn_renamed(old, new)
+            found = [(new if key == old else key, equals, text) for key, equals, text in found]
+    return ["".join(parts) for parts in found]
+
+
+def _check_not_both(both: bool, old: str, new: str, where: str) -> None:
+    if both:
+        raise UsageError(f"{where}: {old} is called {new} now, and both are given: leave out {old}")
+
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -540,17 +582,19 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> RunC
 
 
 def build_recipe(tree: dict[str, Any], overrides: typing.Sequence[str], where: str) -> RunConfig:
-    """A recipe's plain tree, which is changed, with `key=value` overrides.
+    """A recipe's plain tree, which is changed, with `key=value` overrides; either may have keys by their old names.
 
     Raises:
         UsageError: as `load_recipe`.
     """
+    tree, overrides = rename_keys(tree, where), _rename_overrides(overrides)
     named = {key for key, _, text in (override.partition("=") for override in overrides) if text != "null"}
     for given, replaced in _EXCLUSIVE:
         if f"schedule.{given}" in named and isinstance(tree.get("schedule"), dict):
             for key in replaced:
                 tree["schedule"].pop(key, None)
-    return build(RunConfig, apply_overrides(tree, overrides), where)
+    # An override may have brought a mapping with an old name in it.
+    return build(RunConfig, rename_keys(apply_overrides(tree, overrides), where), where)
 
 
 # A key of the schedule, and those that it takes the place of.

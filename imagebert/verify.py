@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imagebert.config import load_recipe
+from imagebert.config import load_recipe, rename_keys
+from imagebert.data.localise import check_records
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore, content_of, read_array
-from imagebert.data.staging import check_records
 from imagebert.data.upgrade import is_older, upgrade
 from imagebert.engine.checkpoints import find_newest, problem_of
 from imagebert.engine.metrics import examine_log, line_checksum
@@ -198,7 +198,7 @@ def _run(path: Path) -> tuple[str, list[str]]:
         _, manifest = find_newest(path / "checkpoints")
     except UsageError as error:
         return written, [*problems, str(error)]
-    if recipe is None or recipe != manifest["state"]["config"]:
+    if recipe is None or recipe != rename_keys(manifest["state"]["config"], str(path), quiet=True):
         problems.append(f"{path / 'config.yaml'} is not the recipe that the checkpoints were made by")
     last = manifest["state"].get("log")
     if last is not None and last not in map(line_checksum, lines):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 
-from imagebert.config import RECIPES, UsageError, differences, load_recipe
+from imagebert.config import RECIPES, UsageError, build_recipe, differences, load_recipe
+from imagebert.renamed import warn_renamed
 from imagebert.strict_yaml import parse_yaml, to_plain
 
 RECIPE = "tests/recipe.yaml"
@@ -182,3 +184,51 @@ def test_of_two_keys_that_exclude_each_other_the_given_one_counts() -> None:
             load_recipe(RECIPE, both)
     with pytest.raises(UsageError, match=r"microbatch_size is 4 and there is no schedule\.batch_size"):
         load_recipe("stage1_lait", ["schedule.microbatch_size=4"])
+
+
+GROUPS = {
+    "task": "finetune",
+    "stage": "s",
+    "output": "o",
+    "model": {"preset": "tiny"},
+    "schedule": {"batch_size": 8, "steps": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "overrides"),
+    [
+        ({"candidates": 7}, []),
+        ({"group_size": 3}, ["retrieval.candidates=7"]),
+        ({"candidates": 3}, ["retrieval.group_size=7"]),
+        ({"group_size": 3}, ["retrieval={candidates: 7}"]),
+    ],
+)
+def test_a_renamed_key_works_by_its_old_name_and_says_so_once(
+    retrieval: dict[str, int], overrides: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = {**GROUPS, "data": {"sources": [{"regions": "r", "pairs": "p"}]}, "retrieval": retrieval}
+    warn_renamed.cache_clear()
+    for _ in range(2):
+        assert build_recipe(copy.deepcopy(tree), overrides, "recipe").retrieval.group_size == 7
+    assert [r.getMessage() for r in caplog.records] == [
+        "retrieval.candidates is called retrieval.group_size now: the next version knows no other name"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "overrides", "where"),
+    [
+        ({"candidates": 7, "group_size": 7}, [], "recipe"),
+        ({}, ["retrieval.candidates=7", "retrieval.group_size=7"], "the overrides"),
+        ({}, ["retrieval={candidates: 7}", "retrieval.group_size=7"], "recipe"),
+    ],
+)
+def test_a_renamed_key_by_both_of_its_names_is_refused(
+    retrieval: dict[str, int], overrides: list[str], where: str
+) -> None:
+    tree = {**GROUPS, "data": {"sources": [{"regions": "r", "pairs": "p"}]}, "retrieval": retrieval}
+    with pytest.raises(
+        UsageError, match=f"^{where}: retrieval.candidates is called retrieval.group_size now, and both"
+    ):
+        build_recipe(tree, overrides, "recipe")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from imagebert import api
+from imagebert.renamed import warn_renamed
 
 ROOT = Path(__file__).parents[1]
 GATES = {
@@ -132,6 +133,16 @@ def test_the_api_has_what_its_modules_define() -> None:
     assert dir(api) == sorted(api._MODULE_OF)
     with pytest.raises(AttributeError, match=r"has no .pretain.: it has .*pretrain"):
         api.pretain  # noqa: B018
+
+
+@pytest.mark.parametrize(("old", "new"), api._RENAMED.items())
+def test_names_of_the_version_before_work_and_say_so_once(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_renamed.cache_clear()
+    assert old not in dir(api)
+    assert getattr(api, old) is getattr(api, old) is getattr(api, new)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"imagebert.api.{old} is called imagebert.api.{new} now: the next version knows no other name"
+    ]
 
 
 def test_documents_name_what_the_api_has() -> None:

@@ -147,9 +147,9 @@ def test_one_process_work_is_done_by_the_first_rank(tmp_path: Path) -> None:
     assert all("slurm started 2 processes of the demo" in errors for *_, errors in demo)
 
 
-def test_staging_is_each_ranks_own(source: SourceConfig, tmp_path: Path) -> None:
+def test_localising_is_each_ranks_own(source: SourceConfig, tmp_path: Path) -> None:
     """On its node's disk; two on one node wait for each other."""
-    done = srun(2, IMAGEBERT, "store", "stage", source.regions, tmp_path / "local")
+    done = srun(2, IMAGEBERT, "store", "localise", source.regions, tmp_path / "local")
     assert [code for code, *_ in done] == [0, 0], done
     assert RegionStore(tmp_path / "local").content == RegionStore(source.regions).content
 

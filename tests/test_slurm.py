@@ -73,7 +73,7 @@ def test_stores_are_copied_to_local_disks_first() -> None:
         "--ntasks-per-node=1",
         "--wait=0",
         "--cpus-per-task=8",
-        *["imagebert", "store", "stage", "data/cc/regions", "/scratch/cc-regions", "--as-fits"],
+        *["imagebert", "store", "localise", "data/cc/regions", "/scratch/cc-regions", "--as-fits"],
     ]
     assert "/scratch/sbu-regions" in second
     assert train.index('data.sources.1.regions="/scratch/sbu-regions"') > train.index(

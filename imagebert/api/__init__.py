@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imagebert.api.data import survey_features as survey_features
     from imagebert.api.data import verify as verify
     from imagebert.api.planning import Cluster as Cluster
-    from imagebert.api.planning import Plan as Plan
+    from imagebert.api.planning import ClusterEstimate as ClusterEstimate
     from imagebert.api.planning import Schedule as Schedule
     from imagebert.api.planning import Told as Told
     from imagebert.api.planning import plan as plan
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
     from imagebert.api.retrieval import recount as recount
     from imagebert.api.retrieval import search as search
     from imagebert.api.retrieval import serve as serve
+    from imagebert.api.stores import Localised as Localised
     from imagebert.api.stores import Quantized as Quantized
-    from imagebert.api.stores import Staged as Staged
     from imagebert.api.stores import StoreOptions as StoreOptions
     from imagebert.api.stores import inspect as inspect
     from imagebert.api.stores import keys as keys
+    from imagebert.api.stores import localise as localise
     from imagebert.api.stores import merge as merge
     from imagebert.api.stores import quantize as quantize
     from imagebert.api.stores import split as split
-    from imagebert.api.stores import stage as stage
     from imagebert.api.train import Exported as Exported
     from imagebert.api.train import Trained as Trained
     from imagebert.api.train import demo as demo
@@ -87,23 +87,30 @@ _MODULES = {
         ),
         *("survey_features", "verify"),
     ),
-    "planning": ("Cluster", "Plan", "Schedule", "Told", "plan", "plan_evaluation"),
+    "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),
     "retrieval": (
         *("Data", "Evaluated", "Mined", "Searched", "compare", "dataset", "evaluate", "mine", "recount", "search"),
         "serve",
     ),
-    "stores": ("Quantized", "Staged", "StoreOptions", "inspect", "keys", "merge", "quantize", "split", "stage"),
+    "stores": ("Localised", "Quantized", "StoreOptions", "inspect", "keys", "localise", "merge", "quantize", "split"),
     "train": (
         *("Exported", "Trained", "demo", "doctor", "doctor_on_paper", "export", "finetune", "ladder"),
         *("ladder_tables", "ladders", "onnx", "pretrain", "recipe", "recipes", "report"),
     ),
 }
+# Names of the version before; they work in this one.
+_RENAMED = {"Plan": "ClusterEstimate", "Staged": "Localised", "stage": "localise"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from imagebert.renamed import warn_renamed
+
+        warn_renamed(f"imagebert.api.{name}", f"imagebert.api.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name not in _MODULE_OF:
         raise AttributeError(f"imagebert.api has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"imagebert.api.{_MODULE_OF[name]}"), name)

@@ -78,7 +78,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClusterEstimate:
     """Says what some work takes on a cluster.
 
     Attributes:
@@ -106,7 +106,7 @@ def plan(
     told: Told = Told(),
     schedule: Schedule | None = None,
     simulate: int | None = None,
-) -> Plan:
+) -> ClusterEstimate:
     """Says what training takes on a cluster: hours, memory, storage, network and failures.
 
     Args:
@@ -149,7 +149,7 @@ def plan(
         figures["simulated, ms a step"] = {"without failures": 1e3 * calm, "with": 1e3 * whole}
         figures["simulated, ms a step"]["by formula, without"] = 1e3 * step_time(job).total
     what = f"batch {job.batch_size:,.0f}, {job.accumulation} microbatches a GPU, ZeRO {job.stage}"
-    return _plan(f"{name}, {what}, {job.ranks} x {cluster.gpu}", figures, sizes, notes)
+    return _estimate(f"{name}, {what}, {job.ranks} x {cluster.gpu}", figures, sizes, notes)
 
 
 def plan_evaluation(
@@ -159,7 +159,7 @@ def plan_evaluation(
     cluster: Cluster = Cluster(),
     told: Told = Told(),
     candidates: int | None = None,
-) -> Plan:
+) -> ClusterEstimate:
     """Says what an exact evaluation, of every image with every caption, takes on a cluster.
 
     Args:
@@ -189,14 +189,14 @@ def plan_evaluation(
     )
     figures: dict[str, Any] = exact.plan(cluster.nodes, cluster.gpus_per_node)
     title = f"{images:,} x {captions:,}, {told.model or 'base'}, {cluster.gpus} x {cluster.gpu}"
-    return _plan(title, figures, sizes_of_evaluation(exact, cluster.gpus_per_node), [])
+    return _estimate(title, figures, sizes_of_evaluation(exact, cluster.gpus_per_node), [])
 
 
-def _plan(title: str, figures: dict[str, Any], sizes: Sequence[Size], notes: Sequence[str]) -> Plan:
+def _estimate(title: str, figures: dict[str, Any], sizes: Sequence[Size], notes: Sequence[str]) -> ClusterEstimate:
     found = knee(list(sizes)) if sizes else None
     if sizes:
         figures |= {"more do not pay from, GPUs": found, "sizes": [size._asdict() for size in sizes]}
-    return Plan(title, figures, tuple(sizes), found, tuple(notes))
+    return ClusterEstimate(title, figures, tuple(sizes), found, tuple(notes))
 
 
 def _told_job(cluster: Cluster, constants: Constants, told: Told, schedule: Schedule) -> Job:

@@ -350,9 +350,9 @@ def mine(model: PathLike, out: PathLike, data: Data, *, pool: int = 64, keep: in
         model: A model folder, or the folder of a finished run.
         out: The safetensors file to write, which a recipe names as retrieval.hard_negatives.
         data: The images and captions that will be fine-tuned on. Its split is mostly "train".
-        pool: How many random candidates of each image and each caption are scored.
-        keep: How many of the best-scoring candidates are kept.
-        seed: The seed by which candidates are drawn.
+        pool: How many random pairs of each image and of each caption are scored.
+        keep: How many of the best-scoring ones are kept.
+        seed: The seed by which pairs are drawn.
 
     Returns:
         The file, and of how many images and captions it has negatives.

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagebert.data.localise import localise as copy_shards
+from imagebert.data.localise import room_to_localise, shards_to_localise
 from imagebert.data.readers import share_of
 from imagebert.data.records import FeatureType
 from imagebert.data.region_writer import Target
 from imagebert.data.regions import RegionStore
-from imagebert.data.staging import room_for_stage, shards_to_stage
-from imagebert.data.staging import stage as copy_shards
 from imagebert.data.transfer import StoreReader, Transferred, transfer
 from imagebert.errors import UsageError
 from imagebert.files import text_lines
@@ -44,8 +44,8 @@ class StoreOptions:
 
 
 @dataclass(frozen=True)
-class Staged:
-    """Describes the copy of a region store that `imagebert.api.stage` left on a local disk.
+class Localised:
+    """Describes the copy of a region store that `imagebert.api.localise` left on a local disk.
 
     Attributes:
         folder: The folder of the copy.
@@ -217,14 +217,14 @@ def _write(sources: list[Path], out: Path, keys: list[str] | None, options: Stor
         return transfer(reader, target, {"stores": reader.contents, "keys": chosen}, strict=True, workers=team)
 
 
-def stage(
+def localise(
     store: PathLike,
     folder: PathLike,
     *,
     part: tuple[int, int] = (0, 1),
     room_gib: int | None = None,
     as_fits: bool = False,
-) -> Staged:
+) -> Localised:
     """Copies shards of a region store to a local disk.
 
     The folder of the copies is a region store itself, which reads all other shards from where they are.
@@ -244,14 +244,14 @@ def stage(
         OSError: The disk is full or fails; what was copied stays for the next call.
     """
     opened, target = RegionStore(Path(store)), Path(folder)
-    room = room_for_stage(target) if as_fits else room_gib << 30 if room_gib else None
-    shards = shards_to_stage(opened, *part, room)
+    room = room_to_localise(target) if as_fits else room_gib << 30 if room_gib else None
+    shards = shards_to_localise(opened, *part, room)
     total = sum(shard["file_bytes"] for shard in shards)
-    with Progress(f"Staging {Path(store).name}", total, "GB", scale=1e9) as progress:
+    with Progress(f"Localising {Path(store).name}", total, "GB", scale=1e9) as progress:
         for done in copy_shards(opened, target, shards):
             progress.update(done)
     there = sum((target / shard["name"]).exists() for shard in opened.shards)
-    return Staged(target, there, len(opened.shards))
+    return Localised(target, there, len(opened.shards))
 
 
 def paths_of(given: Paths) -> list[Path]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from imagebert import __version__
+from imagebert.renamed import warn_renamed
 
 # Of the ranks that a launcher started:
 #   all                 each does its share
@@ -30,7 +31,7 @@ class Command(NamedTuple):
     """A subcommand, or a group of such."""
 
     name: str
-    summary: str
+    summary: str  # empty: no help lists it
     options: Callable[[ArgumentParser], None]
     run: Body | None  # returns the exit code; None: a group
     ranks: Ranks = "first"
@@ -52,6 +53,16 @@ def command(
 ) -> Callable[[Body], Command]:
     """Makes a function the body of a command."""
     return lambda run: Command(name, summary, options, run, ranks, header)
+
+
+def former(name: str, now: Command, group: str) -> Command:
+    """The name that an action of a group had in the version before: it works and says the new one; no help lists it."""
+
+    def run(parsed: Namespace) -> int:
+        warn_renamed(f"imagebert {group} {name}", f"imagebert {group} {now.name}")
+        return now(parsed)
+
+    return now._replace(name=name, summary="", run=run)
 
 
 class Parser(ArgumentParser):
@@ -84,6 +95,7 @@ def build_parser(commands: Iterable[Command]) -> Parser:
 def _add(parser: Parser, title: str, metavar: str, commands: Iterable[Command]) -> None:
     group = parser.add_subparsers(title=title, required=True, metavar=metavar)
     for declared in commands:
-        sub = group.add_parser(declared.name, help=declared.summary, description=declared.summary)
+        shown: dict[str, Any] = {"help": declared.summary, "description": declared.summary} if declared.summary else {}
+        sub = group.add_parser(declared.name, **shown)
         sub.set_defaults(command=declared)
         sub.declared = declared

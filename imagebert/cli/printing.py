@@ -79,7 +79,7 @@ def print_recall(figures: Mapping[str, Any]) -> None:
 
 
 def print_plan(plan: Any) -> None:
-    """A plan (imagebert.api.Plan), what more GPUs bring, and what was taken on trust."""
+    """What work takes on a cluster (imagebert.api.ClusterEstimate), what more GPUs bring, what was taken on trust."""
     from rich.table import Table
 
     table = Table("", "", "", title=plan.title)

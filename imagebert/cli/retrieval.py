@@ -222,7 +222,7 @@ def _mine_options(parser: ArgumentParser) -> None:
         "--min-relevance", type=float, metavar="X", help="the fine-tuning source's min_relevance, if any"
     )
     parser.add_argument(
-        "--pool", type=positive, default=64, help="random candidates scored per image and caption (%(default)s)"
+        "--pool", type=positive, default=64, help="random pairs scored per image and caption (%(default)s)"
     )
     parser.add_argument("--keep", type=positive, default=8, help="of them, how many are kept (%(default)s)")
     parser.add_argument("--seed", type=seed, default=0)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from itertools import islice
 from pathlib import Path
 
-from imagebert.cli.commands import Command, command
+from imagebert.cli.commands import Command, command, former
 from imagebert.cli.data import verify
 from imagebert.cli.options import add_json, add_target, part, positive, store_options
 from imagebert.cli.printing import is_first, print_report, print_transferred, write_json
@@ -107,7 +107,7 @@ def quantize(parsed: Namespace) -> int:
     return 0
 
 
-def _stage_options(parser: ArgumentParser) -> None:
+def _localise_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="STORE")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="K/N", help="every Nth shard from the Kth on")
@@ -117,17 +117,17 @@ def _stage_options(parser: ArgumentParser) -> None:
 
 
 @command(
-    "stage",
+    "localise",
     "Copy shards to a local disk; the folder is a store that reads the others from afar",
-    _stage_options,
-    ranks="all",  # each node stages for itself
+    _localise_options,
+    ranks="all",  # each node copies for itself
     header=True,
 )
-def stage(parsed: Namespace) -> int:
+def localise(parsed: Namespace) -> int:
     from imagebert import api
     from imagebert.log import place, prefix
 
-    done = api.stage(parsed.path, parsed.folder, part=parsed.part, room_gib=parsed.room, as_fits=parsed.as_fits)
+    done = api.localise(parsed.path, parsed.folder, part=parsed.part, room_gib=parsed.room, as_fits=parsed.as_fits)
     left = f"the others are read from {parsed.path}"
     whose = prefix() if place().ranks > 1 else ""  # one is on each node
     print(f"{whose}{done.there} of {done.shards} shards are in {done.folder}; {left}")
@@ -146,6 +146,7 @@ store = Command(
         merge,
         split,
         quantize,
-        stage,
+        localise,
+        former("stage", localise, "store"),
     ),
 )

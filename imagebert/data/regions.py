@@ -7,7 +7,7 @@
 
 A store exists whole or not at all (region_writer.py). A record is read from its place in the file, without LMDB and
 without mapping it: no damage can kill the reader. meta.json is sealed, it has the index's checksum, and the index has
-every record's, so what is read is what was written, or an error. Of a staged store (staging.py) some shards lie in its
+every record's, so what is read is what was written, or an error. Of a local copy (localise.py) some shards lie in its
 own folder and the others where it came from.
 """
 
@@ -141,7 +141,7 @@ class RegionStore:
         return sizes
 
     def folder_of(self, shard: str) -> Path:
-        """Where a shard lies: in the store's folder, or in the one that it was staged from."""
+        """Where a shard lies: in the store's folder, or in the one that it is a local copy of."""
         return next(folder for folder in self._folders if folder.name == shard)
 
     def _file(self, shard: int) -> int:
@@ -184,7 +184,7 @@ def content_of(meta: dict[str, Any], index: NDArray[Any]) -> str:
 
 
 def find_shard(store: Path, origin: str | None, shard: dict[str, Any]) -> Path:
-    """The shard's folder: the store's own, or else the one it was staged from."""
+    """The shard's folder: the store's own, or else the one it is a local copy of."""
     folder = store / shard["name"]
     if origin is not None and not folder.exists():
         folder = Path(origin) / shard["name"]

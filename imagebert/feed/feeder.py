@@ -21,7 +21,7 @@ from imagebert.batch import PackedBatch
 from imagebert.feed.arena import Arena, grown
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Packer
-from imagebert.feed.plan import Plan, Samples
+from imagebert.feed.plan import BatchPlan, Samples
 from imagebert.feed.sizes import Sizes
 
 
@@ -65,7 +65,7 @@ class CopyCarrier:
         pass
 
 
-class Share(NamedTuple):
+class RankSlice(NamedTuple):
     """Whose microbatches they are, and where they go."""
 
     rank: int
@@ -92,23 +92,25 @@ class Feeder:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         packer: Packer,
         masking: Masking | None,
-        share: Share,
+        rank_slice: RankSlice,
         steps: range,
         prefetch: Prefetch,
         sizes: Sizes | None = None,
         carrier: Carrier | None = None,
     ) -> None:
         self._plan, self._packer, self._masking = plan, packer, masking
-        self._rank, self._world, self._device = share
+        self._rank, self._world, self._device = rank_slice
         ahead, self._workers, self._read_ahead = prefetch
         self._sizes, self._steps = sizes, steps
-        self._carrier = carrier or CopyCarrier(share.device)
+        self._carrier = carrier or CopyCarrier(self._device)
         self._free = threading.Semaphore(ahead + 1)
-        self._slots = [[Slot(self._carrier.pinned) for _ in range(plan.parts // share.world)] for _ in range(ahead + 1)]
-        self._stream = torch.cuda.Stream(share.device) if share.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._slots = [
+            [Slot(self._carrier.pinned) for _ in range(plan.microbatches // rank_slice.world)] for _ in range(ahead + 1)
+        ]
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ready: queue.SimpleQueue[tuple[list[Slot], list[Future[PackedBatch]]] | BaseException | None] = (
             queue.SimpleQueue()
         )
@@ -149,15 +151,15 @@ class Feeder:
                 for step in self._steps:
                     samples = self._plan.step(step, self._rank, self._world)
                     if self._read_ahead:
-                        for part in samples:
-                            self._packer.will_read(part)
+                        for microbatch in samples:
+                            self._packer.will_read(microbatch)
                     self._free.acquire()
                     if self._closed.is_set():
                         pool.shutdown(cancel_futures=True)
                         return
                     slots = self._slots[step % len(self._slots)]
-                    parts = zip(samples, slots, strict=True)
-                    self._ready.put((slots, [pool.submit(self._pack, step, part, slot) for part, slot in parts]))
+                    packed = [pool.submit(self._pack, step, *one) for one in zip(samples, slots, strict=True)]
+                    self._ready.put((slots, packed))
             self._ready.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             self._ready.put(error)

@@ -87,20 +87,20 @@ class _Damaged(Exception):
 class Packer:
     """Packs pairs of one corpus. Threads may share it, each with an arena of its own.
 
-    A pair whose record is damaged is left out, with the group of candidates that it belongs to: what is left of a batch
-    does not depend on the rank that met it. The record is named once.
+    A pair whose record is damaged is left out, with the group that it belongs to: what is left of a batch does not
+    depend on the rank that met it. The record is named once.
 
     Args:
-        candidates: P, pairs that form a group
+        group_size: P, pairs that form a group
         max_damaged: images with a damaged record after which it is an error; 0: none is tolerated
 
     Attributes:
         damaged: the images met so far that have one, and what is wrong with it
     """
 
-    def __init__(self, corpus: Items, limits: Limits, candidates: int = 1, max_damaged: int = 0) -> None:
+    def __init__(self, corpus: Items, limits: Limits, group_size: int = 1, max_damaged: int = 0) -> None:
         self.corpus = corpus
-        self.candidates, self.max_damaged = candidates, max_damaged
+        self.group_size, self.max_damaged = group_size, max_damaged
         self.damaged: dict[int, str] = {}
         self.limits = limits
         self.lengths = limits.lengths(corpus)
@@ -152,11 +152,11 @@ class Packer:
                     self.damaged[image] = problem
 
     def _without_damaged(self, samples: Samples) -> Samples:
-        spoilt = np.isin(samples.images, list(self.damaged)).reshape(-1, self.candidates).any(axis=1)
+        spoilt = np.isin(samples.images, list(self.damaged)).reshape(-1, self.group_size).any(axis=1)
         if spoilt.all():
             problem = next(self.damaged[image] for image in samples.images.tolist() if image in self.damaged)
             raise UsageError(f"all pairs of a microbatch have damaged records, one is: {problem}")
-        return samples.take(np.flatnonzero(~np.repeat(spoilt, self.candidates))) if spoilt.any() else samples
+        return samples.take(np.flatnonzero(~np.repeat(spoilt, self.group_size))) if spoilt.any() else samples
 
     def _lay_out(self, samples: Samples, arena: Arena, sizes: Sizes | None) -> Packed:
         if sizes is not None and not sizes.hold(self.lengths, samples):
@@ -238,7 +238,7 @@ class Packer:
             tokens=tokens,
             matched=matched_contents(self.lengths, samples),
             whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
-            block=self.candidates if samples.contrast else 0,
+            block=self.group_size if samples.contrast else 0,
             chosen=samples.contrast.negative_draws.shape[1] if samples.contrast else 0,
             max_seqlen=self._max_seqlen,
             feature_size=self.corpus.feature_size,

@@ -1,4 +1,4 @@
-"""The plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
+"""The batch plan: pairs, negatives and microbatches of a step, as a pure function of (seed, stage, step, rank, world).
 
 The global batch of a step does not depend on the number of ranks; it is cut into world x accumulation microbatches of
 about equal token counts. A step has so many pairs, or so many tokens: it is a window of the line that all epochs make
@@ -37,7 +37,7 @@ class Contrast(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Holds pairs to pack, in groups of P candidates that lie one behind the other."""
+    """Holds pairs to pack, in groups of P that lie one behind the other."""
 
     images: NDArray[np.int64]  # [B]
     captions: NDArray[np.int64]  # [B]
@@ -95,8 +95,8 @@ class Lengths(NamedTuple):
 class Negatives:
     """How mismatched pairs are made: by another caption for the image, or another image for the caption."""
 
-    share: float  # with one candidate, how many pairs are mismatched
-    candidates: int  # P; with more than one, the first of a group is matched and the others are not
+    share: float  # with groups of one, how many pairs are mismatched
+    group_size: int  # P; with more than one, the first of a group is matched and the others are not
     source: Literal["batch", "corpus", "similar"]  # similar: the model chooses, the plan draws
     hard: HardNegatives | None = None
     hard_share: float = 0.0
@@ -112,11 +112,11 @@ class Cut:
     # Instead of it, tokens fed, to within half a pair on average; mismatched pairs count as the matched ones that they
     # were made from
     batch_tokens: int | None = None
-    parts: int  # microbatches, world size x accumulation
+    microbatches: int  # of all ranks, world size x accumulation
     block: int = 1  # groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
 
 
-class Plan:
+class BatchPlan:
     """The order of a stage.
 
     Args:
@@ -143,18 +143,18 @@ class Plan:
         value, longest = cut.batch_size, None
         if cut.batch_tokens is not None:  # of the pairs that a caption becomes
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
-            sizes = negatives.candidates * lengths.tokens(matched)
+            sizes = negatives.group_size * lengths.tokens(matched)
             value, longest = cut.batch_tokens, int(sizes.max())
         assert value is not None
-        check_cut(value, cut.parts, cut.block, longest)
+        check_cut(value, cut.microbatches, cut.block, longest)
         self._matches = matches or Matches(np.arange(int(caption_image.max()) + 1), captions, caption_image)
         self.key = key
         self.caption_image = caption_image
         self.lengths = lengths
         self.negatives = negatives
-        self.parts = cut.parts
+        self.microbatches = cut.microbatches
         self._block, self._weighted = cut.block, weights is not None
-        self._together = negatives.candidates * cut.block  # pairs
+        self._together = negatives.group_size * cut.block  # pairs
         self._share = value  # what a step has of the line of epochs, in pairs or in tokens
         self._epochs = Epochs(self.key, sizes, weights)
 
@@ -170,11 +170,11 @@ class Plan:
         """All pairs of a step, the same for any number of ranks.
 
         Raises:
-            UsageError: the corpus holds no negative for a group of several candidates.
+            UsageError: the corpus holds no negative for a group of several pairs.
         """
         captions = self._sampled(step)
         images = self.caption_image[captions]
-        p, size = self.negatives.candidates, len(captions)
+        p, size = self.negatives.group_size, len(captions)
         place = np.arange(size * p)
         group, slot = place // p, place % p
         samples = Samples(images[group], captions[group], np.ones(size * p, np.int64), place)
@@ -200,8 +200,8 @@ class Plan:
         samples = self.global_batch(step)
         p = self._together
         tokens = self.lengths.tokens(samples).reshape(-1, p).sum(axis=1)
-        parts = balance(tokens, self.parts)
-        mine = parts[rank::world]
+        microbatches = balance(tokens, self.microbatches)
+        mine = microbatches[rank::world]
         return [samples.take((groups[:, None] * p + np.arange(p)).ravel()) for groups in mine]
 
     def _sampled(self, step: int) -> NDArray[np.int64]:
@@ -219,7 +219,7 @@ class Plan:
     ) -> Samples:
         """The samples with another caption, or another image, in `rows`, so that the pair fed there is no match.
 
-        Where the step, or the corpus, has no partner for that, a single candidate stays matched.
+        Where the step, or the corpus, has no partner for that, a group of one stays matched.
 
         Args:
             batch: captions of the step
@@ -248,14 +248,14 @@ class Plan:
             others = others if pool is None else pool[others]
             left = exchange(left, others, self.caption_image[others])
         # A group must have its negatives, from wherever; that a batch holds none is rare.
-        pools = [pool] if self.negatives.candidates == 1 or pool is None else [pool, None]
+        pools = [pool] if self.negatives.group_size == 1 or pool is None else [pool, None]
         for row in left.tolist():
             pair = samples.images[row], samples.captions[row]
             searches = (self._search(step, row, *pair, where, bool(other_caption[row])) for where in pools)
             found = next((f for f in searches if f is not None), None)
             if found is not None:
                 images[row], captions[row], labels[row] = *found, 0
-            elif self.negatives.candidates > 1:
+            elif self.negatives.group_size > 1:
                 raise UsageError(
                     f"step {step + 1} has a pair of which no negative can be made: all images of data.sources show "
                     "the same, or all captions say the same; add others"
@@ -310,13 +310,13 @@ def _apart(captions: NDArray[np.int64], blocks: int) -> NDArray[np.int64]:
     return together.reshape(-1, blocks).T.ravel()
 
 
-def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Cuts items into `parts` non-empty sets of about equal token sums: longest first, each to the lightest set.
+def balance(tokens: NDArray[np.int64], microbatches: int) -> list[NDArray[np.int64]]:
+    """Cuts items into `microbatches` non-empty sets of about equal token sums: longest first, each to the lightest set.
 
     So the items of a set lie longest first: where a GPU starts them in that order, none is left over at the end.
     """
-    sets: list[list[int]] = [[] for _ in range(parts)]
-    heap = [(0, i) for i in range(parts)]
+    sets: list[list[int]] = [[] for _ in range(microbatches)]
+    heap = [(0, i) for i in range(microbatches)]
     for item in np.argsort(-tokens, kind="stable"):
         weight, lightest = heapq.heappop(heap)
         sets[lightest].append(int(item))
@@ -324,21 +324,23 @@ def balance(tokens: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
     return [np.array(s) for s in sets]
 
 
-def check_cut(value: int, parts: int, block: int, longest: int | None = None) -> None:
+def check_cut(value: int, microbatches: int, block: int, longest: int | None = None) -> None:
     """Can a step be cut into its microbatches?
 
     Args:
         value: pairs, or tokens, that the step has
-        parts, block: as Cut has them
+        microbatches, block: as Cut has them
         longest: tokens that a pair may become, where the step goes by tokens
 
     Raises:
         UsageError: no, a microbatch would be empty.
     """
-    key, least = ("batch_size", parts * block) if longest is None else ("batch_tokens", (parts + 1) * longest)
+    key, least = "batch_size", microbatches * block
+    if longest is not None:
+        key, least = "batch_tokens", (microbatches + 1) * longest
     if value < least:
         raise UsageError(
-            f"schedule.{key} {value} cannot be cut into {parts} microbatches (ranks x accumulation)"
+            f"schedule.{key} {value} cannot be cut into {microbatches} microbatches (ranks x accumulation)"
             f"{f' of {block}, over which the dual head is contrasted' * (block > 1)}: raise it to {least} or more, "
             f"or lower schedule.accumulation, {'contrast, ' * (block > 1)}or the number of ranks"
         )
@@ -349,7 +351,7 @@ def fit_microbatches(config: RunConfig, ranks: int) -> RunConfig:
     about schedule.microbatch_tokens."""
     schedule = config.schedule
     if schedule.microbatch_size is not None and schedule.batch_size is not None:
-        needed = math.ceil(schedule.batch_size * config.candidates / (ranks * schedule.microbatch_size))
+        needed = math.ceil(schedule.batch_size * config.group_size / (ranks * schedule.microbatch_size))
     elif schedule.microbatch_tokens is not None and schedule.batch_tokens is not None:
         needed = math.ceil(schedule.batch_tokens / (ranks * schedule.microbatch_tokens))
     else:

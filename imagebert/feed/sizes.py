@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Plan, Samples
+from imagebert.feed.plan import SPECIAL_TOKENS, BatchPlan, Lengths, Samples
 
 _SAMPLED_STEPS = 16
 _SPARE = 1.02
@@ -57,7 +57,7 @@ def room_for_masked(items: int, rate: float) -> int:
     return min(items, _rounded(items * rate + spread))
 
 
-def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
+def choose_sizes(plan: BatchPlan, words: float, regions: float) -> Sizes:
     """The sizes that nearly every microbatch of a plan fits into.
 
     Args:
@@ -65,24 +65,24 @@ def choose_sizes(plan: Plan, words: float, regions: float) -> Sizes:
         regions: the same of regions
     """
     steps = np.unique(np.linspace(0, plan.steps(1.0) - 1, _SAMPLED_STEPS).astype(int))
-    parts = [part for step in steps for part in plan.step(step, 0, 1)]
-    found = np.array([contents(plan.lengths, part) for part in parts])
+    microbatches = [microbatch for step in steps for microbatch in plan.step(step, 0, 1)]
+    found = np.array([contents(plan.lengths, microbatch) for microbatch in microbatches])
     pairs, *most = _SPARE * found.max(0)
     region_room, text_room = map(_rounded, most)
     if not words and not regions:
         return Sizes(math.ceil(pairs), region_room, text_room, (0, 0))
     # Which pairs match is chance, pair by pair: it varies more than what they hold.
-    learnt = np.array([matched(plan.lengths, part) for part in parts])
+    learnt = np.array([matched(plan.lengths, microbatch) for microbatch in microbatches])
     learnt_most = np.maximum(learnt.max(0), learnt.mean(0) + _SPREAD * learnt.std(0))
     word_most, region_most = (math.ceil(_SPARE * most) for most in learnt_most)
     masked = room_for_masked(word_most, words), room_for_masked(region_most, regions)
     return Sizes(math.ceil(pairs), region_room, text_room, masked, (word_most, region_most))
 
 
-def first_held(plan: Plan, sizes: Sizes, rank: int, world: int) -> Samples:
+def first_held(plan: BatchPlan, sizes: Sizes, rank: int, world: int) -> Samples:
     """The first microbatch of a rank that has the shape that was chosen for all: any step's may be an exception."""
-    microbatches = (part for step in itertools.count() for part in plan.step(step, rank, world))
-    return next(part for part in microbatches if sizes.hold(plan.lengths, part))
+    microbatches = (microbatch for step in itertools.count() for microbatch in plan.step(step, rank, world))
+    return next(microbatch for microbatch in microbatches if sizes.hold(plan.lengths, microbatch))
 
 
 def _rounded(number: float) -> int:

@@ -115,7 +115,7 @@ def matched_count(labels: Float[Tensor, " B"]) -> Float[Tensor, ""]:
 
 
 def retrieval_losses(
-    logits: Float[Tensor, " B"], labels: Float[Tensor, " B"], candidates: int, margin: float
+    logits: Float[Tensor, " B"], labels: Float[Tensor, " B"], group_size: int, margin: float
 ) -> RetrievalLosses:
     """Computes the three losses of fine-tuning over groups of P pairs, each summed.
 
@@ -125,12 +125,12 @@ def retrieval_losses(
     Args:
         logits: The logit of each pair, [B]. The pairs of a group lie one behind the other, the positive first.
         labels: Whether each pair is matched, [B]: 1 or 0, and -1 for fill.
-        candidates: The number P of pairs of a group.
+        group_size: The number P of pairs of a group.
         margin: The margin of the triplet loss.
     """
     logits = promoted(logits)
-    whole = len(logits) // candidates * candidates  # fill need not end with a group
-    groups, real = logits[:whole].view(-1, candidates), labels[:whole:candidates] >= 0  # [G, P], [G]
+    whole = len(logits) // group_size * group_size  # fill need not end with a group
+    groups, real = logits[:whole].view(-1, group_size), labels[:whole:group_size] >= 0  # [G, P], [G]
     scores = torch.sigmoid(groups)
     multiclass = torch.logsumexp(groups, dim=1) - groups[:, 0]
     triplet = torch.relu(margin + scores[:, 1:].amax(dim=1) - scores[:, 0])

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagebert.config import RECIPES, load_recipe
+from imagebert.config import RECIPES, load_recipe, rename_keys
 from imagebert.engine.checkpoints import newest_manifest
 from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Run:
         notes.append("log.jsonl is damaged: its good lines are shown")
     recipe: dict[str, Any] = {}
     try:
-        recipe = flat(read_yaml(folder / "config.yaml"))
+        recipe = flat(rename_keys(read_yaml(folder / "config.yaml"), str(folder), quiet=True))
     except UsageError as error:
         notes.append(f"the recipe is not known: {error}")
     evaluations: list[Evaluated] = []

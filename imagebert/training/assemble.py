@@ -20,7 +20,7 @@ from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Matches, Negatives, Plan, fit_microbatches
+from imagebert.feed.plan import BatchPlan, Cut, Matches, Negatives, fit_microbatches
 from imagebert.feed.sizes import Sizes, choose_sizes
 from imagebert.model import (
     PRESETS,
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
     config: RunConfig  # with what the recipe leaves to the machine
     corpus: Corpus
     packer: Packer
-    plan: Plan
+    plan: BatchPlan
     sizes: Sizes | None
 
 
@@ -74,7 +74,7 @@ def prepare(given: RunConfig) -> Prepared:
     packer = Packer(
         corpus,
         Limits.of(config.data, mark_whole_image=config.model.global_image_token),
-        candidates=config.candidates * config.contrast,
+        group_size=config.group_size * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
     plan = make_plan(config, corpus, packer)
@@ -113,7 +113,7 @@ def choose_step(config: RunConfig) -> RunConfig:
     return replace(config, engine=replace(config.engine, step=step))
 
 
-def describe_step(config: RunConfig, plan: Plan, corpus: Corpus, step: int) -> dict[str, Any]:
+def describe_step(config: RunConfig, plan: BatchPlan, corpus: Corpus, step: int) -> dict[str, Any]:
     """A step's place in the plan, and its pairs, for people: the same for any number of ranks."""
     samples = plan.global_batch(step)
     rows = zip(samples.images.tolist(), samples.captions.tolist(), samples.labels.tolist(), strict=True)
@@ -125,11 +125,11 @@ def describe_step(config: RunConfig, plan: Plan, corpus: Corpus, step: int) -> d
     }
 
 
-def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
+def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> BatchPlan:
     pretrain, retrieval = config.pretraining, config.retrieval
     negatives = Negatives(
         share=0.0 if config.chosen_negatives else pretrain.negatives,
-        candidates=config.candidates,
+        group_size=config.group_size,
         source=pretrain.negatives_from if config.task == "pretrain" else retrieval.negatives_from,
         hard=read_hard_negatives(Path(retrieval.hard_negatives), corpus)
         if config.task == "finetune" and retrieval.hard_negatives
@@ -145,14 +145,14 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
             for s, w in zip(corpus.sources, weights, strict=True)
         )
         log.info("an epoch has on average %s", ", ".join(each))
-    return Plan(
+    return BatchPlan(
         corpus.caption_image,
         packer.lengths,
         negatives,
         Cut(
             batch_size=config.schedule.batch_size,
             batch_tokens=config.schedule.batch_tokens,
-            parts=distributed.world_size() * config.schedule.accumulation,
+            microbatches=distributed.world_size() * config.schedule.accumulation,
             block=config.contrast,
         ),
         key=stage_key(config.seed, config.stage),
@@ -183,7 +183,7 @@ def make_masking(config: RunConfig, corpus: Corpus) -> Masking | None:
     )
 
 
-def make_sizes(config: RunConfig, plan: Plan) -> Sizes | None:
+def make_sizes(config: RunConfig, plan: BatchPlan) -> Sizes | None:
     """One shape for all microbatches, where the step asks for it.
 
     Raises:

@@ -79,7 +79,7 @@ class Job:
         pairs: sampled in an epoch
         regions, words: of a pair, on average
         batch_size: pairs sampled in a step
-        candidates: pairs that each of those becomes: itself and its negatives when fine-tuning
+        group_size: pairs that each of those becomes: itself and its negatives when fine-tuning
         chosen: negatives that are chosen for it in the step, which only fused layers see
         save_every: steps between checkpoints; None: what costs least
         images, record: of the stores, and the bytes of an image's record; None: an image a pair, of `regions`
@@ -99,7 +99,7 @@ class Job:
     feature_bytes: int = 1
     recompute: bool = False
     task: str = "pretrain"
-    candidates: int = 1
+    group_size: int = 1
     chosen: int = 0
     steps: int | None = None  # instead of epochs
     save_every: int | None = None
@@ -150,7 +150,7 @@ def checkpoint_bytes(parameters: int) -> int:
 def job_flops(job: Job) -> float:
     """Of one sampled pair of a job, with its negatives."""
     each = pair_flops(job.shape, job.regions, job.words, masked=job.task == "pretrain", chosen=job.chosen)
-    return job.candidates * each * (4 / 3 if job.recompute else 1)
+    return job.group_size * each * (4 / 3 if job.recompute else 1)
 
 
 def matmul_rate(device: torch.device) -> float:
@@ -233,7 +233,7 @@ def gradient_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, buc
 
 def activation_bytes(job: Job) -> float:
     """Kept for backward by a microbatch."""
-    tokens = job.tokens * job.candidates * job.batch_size / (job.ranks * job.accumulation)
+    tokens = job.tokens * job.group_size * job.batch_size / (job.ranks * job.accumulation)
     s, c = job.shape, job.constants
     layers = 2.3 if job.recompute else s.num_hidden_layers  # its input of each, and one at work
     return tokens * layers * s.hidden_size * c.kept_bytes * c.word_bytes / 2
@@ -253,7 +253,7 @@ def record_bytes(job: Job) -> float:
 
 def records_read(job: Job) -> float:
     """For a sampled pair: its image, and another one for every second negative of a group."""
-    return 1 + (job.candidates - 1) / 2
+    return 1 + (job.group_size - 1) / 2
 
 
 def steps_of(job: Job) -> int:
@@ -362,9 +362,9 @@ def plan(job: Job) -> dict[str, dict[str, Any]]:
         UsageError: a batch that cannot be cut into that many microbatches.
     """
     c = job.constants
-    parts = job.ranks * job.accumulation
-    if job.batch_size < parts:
-        raise UsageError(f"batch_size {job.batch_size:g} cannot be cut into {parts} microbatches: raise it")
+    microbatches = job.ranks * job.accumulation
+    if job.batch_size < microbatches:
+        raise UsageError(f"batch_size {job.batch_size:g} cannot be cut into {microbatches} microbatches: raise it")
     parameters = job.parameters
     step, trouble = step_time(job), failures(job)
     seconds = run_seconds(job)

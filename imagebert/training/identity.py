@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imagebert.config import RunConfig, differences
+from imagebert.config import RunConfig, differences, rename_keys
 from imagebert.data.corpus import Corpus
 from imagebert.engine.checkpoints import newest_manifest
 from imagebert.errors import UsageError
@@ -59,7 +59,7 @@ def check_same(state: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     Raises:
         UsageError: it is of another recipe, or other data.
     """
-    before = state["config"]
+    before = rename_keys(state["config"], str(folder), quiet=True)
     with suppress(UsageError):  # keys that it had not yet are as they are by default
         before = to_plain(build(RunConfig, before, str(folder)))
     changed = differences(before, identity["config"]) + differences(state["data"], identity["data"], "data of ")

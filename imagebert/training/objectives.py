@@ -70,11 +70,11 @@ def make_objective(config: RunConfig) -> Objective:
 
     def losses(output: PackedOutput, batch: PackedBatch) -> RetrievalLosses:
         labels = group_labels(batch) if r.negatives_from == "similar" else batch.itm_labels
-        return retrieval_losses(output.result.flatten(), labels.flatten(), r.candidates, r.margin)
+        return retrieval_losses(output.result.flatten(), labels.flatten(), r.group_size, r.margin)
 
     def counts(batch: PackedBatch) -> Tensor:
-        groups = batch.counts[2] * (1 + batch.negative_draws.shape[1]) / r.candidates
-        return torch.stack([groups * r.candidates, groups, groups])
+        groups = batch.counts[2] * (1 + batch.negative_draws.shape[1]) / r.group_size
+        return torch.stack([groups * r.group_size, groups, groups])
 
     plain = Objective({"binary": r.binary, "multiclass": r.multiclass, "triplet": r.triplet}, losses, counts)
     if config.aligns:

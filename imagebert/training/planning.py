@@ -168,16 +168,16 @@ class Planned:
 
     def _least(self, fitted: RunConfig, ranks: int) -> int:
         """What a batch has to have, as feed/plan.py asks it."""
-        parts = ranks * fitted.schedule.accumulation
+        microbatches = ranks * fitted.schedule.accumulation
         if fitted.schedule.batch_size is not None:
-            return parts * fitted.contrast
-        return (parts + 1) * self.data.longest * fitted.candidates
+            return microbatches * fitted.contrast
+        return (microbatches + 1) * self.data.longest * fitted.group_size
 
     def job(self, nodes: int, gpus_per_node: int) -> Job:
         """Raises UsageError as `fitted` does."""
         fitted = self.fitted(nodes * gpus_per_node)
         schedule, data = fitted.schedule, self.data
-        tokens = fitted.candidates * (data.regions + data.words + SPECIAL_TOKENS)
+        tokens = fitted.group_size * (data.regions + data.words + SPECIAL_TOKENS)
         return Job(
             pairs=data.pairs,
             nodes=nodes,
@@ -193,7 +193,7 @@ class Planned:
             feature_bytes=data.feature_bytes,
             recompute=fitted.model.gradient_checkpointing,
             task=fitted.task,
-            candidates=fitted.candidates,
+            group_size=fitted.group_size,
             chosen=fitted.chosen_negatives,
             steps=schedule.steps,
             save_every=fitted.checkpoint.every_steps,
@@ -203,10 +203,10 @@ class Planned:
 
     def hard_negatives(self, job: Job, pool: int = 64) -> dict[str, Any]:
         """What fine-tuning's negatives are, and what mining them takes on the same GPUs (`imagebert mine`)."""
-        found: dict[str, Any] = {"negatives a pair": job.candidates - 1 + job.chosen}
+        found: dict[str, Any] = {"negatives a pair": job.group_size - 1 + job.chosen}
         r = self.config.retrieval
         if r.hard_negatives is not None:
-            found["of them mined, on average"] = (job.candidates - 1) * r.hard_share
+            found["of them mined, on average"] = (job.group_size - 1) * r.hard_share
             images = job.images or job.pairs
             mined = pool * (images + job.pairs)
             c = job.constants

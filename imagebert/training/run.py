@@ -32,10 +32,10 @@ from imagebert.engine.schedule import learning_rate
 from imagebert.engine.shards import Shards
 from imagebert.errors import LostRank, MachineFault
 from imagebert.feed.arena import Arena
-from imagebert.feed.feeder import Feeder, Prefetch, Share
+from imagebert.feed.feeder import Feeder, Prefetch, RankSlice
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits
-from imagebert.feed.plan import Plan
+from imagebert.feed.plan import BatchPlan
 from imagebert.feed.sizes import first_held
 from imagebert.files import write_bytes
 from imagebert.host import STOPPED, keep_memory
@@ -170,7 +170,7 @@ def _run(
     return stopped
 
 
-def _total_steps(config: RunConfig, plan: Plan) -> int:
+def _total_steps(config: RunConfig, plan: BatchPlan) -> int:
     epochs, total = config.schedule.epochs, config.schedule.steps
     total = plan.steps(epochs) if epochs is not None else total
     assert total is not None  # RunConfig has exactly one of the two
@@ -210,10 +210,10 @@ def _first_batch(prepared: Prepared, masking: Masking | None) -> PackedBatch:
 
 def _make_feeder(prepared: Prepared, masking: Masking | None, steps: Steps) -> Feeder:
     config, _, packer, plan, sizes = prepared
-    share = Share(distributed.rank(), distributed.world_size(), distributed.device())
+    rank_slice = RankSlice(distributed.rank(), distributed.world_size(), distributed.device())
     prefetch = Prefetch(config.data.prefetch_steps, config.data.workers, config.data.read_ahead)
     todo = range(steps.start, steps.stop)
-    return Feeder(plan, packer, masking, share, todo, prefetch, sizes, make_carrier(config))
+    return Feeder(plan, packer, masking, rank_slice, todo, prefetch, sizes, make_carrier(config))
 
 
 def _make_evaluate(

@@ -181,7 +181,7 @@ train() { # pretrain | finetune
             store=${REGIONS[number]}
             # Two stores of one name, of two jobs, are two copies.
             name=$(basename "$(dirname "$store")")-$(basename "$store")$(sha256sum "$store/meta.json" 2>/dev/null | cut -c 1-8)
-            launch --each-node imagebert store stage "$store" "$LOCAL/$name" --as-fits || return
+            launch --each-node imagebert store localise "$store" "$LOCAL/$name" --as-fits || return
             SETTINGS+=("data.sources.$number.regions=\"$LOCAL/$name\"")
         done
     fi

@@ -45,7 +45,7 @@ def test_what_smaller_features_cost(tmp_path: Path) -> None:
     assert error > 1e-3
 
 
-def test_a_staged_store(source: SourceConfig, tmp_path: Path) -> None:
-    staged = api.stage(source.regions, tmp_path / "local", part=(0, 2))
-    assert staged == api.Staged(tmp_path / "local", staged.there, api.inspect(source.regions)["shards"])
+def test_a_local_copy(source: SourceConfig, tmp_path: Path) -> None:
+    copied = api.localise(source.regions, tmp_path / "local", part=(0, 2))
+    assert copied == api.Localised(tmp_path / "local", copied.there, api.inspect(source.regions)["shards"])
     assert list(api.keys(tmp_path / "local")) == list(api.keys(source.regions))

@@ -223,7 +223,7 @@ def test_which_ranks_run_what() -> None:
     assert by_ranks["first"] == {"plan", "compare", "onnx", "recipes", "report", "store inspect", "store keys"}
     assert by_ranks["first_others_wait"] == {"pairs", "verify", "store verify", "export", "search", "serve"}
     assert {"pretrain", "finetune", "evaluate", "mine", "import", "extract", "doctor", "ladder"} < by_ranks["all"]
-    shares = {f"store {action}" for action in ("merge", "split", "quantize", "stage")}
+    shares = {f"store {action}" for action in ("merge", "split", "quantize", "localise", "stage")}
     assert shares < by_ranks["all"]
     headed = {name for name, command in flat.items() if command.header}
     assert headed == by_ranks["all"] - {"doctor"} | {"pairs", "export"}

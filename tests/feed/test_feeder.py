@@ -15,10 +15,10 @@ from imagebert.data.corpus import Corpus
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
-from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
+from imagebert.feed.feeder import Feeder, Prefetch, RankSlice, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 from imagebert.feed.sizes import Sizes
 from tests.corpora import change_last_feature
 from tests.forked import start
@@ -31,14 +31,16 @@ ON_GPU = [pytest.param(torch.device("cuda", 0), True, marks=pytest.mark.gpu)] if
 
 def make(
     source: SourceConfig, start: int, stop: int, device: torch.device = CPU, **options: Any
-) -> tuple[Feeder, Plan, Packer, Masking]:
+) -> tuple[Feeder, BatchPlan, Packer, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
-    negatives = Negatives(share=0.5, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, parts=4), key=stage_key(0, "s"))
+    negatives = Negatives(share=0.5, group_size=1, source="batch")
+    plan = BatchPlan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, microbatches=4), key=stage_key(0, "s")
+    )
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
-    feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)
+    feeder = Feeder(plan, packer, masking, RankSlice(1, 2, device), range(start, stop), prefetch, **options)
     return feeder, plan, packer, masking
 
 

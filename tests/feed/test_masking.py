@@ -10,7 +10,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking, mask_batch, mask_regions, mask_words
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 from imagebert.feed.sizes import Sizes, choose_sizes, contents, first_held
 
 MASKING = Masking(key=stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=1000)
@@ -49,11 +49,13 @@ def test_a_pure_function_of_step_pair_and_place() -> None:
     assert (other != seen).mean() > 0.2
 
 
-def make(source: SourceConfig, words: float = 0.3) -> tuple[Packer, Plan, Masking]:
+def make(source: SourceConfig, words: float = 0.3) -> tuple[Packer, BatchPlan, Masking]:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
-    negatives = Negatives(share=0.5, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=24, parts=2), key=stage_key(0, "s"))
+    negatives = Negatives(share=0.5, group_size=1, source="batch")
+    plan = BatchPlan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=24, microbatches=2), key=stage_key(0, "s")
+    )
     return packer, plan, Masking(stage_key(0, "s"), words=words, regions=0.3, mask_id=4, vocabulary=45)
 
 
@@ -132,19 +134,19 @@ def test_rows_beyond_the_room_are_not_learnt_from(source: SourceConfig) -> None:
 def test_sizes_hold_what_the_plan_gives(source: SourceConfig) -> None:
     packer, plan, _ = make(source)
     sizes = choose_sizes(plan, 0.15, 0.15)
-    parts = [part for step in range(60) for part in plan.step(step, 0, 1)]
-    held = [sizes.hold(packer.lengths, part) for part in parts]
+    microbatches = [microbatch for step in range(60) for microbatch in plan.step(step, 0, 1)]
+    held = [sizes.hold(packer.lengths, microbatch) for microbatch in microbatches]
     assert np.mean(held) > 0.95
-    assert sizes[0] <= 20 >= max(contents(packer.lengths, part)[0] for part in parts)
+    assert sizes[0] <= 20 >= max(contents(packer.lengths, microbatch)[0] for microbatch in microbatches)
     # What does not fit keeps its own shape.
     for tight in (sizes._replace(regions=1), sizes._replace(matched=(1, 1))):
-        batch = packer.pack(parts[0], Arena(), 0, None, tight)
+        batch = packer.pack(microbatches[0], Arena(), 0, None, tight)
         assert batch.tokens == batch.real_tokens
 
 
 def test_the_shape_for_all_is_not_an_exceptions(source: SourceConfig) -> None:
     packer, plan, _ = make(source)
-    found = [contents(packer.lengths, part) for step in range(9) for part in plan.step(step, 0, 1)]
+    found = [contents(packer.lengths, microbatch) for step in range(9) for microbatch in plan.step(step, 0, 1)]
     # Rooms that the first does not fit into, but a later one.
     sizes = Sizes(*next(later for later in found if any(a < b for a, b in zip(later, found[0], strict=True))))
     assert not sizes.hold(packer.lengths, plan.step(0, 0, 1)[0])
@@ -159,11 +161,13 @@ def test_rooms_are_for_matched_pairs(source: SourceConfig) -> None:
     assert sizes.matched is not None
     most = [0, 0]
     for step in range(60):
-        for part in plan.step(step, 0, 1):
-            words = sum(int(packer.lengths.words[c]) for c, ok in zip(part.captions, part.labels, strict=True) if ok)
-            if sizes.hold(packer.lengths, part):
+        for microbatch in plan.step(step, 0, 1):
+            words = sum(
+                int(packer.lengths.words[c]) for c, ok in zip(microbatch.captions, microbatch.labels, strict=True) if ok
+            )
+            if sizes.hold(packer.lengths, microbatch):
                 assert words <= sizes.matched[0]
-                counts = packer.pack(part, Arena(), step, masking).counts
+                counts = packer.pack(microbatch, Arena(), step, masking).counts
                 most = [max(a, int(b)) for a, b in zip(most, counts, strict=False)]
     assert all(0 < found <= room for found, room in zip(most, sizes.masked, strict=True))
     everything = [packer.lengths.words[plan.global_batch(s).captions].sum() for s in range(60)]

@@ -11,7 +11,7 @@ from imagebert.model.losses import Contrasted, contrastive_loss, itm_loss, match
 def test_retrieval_losses_by_hand() -> None:
     logits = torch.tensor([2.0, 1.0, -1.0, 0.5, 0.7, -3.0], dtype=torch.float64)  # two groups of three
     labels = torch.tensor([1.0, 0, 0, 1, 0, 0], dtype=torch.float64)
-    got = retrieval_losses(logits, labels, candidates=3, margin=0.2)
+    got = retrieval_losses(logits, labels, group_size=3, margin=0.2)
 
     def probability(x: float) -> float:
         return 1 / (1 + math.exp(-x))

@@ -15,7 +15,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Negatives, Plan
+from imagebert.feed.plan import BatchPlan, Cut, Negatives
 from imagebert.feed.sizes import Sizes
 from imagebert.model import (
     PRESETS,
@@ -48,8 +48,10 @@ def make_batch(
 ) -> PackedBatch:
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=6, max_words=8, whole_image=True, mark_whole_image=mark))
-    negatives = Negatives(share=0.5, candidates=1, source="corpus")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=pairs, parts=1), key=stage_key(0, "s"))
+    negatives = Negatives(share=0.5, group_size=1, source="corpus")
+    plan = BatchPlan(
+        corpus.caption_image, packer.lengths, negatives, Cut(batch_size=pairs, microbatches=1), key=stage_key(0, "s")
+    )
     masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
     return packer.pack(plan.global_batch(pairs), Arena(), pairs, masking, sizes)
 

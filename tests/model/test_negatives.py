@@ -13,7 +13,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Cut, Matches, Negatives, Plan, Samples
+from imagebert.feed.plan import BatchPlan, Cut, Matches, Negatives, Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.model.losses import group_labels, itm_loss
 from imagebert.model.negatives import choose_negatives
@@ -24,16 +24,16 @@ FUSED = {"dual_size": 6, "fusion_layer": 1, "residual_score": True}
 
 
 def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_steps: int = 0) -> Samples:
-    negatives = Negatives(share=0.0, candidates=1, source="similar", chosen=chosen, random_steps=random_steps)
+    negatives = Negatives(share=0.0, group_size=1, source="similar", chosen=chosen, random_steps=random_steps)
     matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
     lengths = LIMITS.lengths(corpus)
-    cut = Cut(batch_size=pairs, parts=1, block=block)
-    plan = Plan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
+    cut = Cut(batch_size=pairs, microbatches=1, block=block)
+    plan = BatchPlan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
     return plan.global_batch(0)
 
 
 def make_batch(corpus: Corpus, samples: Samples, block: int, masking: Masking | None = None) -> PackedBatch:
-    return Packer(corpus, LIMITS, candidates=block).pack(samples, Arena(), 0, masking)
+    return Packer(corpus, LIMITS, group_size=block).pack(samples, Arena(), 0, masking)
 
 
 def by_hand(logits: np.ndarray, batch: PackedBatch, pair: int, slot: int) -> tuple[int, int]:

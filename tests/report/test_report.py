@@ -158,6 +158,15 @@ def test_a_run_that_only_begins_and_one_of_an_older_version(tmp_path: Path) -> N
         read_run(tmp_path)
 
 
+def test_a_key_by_the_name_that_it_had_is_no_difference(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    file = folder / "config.yaml"
+    before = read_run(folder).recipe
+    assert "group_size: " in file.read_text()
+    file.write_text(file.read_text().replace("group_size: ", "candidates: "))
+    assert read_run(folder).recipe == before
+
+
 DAMAGE = {
     "config.yaml": [b"\xff", b"[]", b"a: b"],
     "log.jsonl": [b"{}\n", b"\xff\n", b""],

@@ -119,7 +119,7 @@ def test_a_steps_operations_are_those_that_torch_counts(source: SourceConfig, fu
     draws = np.random.default_rng(0).random((8, chosen)).astype(np.float32)
     contrast = Contrast(np.arange(8), np.arange(8), draws)
     samples = Samples(images, captions, np.ones(8, int), np.arange(8), contrast)
-    batch = Packer(corpus, limits, candidates=8).pack(samples, Arena())
+    batch = Packer(corpus, limits, group_size=8).pack(samples, Arena())
     with FlopCounterMode(display=False) as counter:
         model(batch)
     expected = 8 * pair_flops(shape, 5, 6, masked=False, chosen=chosen) / 3

@@ -27,7 +27,7 @@ from imagebert.training.capacity import GPUS, score_flops, steps_of
 from imagebert.training.planning import Exact, Planned, Size, Told, knee
 
 RECIPE = "tests/recipe.yaml"
-FINETUNE = ["task=finetune", "retrieval.candidates=3"]
+FINETUNE = ["task=finetune", "retrieval.group_size=3"]
 TOKENS = ["schedule.batch_size=null", "schedule.steps=null", "schedule.epochs=40"]
 DUAL = ["model.dual_size=8", "pretraining.dual=1", "pretraining.contrast=4", "schedule.batch_size=12"]
 
@@ -58,7 +58,7 @@ def test_a_recipe_is_planned_as_it_is_trained(
     real = trained(config, ranks, monkeypatch)
     assert steps_of(job) == (config.schedule.steps or real.plan.steps(config.schedule.epochs))
     assert job.batch_size == pytest.approx(real.plan.pairs, rel=1e-3)
-    assert job.accumulation * ranks == real.plan.parts
+    assert job.accumulation * ranks == real.plan.microbatches
     tokens = np.mean([real.plan.lengths.tokens(real.plan.global_batch(step)).mean() for step in range(40)])
     assert job.tokens == pytest.approx(tokens, rel=0.05)
     store = RegionStore(source.regions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import json
@@ -764,6 +765,17 @@ def test_a_run_of_before_there_were_weights_goes_on(recipe: list[str], tmp_path:
     before = {**identity, "config": {**identity["config"], "data": {**identity["config"]["data"], "sources": [then]}}}
     assert set(then) == {"regions", "pairs", "split"}
     check_same(before, identity, tmp_path)
+
+
+def test_a_run_of_before_a_key_was_renamed_goes_on(recipe: list[str], tmp_path: Path) -> None:
+    config = load_recipe(RECIPE, [*recipe, "task=finetune", "retrieval.group_size=3"])
+    identity = identity_of(config, Corpus(config.data.sources))
+    before = copy.deepcopy(identity)
+    before["config"]["retrieval"]["candidates"] = before["config"]["retrieval"].pop("group_size")
+    check_same(before, identity, tmp_path)
+    before["config"]["retrieval"]["candidates"] = 4
+    with pytest.raises(UsageError, match=r"\(retrieval.group_size: 4 -> 3\)"):
+        check_same(before, identity, tmp_path)
 
 
 def test_negatives_are_mined_from_the_captions_that_are_trained_on(

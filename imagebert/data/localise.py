@@ -1,8 +1,8 @@
 """Copies of a store's shards on a node's own disk, and the check of all records.
 
-A staged store is a folder of its own: index.npy, meta.json with the path of the store that it came from, and the shards
-that were copied; the others are read where it came from. A shard is copied under another name, compared with its
-SHA-256 and then renamed, so a call that was killed is made again and goes on behind the bytes that it has.
+A local copy is a store in a folder of its own: index.npy, meta.json with the path of the store that it came from, and
+the shards that were copied; the others are read where it came from. A shard is copied under another name, compared with
+its SHA-256 and then renamed, so a call that was killed is made again and goes on behind the bytes that it has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK = 8 << 20
 _CHECKED_AT_ONCE = 256  # records
 
 
-def room_for_stage(folder: Path) -> int:
+def room_to_localise(folder: Path) -> int:
     """Bytes that may be copied into `folder`, what is in it included, so that a tenth of its disk stays free."""
     make_folder(folder)
     disk = shutil.disk_usage(folder)
@@ -35,7 +35,7 @@ def room_for_stage(folder: Path) -> int:
     return max(0, disk.free + there - disk.total // 10)
 
 
-def shards_to_stage(store: RegionStore, part: int, parts: int, room: int | None) -> list[dict[str, Any]]:
+def shards_to_localise(store: RegionStore, part: int, parts: int, room: int | None) -> list[dict[str, Any]]:
     """Every `parts`-th shard from the `part`-th on, as many as fit into `room` bytes."""
     chosen, total = [], 0
     for shard in store.shards[part::parts]:
@@ -46,10 +46,10 @@ def shards_to_stage(store: RegionStore, part: int, parts: int, room: int | None)
     return chosen
 
 
-def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
+def localise(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
     """Copies shards of a store into `folder`; yields the bytes that are there after each block.
 
-    Waits while another process stages there, which then is found done.
+    Waits while another process copies there, which then is found done.
 
     Raises:
         UsageError: `folder` holds something else, or a copy differs from what was written.
@@ -61,17 +61,17 @@ def stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Ite
         and (folder / "meta.json").exists()
         and all((folder / shard["name"] / "data.mdb").exists() for shard in shards)
     ):
-        yield from _stage(store, folder, shards)  # writes nothing, which it perhaps may not
+        yield from _localise(store, folder, shards)  # writes nothing, which it perhaps may not
         return
     with lock(folder / ".lock", folder, wait=True):
-        yield from _stage(store, folder, shards)
+        yield from _localise(store, folder, shards)
 
 
-def _stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
+def _localise(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> Iterator[int]:
     meta_file = folder / "meta.json"
     meta = sealed({**store.meta, "origin": str(store.path.resolve())})
-    if meta_file.exists() and read_sealed(meta_file, f"remove {folder}, stage again") != meta:
-        raise UsageError(f"{folder} is staged from another store, or another state of it: remove it")
+    if meta_file.exists() and read_sealed(meta_file, f"remove {folder}, localise again") != meta:
+        raise UsageError(f"{folder} is a local copy of another store, or of another state of it: remove it")
     done = 0
     try:
         # First: from now on the folder is a store, which reads all that is not here where it came from.
@@ -94,7 +94,7 @@ def _stage(store: RegionStore, folder: Path, shards: list[dict[str, Any]]) -> It
                 sync(folder)
             done += size
     except OSError as error:
-        raise OSError(f"staging {store.path} failed, the same call goes on from there: {error}") from error
+        raise OSError(f"localising {store.path} failed, the same call goes on from there: {error}") from error
     yield done
 
 
