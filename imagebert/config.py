@@ -68,9 +68,7 @@ class ModelConfig:
     # both, as in the paper; as many as there are: none does. null: as the folder has it, else 0
     fusion_layer: int | None = None
     fused_from: str | None = None  # a BERT whose last layers those that see both sides start from, where they are new
-    residual_score: bool | None = (
-        None  # a pair's score is its vectors' product plus the ITM head's; null: as the folder
-    )
+    residual_score: bool | None = None  # a score is the product of vectors plus the ITM head's; null: as the folder
     initialize_from: str | None = None  # a model folder, or a run, whose shape and weights are taken
     allow_partial: bool = False  # start from it even where it lacks parts of the encoder
     hidden_dropout: float = 0.1  # probability, of embeddings and of each layer's two outputs

@@ -42,7 +42,8 @@ class PretrainingLosses(NamedTuple):
             The four counts, [4], in the order of the losses.
         """
         words, regions, pairs = batch.counts
-        return torch.stack([words, regions, regions, pairs * (1 + batch.negative_draws.shape[1])])
+        chosen = batch.negative_draws.shape[1]
+        return torch.stack([words, regions, regions, pairs * (1 + chosen) if chosen else pairs])
 
 
 class RetrievalLosses(NamedTuple):
@@ -67,6 +68,8 @@ def itm_loss(logits: Float[Tensor, " B"], labels: Float[Tensor, " B"]) -> Float[
 def group_labels(batch: PackedBatch) -> Float[Tensor, "B slots"]:
     """Of each pair and of the negatives that are chosen for it: 1 matched, 0 not, -1 fill."""
     own = batch.itm_labels[:, None]
+    if not batch.negative_draws.shape[1]:
+        return own
     others = torch.where(own >= 0, 0.0, -1.0).expand(-1, batch.negative_draws.shape[1])
     return torch.cat([own, others], dim=1)
 
