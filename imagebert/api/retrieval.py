@@ -304,8 +304,8 @@ def index(model: PathLike, store: PathLike, *, kind: Literal["flat", "hnsw", "iv
     Args:
         model: A model folder with a dual head, or the folder of a finished run.
         store: The region store of the images.
-        kind: "hnsw" is a graph of neighbours, "ivf" lists of what lies together, which is built sooner and finds less.
-            "flat" builds nothing and removes what was built, so that all vectors are searched exactly.
+        kind: What is built. "hnsw" is a graph of neighbours, "ivf" lists of what lies together, which is built sooner
+            and finds less. "flat" removes what was built, so that all vectors are searched exactly.
 
     Returns:
         The file that is searched from now on.

@@ -22,6 +22,7 @@ from imagebert import distributed
 from imagebert.config import UsageError
 from imagebert.data.regions import describe_array, read_array
 from imagebert.files import file_digest, read_sealed, replacing, write_sealed
+from imagebert.lock import lock
 from imagebert.log import Progress
 from imagebert.retrieval.candidates import Embeddings, Index, Kind
 from imagebert.retrieval.scoring import NO_DUAL, PairScorer
@@ -140,15 +141,17 @@ class KeptVectors:
         """Builds an index over the vectors that are kept, in place of one that is there.
 
         Raises:
-            UsageError: the vectors are not there, or have changed.
+            UsageError: the vectors are not there, or have changed; or another process builds here.
             OSError: it cannot be written; what stood there is as it was.
         """
-        index = Index.build(kind, self.read())
-        with replacing(self.index_file, f".{os.getpid()}.faiss") as part:
-            index.write(part)
-            digest = file_digest(part)
-        vectors = read_sealed(self._described)["digest"]
-        write_sealed(self._index_described, {**index.described, "vectors_digest": vectors, "sha256": digest})
+        vectors = self.read()
+        with lock(self.folder / f".{self.index_file.name}.lock", self.index_file, "wait for it"):
+            index = Index.build(kind, vectors)
+            with replacing(self.index_file) as part:
+                index.write(part)
+                digest = file_digest(part)
+            of = read_sealed(self._described)["digest"]
+            write_sealed(self._index_described, {**index.described, "vectors_digest": of, "sha256": digest})
 
     def remove_index(self) -> None:
         """All vectors are searched from now on."""
