@@ -178,7 +178,8 @@ def captions_of(seed: int, images: int = IMAGES) -> Iterator[Caption]:
 
 def region_store(seed: int, out: str, images: int = IMAGES, name: str = "image") -> None:
     names = [f"class{i}" for i in range(CLASSES)]
-    with region_writer.write_regions(out, names, {"name": "random", "digest": "0"}, shard_bytes=1000) as writer:
+    target = region_writer.Target(Path(out), names, {"name": "random", "digest": "0"}, shard_bytes=1000)
+    with region_writer.write_regions(target) as writer:
         for key, record in records_of(seed, images, name):
             writer.add(key, record)
 

@@ -30,7 +30,8 @@ from benchmarks.mixes import SPECIALS, draw_lengths
 from benchmarks.report import publish
 from benchmarks.step import ITEM, Model, Work, work_of
 from imagebert.feed import sizes
-from imagebert.feed.plan import Lengths, Negatives, Plan
+from imagebert.feed.draws import stage_key
+from imagebert.feed.plan import Cut, Lengths, Negatives, Plan
 from imagebert.feed.sizes import choose_sizes, room_for_masked
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
 from imagebert_kernels import backend, classification, gelu, layer_norm
@@ -222,7 +223,9 @@ def fill(mix: str, by_tokens: bool, pairs: int = 40_000, parts: int = 4) -> floa
     tokens = int((regions + words + SPECIALS).mean() * PAIRS * parts)
     size = {"batch_tokens": tokens} if by_tokens else {"batch_size": PAIRS * parts}
     negatives = Negatives(share=MATCHED, candidates=1, source="batch")
-    plan = Plan(np.arange(pairs), Lengths(regions, words), negatives, seed=0, stage="fill", parts=parts, **size)
+    plan = Plan(
+        np.arange(pairs), Lengths(regions, words), negatives, Cut(parts=parts, **size), key=stage_key(0, "fill")
+    )
     chosen = choose_sizes(plan, MASKED, MASKED)
     microbatches = [part for step in range(32) for part in plan.step(step, 0, 1)]
     real = np.mean([plan.lengths.tokens(m).sum() for m in microbatches if chosen.hold(plan.lengths, m)])

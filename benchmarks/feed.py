@@ -36,14 +36,15 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import RegionRecord
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.feed.arena import Arena
 from imagebert.feed.dali import DaliCarrier
+from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder, Prefetch, Share
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 
 PAIRS = 256  # of a microbatch
 REGIONS, FEATURES = 100, 2048
@@ -229,7 +230,7 @@ def ours(data: Data, workers: int = 2, dali: bool = False, read_ahead: bool = Tr
     packer = Packer(corpus, Limits(max_regions=100, max_words=41, whole_image=True))
     # No pair is mismatched: each record is read once an epoch, as the peers do.
     negatives = Negatives(share=0.0, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=PAIRS, parts=1)
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=PAIRS, parts=1), key=stage_key(0, "s"))
     share, prefetch = Share(0, 1, data.device), Prefetch(2, workers, read_ahead)
     carrier = DaliCarrier(data.device) if dali else None
     feeder = Feeder(plan, packer, None, share, range(2**31), prefetch, carrier=carrier)
@@ -436,7 +437,7 @@ def make_store(data: Data, size: int) -> None:
         rng = np.random.default_rng(0)
         features = np.maximum(rng.normal(size=(4 * REGIONS, FEATURES)), 0).astype(np.float32)
         names = [f"class {i}" for i in range(1600)]
-        with write_regions(data.folder / "regions", names, {"name": "random"}, data.feature_type) as writer:  # type: ignore[arg-type]
+        with write_regions(Target(data.folder / "regions", names, {"name": "random"}, data.feature_type)) as writer:  # type: ignore[arg-type]
             for image in range(size // data.record_bytes + 1):
                 boxes = np.sort(rng.random((REGIONS, 2, 2), np.float32), axis=1).reshape(-1, 4) * 500
                 first = int(rng.integers(0, 3 * REGIONS))

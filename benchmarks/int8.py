@@ -30,9 +30,10 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
 from imagebert.feed.arena import Arena
+from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.model import ImageBertForPreTraining
 from imagebert.model.losses import PretrainingLosses
 
@@ -98,7 +99,9 @@ def at_the_same_weights(model: Path, pairs: Path, stores: dict[str, Path]) -> di
         corpus = Corpus([SourceConfig(regions=str(stores[kind]), pairs=str(pairs), split="dev")])
         packer = Packer(corpus, Limits(max_regions=36, max_words=41, whole_image=True))
         negatives = Negatives(share=0.5, candidates=1, source="batch")
-        plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="int8", batch_size=256, parts=1)
+        plan = Plan(
+            corpus.caption_image, packer.lengths, negatives, Cut(batch_size=256, parts=1), key=stage_key(0, "int8")
+        )
         tokenizer = corpus.tokenizer
         masking = Masking(plan.key, 0.15, 0.15, tokenizer.mask_id, len(tokenizer))
         sums, counts = torch.zeros(4), torch.zeros(4)

@@ -19,7 +19,7 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.tokens import SPECIALS, Tokenizer
 
 VOCABULARY = 30522
@@ -40,7 +40,7 @@ def write_random_corpus(
     vocabulary = folder / "vocab.txt"
     words = [f"w{i:05d}" for i in range(pieces - len(SPECIALS))]
     vocabulary.write_text("\n".join([*SPECIALS, *words]) + "\n")
-    with write_regions(folder / "regions", names, {"name": "random"}) as writer:
+    with write_regions(Target(folder / "regions", names, {"name": "random"})) as writer:
         for image, n in enumerate(draw_lengths(rng, mix, "regions", images)):
             corners = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4) * 224
             kinds = rng.integers(0, classes, n).astype(np.uint16)

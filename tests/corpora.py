@@ -9,7 +9,7 @@ import numpy as np
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, FeatureType, RegionRecord, crc32
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore, content_of, describe_array
 from imagebert.data.tokens import SPECIALS, Tokenizer
 from imagebert.files import write_sealed
@@ -51,7 +51,7 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     names = [f"class{i}" for i in range(CLASSES)]
-    with write_regions(folder / "regions", names, {"name": "random", "digest": "0"}, feature_type) as writer:
+    with write_regions(Target(folder / "regions", names, {"name": "random", "digest": "0"}, feature_type)) as writer:
         for i in range(images):
             writer.add(f"image{i:03d}.jpg", random_record(rng, int(rng.integers(1, 8)), feature_size))
     texts = (

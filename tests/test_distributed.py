@@ -31,6 +31,7 @@ def start(rank: int, size: int, port: int, seconds: float, **env: str) -> forked
     return forked.start(MEETS, seconds, **layout, **env)
 
 
+@pytest.mark.ranks
 def test_ranks_meet() -> None:
     port = free_port()
     ranks = [start(rank, 2, port, 60) for rank in (1, 0)]
@@ -40,6 +41,7 @@ def test_ranks_meet() -> None:
         assert out.split("\n")[0] == "['0', '1'] [2.0]"
 
 
+@pytest.mark.ranks
 def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
     port = free_port()
     hosts = {"SLURM_STEP_NODELIST": "n[1-3]"}
@@ -54,6 +56,7 @@ def test_who_is_not_met_is_named_and_waited_for_aloud() -> None:
         assert "frame #" not in text
 
 
+@pytest.mark.ranks
 def test_a_rank_0_that_is_not_there_is_named() -> None:
     port = free_port()
     process = start(1, 2, port, 3, SLURMD_NODENAME="n2")
@@ -89,16 +92,16 @@ def test_threads_at_work_are_waited_for() -> None:
 @pytest.mark.parametrize(
     ("hosts", "here", "lost"),
     [
-        ("a b c", "a b", "c"),
-        ("a b c d", "a b", ""),  # as many are there as not: who knows
-        ("a b", "a", ""),
-        ("a b c", "a b c", ""),
-        ("a b c", "a.example b.example", ""),  # other names
-        ("", "a", ""),
+        (["a", "b", "c"], ["a", "b"], ["c"]),
+        (["a", "b", "c", "d"], ["a", "b"], []),  # as many are there as not: who knows
+        (["a", "b"], ["a"], []),
+        (["a", "b", "c"], ["a", "b", "c"], []),
+        (["a", "b", "c"], ["a.example", "b.example"], []),  # other names
+        ([], ["a"], []),
     ],
 )
-def test_hosts_that_did_not_come(hosts: str, here: str, lost: str) -> None:
-    assert lost_hosts(hosts.split(), [{"host": host} for host in here.split()]) == lost.split()
+def test_hosts_that_did_not_come(hosts: list[str], here: list[str], lost: list[str]) -> None:
+    assert lost_hosts(hosts, [{"host": host} for host in here]) == lost
 
 
 def seen(*ranks: tuple[str, int, int]) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from tests.data.test_transfer import bottom_up
 from tests.forked import IMAGEBERT, free_port, start
 from tests.retrieval.test_scoring import make_model
 
+pytestmark = pytest.mark.ranks
+
 
 def srun(ranks: int, code: str, *arguments: object, **more: str) -> list[tuple[int | None, str, str]]:
     """Exit code, output and errors of each rank."""

@@ -17,7 +17,7 @@ from imagebert import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBert
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import Tokenizer
 from imagebert.demo.extractor import FEATURE_SIZE, SceneExtractor
@@ -43,7 +43,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("trained")
     extractor = SceneExtractor()
     (folder / "images").mkdir()
-    with write_regions(folder / "regions", extractor.classes, extractor.description, "int8") as writer:
+    with write_regions(Target(folder / "regions", extractor.classes, extractor.description, "int8")) as writer:
         for number in range(3):
             draw(number).save(folder / f"images/{number}.png")
             writer.add(f"{number}.png", extractor(draw(number)))

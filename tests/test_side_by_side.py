@@ -71,6 +71,7 @@ sys.exit(0 if ended else 75)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_ended_with_who_started_them(tmp_path: Path, number: signal.Signals, end: int) -> None:
     write_corpus(tmp_path / "data")

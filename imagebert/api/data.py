@@ -18,10 +18,11 @@ from imagebert.data.readers import Reader
 from imagebert.data.readers.detect import detect
 from imagebert.data.readers.source import FORMATS, LaidOutReader, Survey, class_names, open_reader, survey
 from imagebert.data.records import FeatureType
+from imagebert.data.region_writer import Target
 from imagebert.data.regions import RegionStore
 from imagebert.data.splits import SplitList, Splits
 from imagebert.data.tokens import Tokenizer
-from imagebert.data.transfer import Target, Transferred, describe_sources, transfer
+from imagebert.data.transfer import Transferred, describe_sources, transfer
 from imagebert.errors import UsageError
 from imagebert.files import digest_of
 from imagebert.launch import see_own_gpu
@@ -76,7 +77,7 @@ def extract(
         see_own_gpu()
     with workers() as team:
         detector = DetectorExtractor(Path(extractor))
-        return extract_pictures(Path(images), Path(out), detector, features, overwrite, *part, decoder, team)
+        return extract_pictures(Path(images), Path(out), detector, features, overwrite, part, decoder, team)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 from imagebert.data.readers import share_of
 from imagebert.data.records import FeatureType
+from imagebert.data.region_writer import Target
 from imagebert.data.regions import RegionStore
 from imagebert.data.staging import room_for_stage, shards_to_stage
 from imagebert.data.staging import stage as copy_shards
-from imagebert.data.transfer import StoreReader, Target, Transferred, transfer
+from imagebert.data.transfer import StoreReader, Transferred, transfer
 from imagebert.errors import UsageError
 from imagebert.files import text_lines
 from imagebert.log import Progress

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -168,58 +168,23 @@ def write_pairs(
     """
     # From the beginning, so that another call is refused before its work.
     with publish(Path(path), "meta.json" if overwrite else None) as folder:
-        images: dict[str, int] = {}
-        splits: dict[str, int] = {}
-        pair_image, pair_split, relevance = array("i"), array("B"), array("f")
-        width = "H" if len(tokenizer) <= 1 << 16 else "I"
-        pieces, piece_counts, texts, text_sizes = array(width), array("q"), bytearray(), array("q")
-        piece_digests = bytearray()
-        numbered = enumerate(captions)
-        while block := list(islice(numbered, _BLOCK)):
-            for number, caption in block:
-                if wrong := flaw(caption):
-                    raise UsageError(f"caption {number}: {wrong}")
-            encoded = tokenizer.encode([caption.text for _, caption in block])
-            for (number, caption), own_pieces in zip(block, encoded, strict=True):
-                if not own_pieces:
-                    if refuse is None:
-                        raise UsageError(f"caption {number}: no word piece is left of {caption.text[:80]!r}")
-                    refuse(caption)
-                    continue
-                pair_image.append(images.setdefault(caption.image, len(images)))
-                split = splits.setdefault(caption.split, len(splits))
-                if split > 255:
-                    raise UsageError(
-                        f"caption {number} is of split {caption.split!r}, the 257th: is that column a split?"
-                    )
-                pair_split.append(split)
-                relevance.append(caption.relevance)
-                utf8 = caption.text.encode("utf-8")
-                texts += utf8
-                text_sizes.append(len(utf8))
-                own = array(width, own_pieces)
-                pieces.extend(own)
-                piece_counts.append(len(own))
-                piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
-        if not pair_image:
+        columns = _Columns(words=len(tokenizer))
+        for number, caption, pieces in _tokenised(captions, tokenizer):
+            if pieces:
+                columns.add(number, caption, pieces)
+            elif refuse is None:
+                raise UsageError(f"caption {number}: no word piece is left of {caption.text[:80]!r}")
+            else:
+                refuse(caption)
+        if not columns.pair_image:
             raise UsageError(f"no captions for {path}: the input is empty")
-        arrays: dict[str, NDArray[np.generic]] = {
-            "images": np.array([key.encode("utf-8") for key in images]),
-            "pair_image": np.array(pair_image, np.int32),
-            "pieces": np.array(pieces, np.dtype(width)),
-            "piece_ends": np.cumsum(piece_counts, dtype=np.int64),
-            "piece_digests": np.frombuffer(piece_digests, "<u8"),
-            "text": np.frombuffer(texts, np.uint8),
-            "text_ends": np.cumsum(text_sizes, dtype=np.int64),
-            "pair_split": np.array(pair_split, np.uint8),
-            "relevance": np.array(relevance, np.float32),
-        }
+        arrays = columns.arrays()
         meta = {
             "format": FORMAT,
             "version": VERSION,
-            "pairs": len(pair_image),
-            "images": len(images),
-            "splits": list(splits),
+            "pairs": len(columns.pair_image),
+            "images": len(columns.images),
+            "splits": list(columns.splits),
             "vocabulary_digest": tokenizer.digest,
             "tokenizer": tokenizer.settings._asdict(),
             "dataset": dataset(),
@@ -227,13 +192,83 @@ def write_pairs(
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
         (folder / "vocab.txt").write_bytes(tokenizer.text.encode())
-        listed = lists()
-        for name, lines in listed.items():
-            # Names in a table may hold an end of line; those of files do not.
-            text = "".join(line.replace("\n", "\\n").replace("\r", "\\r") + "\n" for line in lines)
-            (folder / name).write_bytes(text.encode("utf-8"))
-        digests = {"lists": {name: file_digest(folder / name) for name in listed}} if listed else {}
+        digests = _write_lists(folder, lists())
         seal_pairs(folder, {**meta, "origin": {**origin(), **digests}})
+
+
+def _tokenised(captions: Iterable[Caption], tokenizer: Tokenizer) -> Iterator[tuple[int, Caption, list[int]]]:
+    """Each caption with its number and its word pieces, which may be none.
+
+    Raises:
+        UsageError: one cannot be stored.
+    """
+    numbered = enumerate(captions)
+    while block := list(islice(numbered, _BLOCK)):
+        for number, caption in block:
+            if wrong := flaw(caption):
+                raise UsageError(f"caption {number}: {wrong}")
+        encoded = tokenizer.encode([caption.text for _, caption in block])
+        for (number, caption), pieces in zip(block, encoded, strict=True):
+            yield number, caption, pieces
+
+
+class _Columns:
+    """The arrays of a store while it grows, packed: a store has millions of captions.
+
+    Args:
+        words: of the vocabulary
+    """
+
+    def __init__(self, words: int) -> None:
+        self.images: dict[str, int] = {}
+        self.splits: dict[str, int] = {}
+        self.pair_image, self._pair_split, self._relevance = array("i"), array("B"), array("f")
+        self._width = "H" if words <= 1 << 16 else "I"
+        self._pieces, self._piece_counts, self._piece_digests = array(self._width), array("q"), bytearray()
+        self._text, self._text_sizes = bytearray(), array("q")
+
+    def add(self, number: int, caption: Caption, pieces: Sequence[int]) -> None:
+        """Appends the caption that came as the `number`th.
+
+        Raises:
+            UsageError: its split is one too many.
+        """
+        self.pair_image.append(self.images.setdefault(caption.image, len(self.images)))
+        split = self.splits.setdefault(caption.split, len(self.splits))
+        if split > 255:
+            raise UsageError(f"caption {number} is of split {caption.split!r}, the 257th: is that column a split?")
+        self._pair_split.append(split)
+        self._relevance.append(caption.relevance)
+        utf8 = caption.text.encode("utf-8")
+        self._text += utf8
+        self._text_sizes.append(len(utf8))
+        own = array(self._width, pieces)
+        self._pieces.extend(own)
+        self._piece_counts.append(len(own))
+        self._piece_digests += hashlib.blake2b(own.tobytes(), digest_size=8).digest()
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """By the names of their files."""
+        return {
+            "images": np.array([key.encode("utf-8") for key in self.images]),
+            "pair_image": np.array(self.pair_image, np.int32),
+            "pieces": np.array(self._pieces, np.dtype(self._width)),
+            "piece_ends": np.cumsum(self._piece_counts, dtype=np.int64),
+            "piece_digests": np.frombuffer(self._piece_digests, "<u8"),
+            "text": np.frombuffer(self._text, np.uint8),
+            "text_ends": np.cumsum(self._text_sizes, dtype=np.int64),
+            "pair_split": np.array(self._pair_split, np.uint8),
+            "relevance": np.array(self._relevance, np.float32),
+        }
+
+
+def _write_lists(folder: Path, lists: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """Writes what lies beside a store; the digests that meta.json has of it."""
+    for name, lines in lists.items():
+        # Names in a table may hold an end of line; those of files do not.
+        text = "".join(line.replace("\n", "\\n").replace("\r", "\\r") + "\n" for line in lines)
+        (folder / name).write_bytes(text.encode("utf-8"))
+    return {"lists": {name: file_digest(folder / name) for name in lists}} if lists else {}
 
 
 def seal_pairs(folder: Path, meta: dict[str, Any]) -> None:

@@ -20,10 +20,9 @@ import math
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +53,20 @@ _COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
 _Row = tuple[int, int, int]  # regions, whether the first is the whole image, CRC-32
 # A feature so large that int8's steps, a 127th of it, leave nothing of so many others.
 _OTHERS, _VANISHED = 16, 0.95
+
+
+class Target(NamedTuple):
+    """The store to write."""
+
+    path: Path
+    classes: Sequence[str]
+    extractor: dict[str, Any]  # where the regions come from, for meta.json
+    feature_type: FeatureType = "int8"
+    shard_bytes: int = SHARD_BYTES
+    overwrite: bool = False
+    made_from: Sequence[str] = ()  # contents of the stores that it is made of
+    feature_size: int | None = None  # that all images have; None: that of the first
+    has_classes: bool = True  # whether a detector named the regions; else all are of class 0, which is no class
 
 
 class Encoded(NamedTuple):
@@ -169,22 +182,14 @@ class _Journal:
 class RegionWriter:
     """Adds records to a store that is being written; made by `write_regions`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        feature_type: FeatureType,
-        shard_bytes: int,
-        rank: int,
-        feature_size: int | None = None,
-    ) -> None:
-        self.classes = list(classes)
-        self.feature_type = feature_type
-        self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
-        self._feature_size = feature_size
-        self._journal = _Journal(folder / f"journal-{rank:03d}.jsonl")
+    def __init__(self, target: Target, rank: int) -> None:
+        self.classes = list(target.classes)
+        self.feature_type = target.feature_type
+        self._folder, self._rank, self._shard_bytes = incomplete(target.path), rank, target.shard_bytes
+        self._feature_size = target.feature_size
+        self._journal = _Journal(self._folder / f"journal-{rank:03d}.jsonl")
         written = []
-        for journal in [self._journal, *_journals(folder, but=rank)]:
+        for journal in [self._journal, *_journals(self._folder, but=rank)]:
             written += [_digest(key) for shard in journal.shards.values() for key in shard.keys]
             self._feature_size = self._feature_size or journal.feature_size
         self._written = np.sort(np.array(written, "S16"))
@@ -363,76 +368,53 @@ class RegionWriter:
 
 @contextmanager
 def write_regions(
-    path: Path | str,
-    classes: Sequence[str],
-    extractor: dict[str, Any],
-    feature_type: FeatureType = "int8",
-    *,
-    shard_bytes: int = SHARD_BYTES,
-    overwrite: bool = False,
-    job: dict[str, Any] | None = None,
-    made_from: Sequence[str] = (),
-    feature_size: int | None = None,
-    has_classes: bool = True,
-    workers: Workers = ALONE,
+    target: Target, *, job: dict[str, Any] | None = None, workers: Workers = ALONE
 ) -> Iterator[RegionWriter]:
-    """A writer of the store `path`, which appears there when the block ends without an error, on all workers.
+    """A writer of a store, which appears in its place when the block ends without an error, on all workers.
 
     Args:
-        extractor: where the regions come from, for meta.json
         job: plain data that identifies the work. Where it is given, what was written stays when the block ends early,
             and a call with the same job goes on; otherwise it is removed.
-        made_from: contents of the stores that this one is made of
-        feature_size: that all images have; None: that of the first
-        has_classes: whether a detector named the regions; else all are of class 0, which is no class
 
     Raises:
-        UsageError: `path` exists, cannot be written, is being written, or holds the beginning of another job.
+        UsageError: its place is taken, cannot be written, is being written, or holds the beginning of another job.
         OSError: the disk is full or failing.
     """
-    path = Path(path)
-    job = job and _whole_job(job, feature_type, shard_bytes)
-    if feature_type not in FEATURE_TYPES:
-        raise UsageError(f"feature type {feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
-    folder, replaces = incomplete(path), "meta.json" if overwrite else None
+    job = job and _whole_job(target, job)
+    if target.feature_type not in FEATURE_TYPES:
+        raise UsageError(f"feature type {target.feature_type!r}: give one of {', '.join(FEATURE_TYPES)}")
+    folder, replaces = incomplete(target.path), "meta.json" if target.overwrite else None
     described = {
-        "classes": list(classes),
+        "classes": list(target.classes),
         # Only where it says something, so that stores keep the content that they had before this was known.
-        **({} if has_classes else {"has_classes": False}),
-        "extractor": extractor,
+        **({} if target.has_classes else {"has_classes": False}),
+        "extractor": target.extractor,
         "job": digest_of(job) if job else None,
-        "made_from": list(made_from),
+        "made_from": list(target.made_from),
     }
-    new = partial(RegionWriter, folder, classes, feature_type, shard_bytes, feature_size=feature_size)
     if workers.rank > 0:
-        with _written(path, new, described, workers, keep=job is not None) as writer:
+        with _written(target, described, workers, keep=job is not None) as writer:
             yield writer
         return
     make_folder(folder.parent)
-    with lock(lock_of(path), path) as held:
-        check_free(path, replaces)
+    with lock(lock_of(target.path), target.path) as held:
+        check_free(target.path, replaces)
         make_folder(folder)
-        _begin(folder, path, job)
-        with _written(path, new, described, workers, held, keep=job is not None) as writer:
+        _begin(folder, target.path, job)
+        with _written(target, described, workers, held, keep=job is not None) as writer:
             yield writer
 
 
 @contextmanager
 def _written(
-    path: Path,
-    new: Callable[[int], RegionWriter],
-    described: dict[str, Any],
-    workers: Workers,
-    held: Held | None = None,
-    *,
-    keep: bool,
+    target: Target, described: dict[str, Any], workers: Workers, held: Held | None = None, *, keep: bool
 ) -> Iterator[RegionWriter]:
     """`write_regions` without its lock, which the first worker has. `keep`: what was written, when it ends early."""
-    folder = incomplete(path)
+    path, folder = target.path, incomplete(target.path)
     workers.barrier()
     writer = None
     try:
-        writer = new(workers.rank)
+        writer = RegionWriter(target, workers.rank)
         writer.held = held
         workers.barrier()  # all have read the journals before one writes on
         yield writer
@@ -440,7 +422,7 @@ def _written(
         accepted, refused = workers.total([writer.accepted, writer.refused])
         if workers.rank == 0:
             for left_behind in filter(lambda rank: rank >= workers.size, map(_rank_of, _journal_files(folder))):
-                new(left_behind).finish()
+                RegionWriter(target, left_behind).finish()
             described = {**described, "feature_type": writer.feature_type, "refused": refused}
             writer.twice = accepted - _describe(folder, described, accepted)
             if writer.twice < 0:
@@ -467,20 +449,20 @@ def _written(
         raise
 
 
-def finished(path: Path, job: dict[str, Any], feature_type: FeatureType, shard_bytes: int = SHARD_BYTES) -> int | None:
+def finished(target: Target, job: dict[str, Any]) -> int | None:
     """Of a store that this very job has written: how many images were refused; None where there is none."""
-    if not (path / "meta.json").is_file():
+    if not (target.path / "meta.json").is_file():
         return None
-    meta = RegionStore(path).meta
-    if meta["job"] != digest_of(_whole_job(job, feature_type, shard_bytes)):
+    meta = RegionStore(target.path).meta
+    if meta["job"] != digest_of(_whole_job(target, job)):
         return None
-    _drop_notes(path)  # where it was killed just behind its last rename
-    clear_lock(path)
+    _drop_notes(target.path)  # where it was killed just behind its last rename
+    clear_lock(target.path)
     return int(meta["refused"])
 
 
-def _whole_job(job: dict[str, Any], feature_type: FeatureType, shard_bytes: int) -> dict[str, Any]:
-    return {**job, "feature_type": feature_type, "shard_bytes": shard_bytes}
+def _whole_job(target: Target, job: dict[str, Any]) -> dict[str, Any]:
+    return {**job, "feature_type": target.feature_type, "shard_bytes": target.shard_bytes}
 
 
 def _begin(folder: Path, path: Path, job: dict[str, Any] | None) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.data.readers import Item, Loaded, Reader, share_of
-from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import SHARD_BYTES, Encoded, RegionWriter, finished, write_regions
+from imagebert.data.region_writer import Encoded, RegionWriter, Target, finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.files import open_regular
@@ -49,20 +48,6 @@ class Transferred(NamedTuple):
     padding: int = 0
 
 
-class Target(NamedTuple):
-    """The store to write."""
-
-    path: Path
-    classes: Sequence[str]
-    extractor: dict[str, Any]
-    feature_type: FeatureType = "int8"
-    shard_bytes: int = SHARD_BYTES
-    overwrite: bool = False
-    made_from: Sequence[str] = ()  # contents of the stores that it is made of
-    feature_size: int | None = None  # None: that of the first image
-    has_classes: bool = True  # whether a detector named the regions
-
-
 def transfer(
     reader: Reader, target: Target, job: dict[str, Any], *, strict: bool = False, workers: Workers = ALONE
 ) -> Transferred:
@@ -79,24 +64,12 @@ def transfer(
     """
     before = None
     if workers.rank == 0 and not target.overwrite:
-        before = finished(target.path, job, target.feature_type, target.shard_bytes)
+        before = finished(target, job)
     there, refused = workers.total([before is not None, before or 0])
     if there:
         return _of_store(target.path, refused)
     came = refused = 0
-    with write_regions(
-        target.path,
-        target.classes,
-        target.extractor,
-        target.feature_type,
-        shard_bytes=target.shard_bytes,
-        overwrite=target.overwrite,
-        job=job,
-        made_from=target.made_from,
-        feature_size=target.feature_size,
-        has_classes=target.has_classes,
-        workers=workers,
-    ) as writer:
+    with write_regions(target, job=job, workers=workers) as writer:
         for item, encoded in _encoded(_shown(reader, target.path, workers), writer):
             came += 1
             try:

@@ -168,18 +168,7 @@ class Packer:
         cu_seqlens, region_ends, text_ends = _ends(regions + texts), _ends(regions), _ends(texts)
         tokens, region_count, text_count = int(cu_seqlens[-1]), int(region_ends[-1]), int(text_ends[-1])
         whole = self.corpus.image_whole[samples.images] & self.limits.whole_image  # [B] region 0 is the whole image
-        contents = Contents(
-            room=sizes or Sizes(pairs, region_count, text_count),
-            pairs=pairs,
-            tokens=tokens,
-            matched=matched_contents(self.lengths, samples),
-            whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
-            block=self.candidates if samples.contrast else 0,
-            chosen=samples.contrast.draws.shape[1] if samples.contrast else 0,
-            max_seqlen=self._max_seqlen,
-            feature_size=self.corpus.feature_size,
-            feature_type=self.corpus.feature_type,
-        )
+        contents = self._contents(samples, sizes or Sizes(pairs, region_count, text_count), tokens, whole)
         layout = Layout(contents)
         memory = arena.take(layout.size)
         field = layout.arrays(memory)
@@ -235,13 +224,26 @@ class Packer:
         fill("itm_labels", samples.labels, -1)
         field["counts"][:] = 0, 0, pairs
         if samples.contrast:
-            fill("image_class", samples.contrast.image_class, -1)
-            fill("text_class", samples.contrast.text_class, -1)
-            fill("negative_draws", samples.contrast.draws, 0)
+            for name, values in samples.contrast._asdict().items():
+                fill(name, values, -1)
         if contents.whole_images:
             field["global_regions"][:] = first_regions[whole]
         self._fill_regions(samples.images, regions, region_place, arena, field)
         return Packed(memory, layout)
+
+    def _contents(self, samples: Samples, room: Sizes, tokens: int, whole: NDArray[np.bool_]) -> Contents:
+        return Contents(
+            room=room,
+            pairs=len(samples.images),
+            tokens=tokens,
+            matched=matched_contents(self.lengths, samples),
+            whole_images=int(whole.sum()) if self.limits.mark_whole_image else 0,
+            block=self.candidates if samples.contrast else 0,
+            chosen=samples.contrast.negative_draws.shape[1] if samples.contrast else 0,
+            max_seqlen=self._max_seqlen,
+            feature_size=self.corpus.feature_size,
+            feature_type=self.corpus.feature_type,
+        )
 
     def _fill_regions(
         self,

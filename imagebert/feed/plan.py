@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import RunConfig, UsageError
-from imagebert.feed.draws import Purpose, below, draw, stage_key, uniform
+from imagebert.feed.draws import Purpose, below, draw, uniform
 from imagebert.feed.epochs import Epochs
 
 # [CLS], [SEP] between image and text, [SEP] at the end.
@@ -33,7 +33,7 @@ class Contrast(NamedTuple):
 
     image_class: NDArray[np.int64]  # [B]
     text_class: NDArray[np.int64]  # [B]
-    draws: NDArray[np.float32]  # [B, N']
+    negative_draws: NDArray[np.float32]  # [B, N']
 
 
 class Samples(NamedTuple):
@@ -47,7 +47,7 @@ class Samples(NamedTuple):
 
     def take(self, rows: NDArray[np.int64]) -> Samples:
         c = self.contrast
-        c = c and Contrast(c.image_class[rows], c.text_class[rows], c.draws[rows])
+        c = c and Contrast(c.image_class[rows], c.text_class[rows], c.negative_draws[rows])
         return Samples(self.images[rows], self.captions[rows], self.labels[rows], self.ids[rows], c)
 
 
@@ -104,16 +104,24 @@ class Negatives:
     random_steps: int = 0  # the first steps in which it chooses by chance
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What a step has, and how it is cut."""
+
+    batch_size: int | None = None  # pairs sampled; P times as many are fed
+    # Instead of it, tokens fed, to within half a pair on average; mismatched pairs count as the matched ones that they
+    # were made from
+    batch_tokens: int | None = None
+    parts: int  # microbatches, world size x accumulation
+    block: int = 1  # groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
+
+
 class Plan:
     """The order of a stage.
 
     Args:
         caption_image: [N] the image of each caption; one caption with its image is a pair to sample
-        batch_size: pairs sampled per step; P times as many are fed
-        batch_tokens: instead of it, tokens fed per step, to within half a pair on average; mismatched pairs count as
-            the matched ones that they were made from
-        parts: microbatches that a step is cut into, world size x accumulation
-        block: groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
+        key: of all draws (draws.py, stage_key)
         matches: which pairs are no negatives; None: an image with its own captions
         weights: how many times each pair is sampled in an epoch, source by source (Epochs); partners are drawn from all
             pairs alike. None: once
@@ -124,33 +132,29 @@ class Plan:
         caption_image: NDArray[np.int64],
         lengths: Lengths,
         negatives: Negatives,
+        cut: Cut,
         *,
-        seed: int,
-        stage: str,
-        batch_size: int | None = None,
-        batch_tokens: int | None = None,
-        parts: int,
-        block: int = 1,
+        key: int,
         matches: Matches | None = None,
         weights: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         captions = np.arange(len(caption_image))
         sizes = np.broadcast_to(np.int64(1), len(captions))
-        value, longest = batch_size, None
-        if batch_tokens is not None:  # of the pairs that a caption becomes
+        value, longest = cut.batch_size, None
+        if cut.batch_tokens is not None:  # of the pairs that a caption becomes
             matched = Samples(caption_image, captions, np.ones_like(captions), captions)
             sizes = negatives.candidates * lengths.tokens(matched)
-            value, longest = batch_tokens, int(sizes.max())
+            value, longest = cut.batch_tokens, int(sizes.max())
         assert value is not None
-        check_cut(value, parts, block, longest)
+        check_cut(value, cut.parts, cut.block, longest)
         self._matches = matches or Matches(np.arange(int(caption_image.max()) + 1), captions, caption_image)
-        self.key = stage_key(seed, stage)
+        self.key = key
         self.caption_image = caption_image
         self.lengths = lengths
         self.negatives = negatives
-        self.parts = parts
-        self._block, self._weighted = block, weights is not None
-        self._together = negatives.candidates * block  # pairs
+        self.parts = cut.parts
+        self._block, self._weighted = cut.block, weights is not None
+        self._together = negatives.candidates * cut.block  # pairs
         self._share = value  # what a step has of the line of epochs, in pairs or in tokens
         self._epochs = Epochs(self.key, sizes, weights)
 
@@ -325,7 +329,7 @@ def check_cut(value: int, parts: int, block: int, longest: int | None = None) ->
 
     Args:
         value: pairs, or tokens, that the step has
-        parts, block: as Plan has them
+        parts, block: as Cut has them
         longest: tokens that a pair may become, where the step goes by tokens
 
     Raises:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from imagebert.model.layers import Embeddings, Layer
+from imagebert.model.layers import Embeddings, Layer, with_area
 
 
 class Inside(NamedTuple):
@@ -31,8 +31,7 @@ def embed_images(
     zeroed: Bool[Tensor, "B R"] | None = None,
 ) -> Float[Tensor, "B R H"]:
     """Embedded regions; `boxes` as PaddedPairs has them, `zeroed` regions are seen as zeros."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    location = torch.cat([boxes, (sides[..., 0] * sides[..., 1])[..., None]], dim=2)
+    location = with_area(boxes)
     dtype = embeddings.layer_norm.weight.dtype
     if zeroed is not None:
         features = features.masked_fill(zeroed[..., None], 0)

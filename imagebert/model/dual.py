@@ -11,14 +11,25 @@ from imagebert.batch import PackedBatch
 from imagebert.model.configuration import ImageBertConfig
 
 
+class Projection(nn.Linear):
+    """A side's mean state to its vector. Where the sizes are equal it begins as the identity.
+
+    So the vectors of a text model that was trained for its mean states, such as MiniLM, are good from the first step.
+    """
+
+
 class Tower(nn.Module):
-    """The tokens of one side to one vector: a layer, a gated mean, a projection to the unit sphere."""
+    """The tokens of one side to one vector: their mean, and a projection to the unit sphere.
+
+    Embeddings, which have seen no layer, first pass one here and are weighed by a gate.
+    """
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.gate = nn.Linear(config.hidden_size, 1)
-        self.projection = nn.Linear(config.hidden_size, config.dual_size)
+        plain = config.fusion_layer > 0
+        self.transform = None if plain else nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate = None if plain else nn.Linear(config.hidden_size, 1)
+        self.projection = (Projection if plain else nn.Linear)(config.hidden_size, config.dual_size)
 
     def forward(
         self, tokens: Float[Tensor, "S H"], real: Tensor, rows: Int[Tensor, " S"], cu_seqlens: Int[Tensor, " ends"]
@@ -34,6 +45,9 @@ class Tower(nn.Module):
 
     def weighed(self, tokens: Float[Tensor, "*rows H"], real: Tensor) -> tuple[Tensor, Tensor]:
         """Transformed tokens times their weights, and the weights [*rows, 1], in float32; 0 where they are not real."""
+        if self.gate is None or self.transform is None:
+            weight = real[..., None].float()
+            return tokens.float() * weight, weight
         weight = torch.sigmoid(self.gate(tokens).float()) * real[..., None]
         return F.gelu(self.transform(tokens)).float() * weight, weight
 

@@ -42,6 +42,12 @@ def plain(module: nn.Module, kind: type[Module]) -> Module:
     return module
 
 
+def with_area(boxes: Float[Tensor, "*R 4"]) -> Float[Tensor, "*R 5"]:
+    """Boxes x1, y1, x2, y2, as shares of the image's sides, and their share of its area (paper, section 3)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([boxes, (sides[..., 0] * sides[..., 1])[..., None]], dim=-1)
+
+
 class Embeddings(nn.Module):
     """Words: LN(word + segment + position). Regions: LN(W_v r + segment + W_c c + position)."""
 

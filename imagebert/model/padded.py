@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from imagebert.batch import PackedBatch
+from imagebert.model.layers import with_area
 
 IGNORED = -100  # a label that is none, as Hugging Face has it
 
@@ -143,7 +144,6 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
     # The first [SEP] is the text's last word piece once more.
     words = inputs.row(ids[:, 0], numbers, ids.gather(1, last[:, None])[:, 0], ids)
     box = inputs.boxes.reshape(-1, 4)[region].float()
-    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     pair = rows // width  # [T]
     whole = torch.zeros(0, dtype=torch.int64, device=device)
     if mark_whole_image:
@@ -163,7 +163,7 @@ def pack(pairs: PaddedPairs, feature_size: int, mark_whole_image: bool = False, 
         region_rows=region_rows,
         region_features=inputs.features.reshape(-1, feature_size)[region].float(),
         region_scales=torch.ones(len(region), device=device),
-        region_boxes=torch.cat([box, area[:, None]], dim=1),
+        region_boxes=with_area(box),
         global_regions=whole,
         block=0,
         image_class=nothing[:0],

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from imagebert.config import UsageError
 from imagebert.data.records import FeatureType
-from imagebert.data.region_writer import finished, write_regions
+from imagebert.data.region_writer import Target, finished, write_regions
 from imagebert.data.transfer import describe_sources
 from imagebert.log import track
 from imagebert.pictures import UnreadableImage
@@ -56,8 +56,7 @@ def extract(
     extractor: Extractor,
     feature_type: FeatureType = "int8",
     overwrite: bool = False,
-    part: int = 0,
-    parts: int = 1,
+    part: tuple[int, int] = (0, 1),
     decoder: str = "auto",
     workers: Workers = ALONE,
 ) -> Extracted:
@@ -66,36 +65,23 @@ def extract(
     A call that was killed is made again and goes on; one that ended well leaves what is there.
 
     Args:
-        part, parts: of all pictures only every `parts`th, from the `part`th on
+        part: (k, n): of all pictures only every nth, from the kth on
         decoder: see `jpeg_decoder`
         workers: share the pictures; each is told of all
 
     Raises:
         UsageError: no folder, no picture in it, none that can be read, or DALI is asked for and cannot be had.
     """
-    if not images.is_dir():
-        raise UsageError(f"there is no folder of pictures {images}")
-    files, others, links, closed = find_images(images)
-    for error in closed:
-        log.warning("the folder %s is not read: %s", error.filename, error.strerror)
-    if not files:
-        raise UsageError(
-            f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read"
-            + (f"; {other_files(others)}" if others else "")
-        )
-    if links:
-        log.info("%d folders below %s are links, and were followed", links, images)
-    files = files[part::parts]
-    if not files:
-        raise UsageError(f"part {part} of {parts} has no picture of {images}: take fewer parts")
+    files, others = _pictures(images, part)
     with jpeg_decoder(decoder) as jpegs:
         # nvJPEG's pixels differ by rounding: a store says so, and is not begun with them and gone on with without.
         differs = {"decoder": "nvjpeg"} if jpegs is not None and jpegs.device is not None else {}
         description = {**extractor.description, **differs}
         first = workers.rank == 0
         sources = describe_sources([images]) if first else []  # the first alone asks whether the job is the same
-        job = {"extract": sources, "extractor": description, "part": [part, parts]}
-        before = finished(out, job, feature_type) if first and not overwrite else None
+        job = {"extract": sources, "extractor": description, "part": list(part)}
+        target = Target(out, extractor.classes, description, feature_type, overwrite=overwrite)
+        before = finished(target, job) if first and not overwrite else None
         there, refused = workers.total([before is not None, before or 0])
         if there:
             return Extracted(len(files), len(files) - refused, refused, others)
@@ -103,9 +89,7 @@ def extract(
         names = "\0".join(keys.values()).encode("utf-8", "surrogateescape")
         workers.agreed(lambda: hashlib.sha256(names).hexdigest())
         files = files[workers.rank :: workers.size]
-        with write_regions(
-            *(out, extractor.classes, description, feature_type), overwrite=overwrite, job=job, workers=workers
-        ) as writer:
+        with write_regions(target, job=job, workers=workers) as writer:
             left = [file for file in files if not writer.has(keys[file])]
             what = f"Extracting {images.name}"
             for file, image in track(decode(left, jpegs), what, "pictures", len(left)):
@@ -123,6 +107,31 @@ def extract(
             if refused == len(keys):
                 raise UsageError(f"none of the {len(keys)} pictures in {images} can be read")
     return Extracted(len(keys), len(keys) - refused, refused, others)
+
+
+def _pictures(images: Path, part: tuple[int, int]) -> tuple[list[Path], Mapping[str, int]]:
+    """Those of a part, and what else the folder holds, by suffix.
+
+    Raises:
+        UsageError: no folder, no picture in it, or none in this part.
+    """
+    if not images.is_dir():
+        raise UsageError(f"there is no folder of pictures {images}")
+    files, others, links, closed = find_images(images)
+    for error in closed:
+        log.warning("the folder %s is not read: %s", error.filename, error.strerror)
+    if not files:
+        raise UsageError(
+            f"{images} holds no picture: JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF are read"
+            + (f"; {other_files(others)}" if others else "")
+        )
+    if links:
+        log.info("%d folders below %s are links, and were followed", links, images)
+    first, parts = part
+    files = files[first::parts]
+    if not files:
+        raise UsageError(f"part {first} of {parts} has no picture of {images}: take fewer parts")
+    return files, others
 
 
 def other_files(others: Mapping[str, int]) -> str:

@@ -34,7 +34,7 @@ from imagebert.config import UsageError
 from imagebert.data.records import RegionRecord
 from imagebert.pictures import SENT, PictureLimits
 from imagebert.retrieval.pictures import Pictures, open_picture
-from imagebert.retrieval.search import Finder, Hit
+from imagebert.retrieval.search import Finder, Hit, Query
 from imagebert.retrieval.server import run
 
 log = logging.getLogger(__name__)
@@ -69,121 +69,129 @@ def make_app(
         hosts: names that requests may be addressed to
         limits: of pictures that are sent
     """
-    model, looking, drawing = _Lane("model", 1), _Lane("looking", 1, nice=10), _Lane("drawing", 2, nice=5)
-    uploads = asyncio.Semaphore(UPLOADS)
-    found: OrderedDict[str, dict[str, Any]] = OrderedDict()  # answers to words, the longest unasked first
-    store = finder.store.content[:16]  # in the addresses of pictures: browsers keep them for an hour
+    answers = _Answers(finder, pictures, extract, limits)
+    return Starlette(
+        routes=[
+            Route("/", _page),
+            Route("/about", answers.about),
+            Route("/search", answers.search),
+            Route("/picture/{store}/{number}/{size}", answers.picture),
+            Route("/regions/{number}", answers.regions),
+            Route("/captions", answers.captions, methods=["POST"]),
+            Route("/{name}", _page),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_Gate)],
+        exception_handlers={UsageError: _refuse},
+    )
 
-    def asked(text: str) -> Any:
-        if len(text) > QUERY_CHARACTERS:
-            raise UsageError(f"the query has {len(text)} characters: at most {QUERY_CHARACTERS} are taken")
-        return finder.query(text)
 
-    def number_of(request: Request) -> int:
-        text = request.path_params["number"]
-        if not (text.isascii() and text.isdigit()):
-            raise _Refused("an image is named by its number", 404)
-        if len(text) > 12 or int(text) >= len(finder.store):
-            raise UsageError(f"there is no image {text[:12]}: the store has {len(finder.store)}")
-        return int(text)
+async def _page(request: Request) -> Response:
+    name = request.path_params.get("name", "index.html")
+    return FileResponse(_PAGE / name) if name in ("index.html", "app.css", "app.js") else Response(status_code=404)
 
-    async def about(request: Request) -> Response:
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, _Refused) else 400
+    headers = {503: {"Retry-After": "5"}, 408: {"Connection": "close"}}.get(status)
+    return JSONResponse({"error": str(error)}, status, headers)
+
+
+class _Answers:
+    """What the page asks for, each a handler of requests; what takes long is done in its lane."""
+
+    def __init__(self, finder: Finder, pictures: Pictures, extract: Extract | None, limits: PictureLimits) -> None:
+        self._finder, self._pictures, self._extract, self._limits = finder, pictures, extract, limits
+        self._model, self._looking = _Lane("model", 1), _Lane("looking", 1, nice=10)
+        self._drawing = _Lane("drawing", 2, nice=5)
+        self._uploads = asyncio.Semaphore(UPLOADS)
+        self._found: OrderedDict[str, dict[str, Any]] = OrderedDict()  # answers to words, the longest unasked first
+        self._store = finder.store.content[:16]  # in the addresses of pictures: browsers keep them for an hour
+
+    async def about(self, request: Request) -> Response:
+        captions = self._finder.captions
         return JSONResponse(
             {
-                "images": len(finder.store),
-                "captions": len(finder.captions),
-                "uploads": extract is not None and bool(finder.captions),
+                "images": len(self._finder.store),
+                "captions": len(captions),
+                "uploads": self._extract is not None and bool(captions),
                 "upload_bytes": UPLOAD_BYTES,
-                "examples": finder.captions[:: max(1, len(finder.captions) // 4)][:4],
+                "examples": captions[:: max(1, len(captions) // 4)][:4],
             }
         )
 
-    async def search(request: Request) -> Response:
+    async def search(self, request: Request) -> Response:
         words = request.query_params.get("q", "")
+        return JSONResponse(self._found.get(words) or await self._model(request, partial(self._search, words)))
 
-        def hit(h: Hit) -> dict[str, Any]:
-            return {
-                "number": h.number,
-                "key": h.name,
-                "probability": h.probability,
-                "picture": address(h.number, h.name),
-            }
+    def _search(self, words: str) -> dict[str, Any]:
+        if words not in self._found:  # somebody before may have asked the same
+            query = self._query(words)
+            hits = [self._hit(hit) for hit in self._finder.images(query, _SHOWN)]
+            self._found[words] = {"query": query.text, "unknown": query.unknown, "hits": hits}
+            if len(self._found) > _KEPT:
+                self._found.popitem(last=False)
+        self._found.move_to_end(words)
+        return self._found[words]
 
-        def work() -> dict[str, Any]:
-            if words not in found:  # somebody before may have asked the same
-                query = asked(words)
-                hits = [hit(h) for h in finder.images(query, _SHOWN)]
-                found[words] = {"query": query.text, "unknown": query.unknown, "hits": hits}
-                if len(found) > _KEPT:
-                    found.popitem(last=False)
-            found.move_to_end(words)
-            return found[words]
+    def _query(self, text: str) -> Query:
+        if len(text) > QUERY_CHARACTERS:
+            raise UsageError(f"the query has {len(text)} characters: at most {QUERY_CHARACTERS} are taken")
+        return self._finder.query(text)
 
-        return JSONResponse(found.get(words) or await model(request, work))
+    def _hit(self, hit: Hit) -> dict[str, Any]:
+        # Of the picture, to which the page adds a size; None: there is no picture.
+        address = None if self._pictures.path(hit.name) is None else f"/picture/{self._store}/{hit.number}"
+        return {"number": hit.number, "key": hit.name, "probability": hit.probability, "picture": address}
 
-    def address(number: int, key: str) -> str | None:
-        """Of an image's picture, without its size; None: there is none."""
-        return None if pictures.path(key) is None else f"/picture/{store}/{number}"
-
-    async def picture(request: Request) -> Response:
+    async def picture(self, request: Request) -> Response:
         size = _PIXELS.get(request.path_params["size"])
-        if request.path_params["store"] != store or size is None:
+        if request.path_params["store"] != self._store or size is None:
             raise _Refused("there is no such picture in this store: search again", 404)
-        key = finder.store.key(number_of(request))
-        data = await drawing(request, partial(pictures.thumbnail, key, size))
+        key = self._finder.store.key(self._number(request))
+        data = await self._drawing(request, partial(self._pictures.thumbnail, key, size))
         if data is None:
             raise _Refused(f"there is no picture of {key}", 404)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    async def regions(request: Request) -> Response:
-        def work() -> dict[str, Any]:
-            number = number_of(request)
-            shown = finder.explain(number, asked(request.query_params.get("q", "")))
-            return {"key": finder.store.key(number), "words": shown.words, **_regions(shown.record, shown.classes),
-                    "answers": shown.answers(), "attention": shown.attention.tolist()}  # fmt: skip
+    async def regions(self, request: Request) -> Response:
+        return JSONResponse(await self._model(request, partial(self._explain, request)))
 
-        return JSONResponse(await model(request, work))
+    def _explain(self, request: Request) -> dict[str, Any]:
+        number = self._number(request)
+        shown = self._finder.explain(number, self._query(request.query_params.get("q", "")))
+        return {
+            "key": self._finder.store.key(number),
+            "words": shown.words,
+            **_regions(shown.record, shown.classes),
+            "answers": shown.answers(),
+            "attention": shown.attention.tolist(),
+        }
 
-    async def captions(request: Request) -> Response:
-        if uploads.locked():
+    def _number(self, request: Request) -> int:
+        """Of the image that is asked about."""
+        text, images = request.path_params["number"], len(self._finder.store)
+        if not (text.isascii() and text.isdigit()):
+            raise _Refused("an image is named by its number", 404)
+        if len(text) > 12 or int(text) >= images:
+            raise UsageError(f"there is no image {text[:12]}: the store has {images}")
+        return int(text)
+
+    async def captions(self, request: Request) -> Response:
+        if self._uploads.locked():
             await _body(request, keep=False)  # a sender that is cut off hears no answer
             raise _Refused(f"{UPLOADS} pictures are being looked at already: send it again in some seconds", 503)
-        async with uploads:
+        async with self._uploads:
             data = await _body(request)
-
-            def look() -> RegionRecord:
-                if extract is None:
-                    raise UsageError("this server has no extractor: start it with an extractor to ask about pictures")
-                return extract(open_picture(data, limits))
-
-            record = await looking(request, look)
-            hits = await model(request, partial(finder.texts, record, _SHOWN))
-        names = [finder.store.class_name(number) for number in record.classes.tolist()]
-        texts = [{"text": h.name, "probability": h.probability} for h in hits]
+            record = await self._looking(request, partial(self._look, data))
+            hits = await self._model(request, partial(self._finder.texts, record, _SHOWN))
+        names = [self._finder.store.class_name(number) for number in record.classes.tolist()]
+        texts = [{"text": hit.name, "probability": hit.probability} for hit in hits]
         return JSONResponse({"captions": texts, **_regions(record, names)})
 
-    async def page(request: Request) -> Response:
-        name = request.path_params.get("name", "index.html")
-        return FileResponse(_PAGE / name) if name in ("index.html", "app.css", "app.js") else Response(status_code=404)
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        status = error.status if isinstance(error, _Refused) else 400
-        headers = {503: {"Retry-After": "5"}, 408: {"Connection": "close"}}.get(status)
-        return JSONResponse({"error": str(error)}, status, headers)
-
-    return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/about", about),
-            Route("/search", search),
-            Route("/picture/{store}/{number}/{size}", picture),
-            Route("/regions/{number}", regions),
-            Route("/captions", captions, methods=["POST"]),
-            Route("/{name}", page),
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_Gate)],
-        exception_handlers={UsageError: refuse},
-    )
+    def _look(self, data: bytes) -> RegionRecord:
+        if self._extract is None:
+            raise UsageError("this server has no extractor: start it with an extractor to ask about pictures")
+        return self._extract(open_picture(data, self._limits))
 
 
 class _Refused(UsageError):

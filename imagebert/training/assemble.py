@@ -20,7 +20,7 @@ from imagebert.feed.dali import DaliCarrier
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Matches, Negatives, Plan, fit_microbatches
+from imagebert.feed.plan import Cut, Matches, Negatives, Plan, fit_microbatches
 from imagebert.feed.sizes import Sizes, choose_sizes
 from imagebert.model import (
     PRESETS,
@@ -149,12 +149,13 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> Plan:
         corpus.caption_image,
         packer.lengths,
         negatives,
-        seed=config.seed,
-        stage=config.stage,
-        batch_size=config.schedule.batch_size,
-        batch_tokens=config.schedule.batch_tokens,
-        parts=distributed.world_size() * config.schedule.accumulation,
-        block=config.contrast,
+        Cut(
+            batch_size=config.schedule.batch_size,
+            batch_tokens=config.schedule.batch_tokens,
+            parts=distributed.world_size() * config.schedule.accumulation,
+            block=config.contrast,
+        ),
+        key=stage_key(config.seed, config.stage),
         matches=Matches(corpus.image_class, corpus.caption_class, corpus.caption_image),
         weights=weights,
     )
@@ -164,7 +165,7 @@ def pair_share(config: RunConfig, packer: Packer, shape: ImageBertConfig) -> flo
     """What a pair a second is of this device's matmul rate; 0: that is not known."""
     rate = matmul_rate(distributed.device())
     regions, words = (float(lengths.mean()) for lengths in packer.lengths)
-    flops = pair_flops(shape, regions, words, masked=config.task == "pretrain")
+    flops = pair_flops(shape, regions, words, masked=config.task == "pretrain", chosen=config.chosen_negatives)
     return flops / rate if rate else 0.0
 
 

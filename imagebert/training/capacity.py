@@ -80,6 +80,7 @@ class Job:
         regions, words: of a pair, on average
         batch_size: pairs sampled in a step
         candidates: pairs that each of those becomes: itself and its negatives when fine-tuning
+        chosen: negatives that are chosen for it in the step, which only fused layers see
         save_every: steps between checkpoints; None: what costs least
         images, record: of the stores, and the bytes of an image's record; None: an image a pair, of `regions`
     """
@@ -99,6 +100,7 @@ class Job:
     recompute: bool = False
     task: str = "pretrain"
     candidates: int = 1
+    chosen: int = 0
     steps: int | None = None  # instead of epochs
     save_every: int | None = None
     images: int | None = None
@@ -147,7 +149,7 @@ def checkpoint_bytes(parameters: int) -> int:
 
 def job_flops(job: Job) -> float:
     """Of one sampled pair of a job, with its negatives."""
-    each = pair_flops(job.shape, job.regions, job.words, masked=job.task == "pretrain")
+    each = pair_flops(job.shape, job.regions, job.words, masked=job.task == "pretrain", chosen=job.chosen)
     return job.candidates * each * (4 / 3 if job.recompute else 1)
 
 
@@ -164,33 +166,46 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * 1024**3 / min(seconds)
 
 
-def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: bool = True) -> float:
-    """Of one pair, forward and backward, as benchmarks/step.py counts them: heads and the last layer for read rows."""
+def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: bool = True, chosen: int = 0) -> float:
+    """Of one pair, forward and backward, as benchmarks/step.py counts them: heads and the last layer for read rows.
+
+    Args:
+        chosen: negatives that are chosen for it in the step: they go through the fused layers only
+    """
     s, t = shape, regions + words + _SPECIALS
     h, i = s.hidden_size, s.intermediate_size
-    masked_words, masked_regions = (n * _MASKED * _MATCHED * masked for n in (words, regions))
-    reads = 1 + masked_words + masked_regions
-    full = s.num_hidden_layers - 1
+    matched = 1.0 if chosen else _MATCHED
+    masked_words, masked_regions = (n * _MASKED * matched * masked for n in (words, regions))
+    reads, pairs = 1 + masked_words + masked_regions, 1 + chosen
+    products = 4 * h * h + 2 * h * i
     # A product's forward is 2 operations a weight and row, its backward 4.
-    layers = 6 * (full * t * (4 * h * h + 2 * h * i) + 2 * t * h * h + reads * (2 * h * h + 2 * h * i))
-    attention = 14 * h * t * t * (full + reads / t)
+    image, text = regions + 1, words + 2
+    flops = s.fusion_layer * (6 * t * products + 14 * h * (image * image + text * text))
+    if s.fusion_layer < s.num_hidden_layers:
+        full = s.num_hidden_layers - s.fusion_layer - 1
+        flops += 6 * (pairs * (full * t * products + 2 * t * h * h) + (reads + chosen) * (2 * h * h + 2 * h * i))
+        flops += 14 * h * t * t * (pairs * full + (reads + chosen) / t)
     heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
-    return layers + attention + heads + 4 * regions * s.feature_size * h
+    dual = 6 * t * h * h if s.dual_size and not s.fusion_layer else 0
+    return flops + heads + dual + 4 * regions * s.feature_size * h
 
 
 def score_flops(shape: ImageBertConfig, regions: float, words: float) -> tuple[float, float, float]:
     """Of scoring a pair whose sides are encoded, and of encoding an image and a text (retrieval/scoring.py).
 
-    Encoding has the region projection and the first layer's queries, keys and values; scoring has the rest of the
-    layers, the last one for [CLS] only.
+    Encoding has the region projection, the layers before `fusion_layer` and the next one's queries, keys and values;
+    scoring has the rest of the layers, the last one for [CLS] only.
     """
     h, i, t = shape.hidden_size, shape.intermediate_size, regions + words + _SPECIALS
-    full = shape.num_hidden_layers - 1
-    layers = 2 * (full * t * (4 * h * h + 2 * h * i) + 2 * t * h * h + 2 * h * h + 2 * h * i)
-    attention = 4 * h * t * t * (full + 1 / t)
-    token = 6 * h * h  # queries, keys and values
-    image = (regions + 1) * token + 2 * regions * shape.feature_size * h
-    return layers + attention - t * token, image, (words + 2) * token
+    products, features = 4 * h * h + 2 * h * i, 2 * regions * shape.feature_size * h
+    first, fused = shape.fusion_layer, shape.num_hidden_layers - shape.fusion_layer
+    token = 6 * h * h if fused else 0  # queries, keys and values
+    image, text = (n * token + first * (2 * n * products + 4 * h * n * n) for n in (regions + 1, words + 2))
+    if not fused:
+        return 2.0 * shape.dual_size, image + features, text
+    layers = 2 * ((fused - 1) * t * products + 2 * t * h * h + 2 * h * h + 2 * h * i)
+    attention = 4 * h * t * t * (fused - 1 + 1 / t)
+    return layers + attention - t * token, image + features, text
 
 
 def state_bytes(parameters: int, stage: int, ranks: int, word_bytes: int, bucket: float = 1e8) -> float:

@@ -194,6 +194,7 @@ class Planned:
             recompute=fitted.model.gradient_checkpointing,
             task=fitted.task,
             candidates=fitted.candidates,
+            chosen=fitted.chosen_negatives,
             steps=schedule.steps,
             save_every=fitted.checkpoint.every_steps,
             images=data.images,
@@ -202,7 +203,7 @@ class Planned:
 
     def hard_negatives(self, job: Job, pool: int = 64) -> dict[str, Any]:
         """What fine-tuning's negatives are, and what mining them takes on the same GPUs (`imagebert mine`)."""
-        found: dict[str, Any] = {"negatives a pair": job.candidates - 1}
+        found: dict[str, Any] = {"negatives a pair": job.candidates - 1 + job.chosen}
         r = self.config.retrieval
         if r.hard_negatives is not None:
             found["of them mined, on average"] = (job.candidates - 1) * r.hard_share

@@ -16,6 +16,7 @@ from imagebert_kernels import backend
 from tests.test_layout import ROOT
 
 
+@pytest.mark.slow
 def test_all_that_a_cpu_can_check_holds(tmp_path: Path) -> None:
     """As a user calls it, on PyTorch's reference; the interpreter has the test below."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -39,6 +40,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> check.Trainer:
     return check.Trainer(tmp_path, steps=2)
 
 
+@pytest.mark.slow
 def test_kernels_and_fill_in_the_interpreter(trainer: check.Trainer) -> None:
     kernels = check.Way("triton", dropout=0.0)
     plain = trainer.losses(kernels)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # Five calls: as it is; with a reader that does not compare digests; with a command that dies in three ways of what

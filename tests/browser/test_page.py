@@ -24,6 +24,8 @@ from imagebert.retrieval.serve import UPLOAD_BYTES
 from tests.browser.browser import find_browser
 from tests.retrieval.scenes import Scenes, write_scenes
 
+pytestmark = pytest.mark.slow  # where there is no browser, one is installed
+
 QUERY = "a red square and a yellow circle"
 
 

@@ -13,6 +13,8 @@ from imagebert import api
 from tests.browser.browser import find_browser
 from tests.report.test_report import evaluate, make_run
 
+pytestmark = pytest.mark.slow  # where there is no browser, one is installed
+
 
 def brightness(color: str) -> float:
     red, green, blue = (int(part) for part in re.findall(r"\d+", color)[:3])

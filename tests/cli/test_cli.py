@@ -15,7 +15,7 @@ from imagebert.cli import COMMANDS, main
 from imagebert.cli.commands import Command
 from imagebert.config import SourceConfig
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval
 from tests.cli.calls import RECIPE, train
 from tests.corpora import write_corpus, write_vocabulary
@@ -35,7 +35,7 @@ def missing_store(source: SourceConfig, folder: Path) -> list[str]:
 
 
 def empty_store(source: SourceConfig, folder: Path) -> list[str]:
-    with write_regions(folder / "empty", [], {}):
+    with write_regions(Target(folder / "empty", [], {})):
         pass
     return train(source, folder, f"data.sources.0.regions={folder}/empty")
 

@@ -11,7 +11,7 @@ import pytest
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.keys import RULES, InStores, Keys, apart, keys_of, suggest
 from imagebert.data.pairs import Caption
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from tests.corpora import random_record
 
@@ -150,7 +150,7 @@ def test_names_that_look_alike_are_told_apart() -> None:
 def test_keys_of_several_stores(source: SourceConfig, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"class{i}" for i in range(5)]
-    with write_regions(tmp_path / "other", names, {"name": "random", "digest": "0"}) as writer:
+    with write_regions(Target(tmp_path / "other", names, {"name": "random", "digest": "0"})) as writer:
         for key in ("image003.jpg", "a longer name than the others have.jpg"):
             writer.add(key, random_record(rng, 2))
     keys = keys_of([RegionStore(source.regions), RegionStore(tmp_path / "other")])

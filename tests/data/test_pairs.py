@@ -63,6 +63,14 @@ def test_captions_that_cannot_be_stored(tmp_path: Path, caption: Caption, messag
     assert not (tmp_path / "pairs").exists()
 
 
+def test_splits_are_at_most_256(tmp_path: Path) -> None:
+    captions = [Caption("a.jpg", "word01", f"split{number}") for number in range(257)]
+    write_pairs(tmp_path / "most", captions[:256], write_vocabulary(tmp_path))
+    assert PairStore(tmp_path / "most").splits == [caption.split for caption in captions[:256]]
+    with pytest.raises(UsageError, match="caption 256 is of split 'split256', the 257th: is that column a split"):
+        write_pairs(tmp_path / "more", captions, write_vocabulary(tmp_path))
+
+
 def test_captions_of_which_no_word_piece_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of two. Images and splits of them alone are none of the store's."""
     monkeypatch.setattr("imagebert.data.pairs._BLOCK", 2)

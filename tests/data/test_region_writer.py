@@ -13,7 +13,7 @@ import pytest
 
 from imagebert.config import UsageError
 from imagebert.data.environments import Writer
-from imagebert.data.region_writer import finished, write_regions
+from imagebert.data.region_writer import Target, finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.workers import Workers
 from tests.corpora import random_record
@@ -61,7 +61,7 @@ def write(path: Path) -> list[str]:
 
     module._COMMIT_RECORDS = 4
     read = []
-    with write_regions(path, NAMES, {"name": "x"}, "float32", shard_bytes=2000, job=JOB) as writer:
+    with write_regions(Target(path, NAMES, {"name": "x"}, "float32", shard_bytes=2000), job=JOB) as writer:
         for key, record in records().items():
             if not writer.has(key):
                 read.append(key)
@@ -96,7 +96,7 @@ def test_killed_anywhere_the_store_is_absent_or_whole_and_is_gone_on_with(tmp_pa
         path = tmp_path / f"at{moment}"
         assert killed(path, moment).returncode == -signal.SIGKILL, moment
         if path.exists():
-            assert finished(path, JOB, "float32", 2000) == 0
+            assert finished(Target(path, NAMES, {"name": "x"}, "float32", 2000), JOB) == 0
         else:
             read.append(len(write(path)))
         same(RegionStore(path))
@@ -132,7 +132,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             pytest.raises(
                 OSError, match=r"writing .* failed, \d+ images are kept, .*; the disk of .* has \d+ bytes free"
             ),
-            write_regions(disk / "store", NAMES, {}, "float32", job=JOB) as writer,
+            write_regions(Target(disk / "store", NAMES, {}, "float32"), job=JOB) as writer,
         ):
             for i in range(600):
                 writer.add(str(i), random_record(rng, 20))
@@ -140,7 +140,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         make_read_only(disk)
         with (
             pytest.raises(UsageError, match=r"cannot write to .*small: Read-only file system"),
-            write_regions(disk / "other", NAMES, {}),
+            write_regions(Target(disk / "other", NAMES, {})),
         ):
             pass
 
@@ -149,7 +149,7 @@ def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def begin(job: dict[str, object]) -> None:
-        with write_regions(tmp_path / "store", NAMES, {}, job=job) as writer:
+        with write_regions(Target(tmp_path / "store", NAMES, {}), job=job) as writer:
             writer.add("a", random_record(rng, 1))
             writer._commit()
             raise KeyboardInterrupt
@@ -163,15 +163,15 @@ def test_another_job_is_not_mixed_in(tmp_path: Path) -> None:
 def test_two_at_once(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="another process is writing"),
-        write_regions(tmp_path / "store", NAMES, {}, job=JOB),
-        write_regions(tmp_path / "store", NAMES, {}, job=JOB),
+        write_regions(Target(tmp_path / "store", NAMES, {}), job=JOB),
+        write_regions(Target(tmp_path / "store", NAMES, {}), job=JOB),
     ):
         pass
 
 
 def test_a_read_only_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write to"), write_regions(tmp_path / "file/store", NAMES, {}):
+    with pytest.raises(UsageError, match="cannot write to"), write_regions(Target(tmp_path / "file/store", NAMES, {})):
         pass
 
 
@@ -183,13 +183,15 @@ def test_fewer_writers_go_on_with_what_more_began(tmp_path: Path) -> None:
     for rank in (0, 1):
         with (
             pytest.raises(KeyboardInterrupt),
-            write_regions(tmp_path / "store", NAMES, {}, "float32", job=JOB, workers=Workers(rank, 2)) as writer,
+            write_regions(
+                Target(tmp_path / "store", NAMES, {}, "float32"), job=JOB, workers=Workers(rank, 2)
+            ) as writer,
         ):
             for key in keys[rank:10:2]:
                 writer.add(key, found[key])
             writer._commit()
             raise KeyboardInterrupt
-    with write_regions(tmp_path / "store", NAMES, {}, "float32", job=JOB) as writer:
+    with write_regions(Target(tmp_path / "store", NAMES, {}, "float32"), job=JOB) as writer:
         missing = [key for key in keys if not writer.has(key)]
         for key in missing:
             writer.add(key, found[key])
@@ -218,7 +220,7 @@ def test_a_full_disk_at_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_key_that_is_no_text(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="is no text that UTF-8 can hold: rename it"),
-        write_regions(tmp_path / "store", NAMES, {}) as writer,
+        write_regions(Target(tmp_path / "store", NAMES, {})) as writer,
     ):
         writer.add("bad\udcff.jpg", random_record(np.random.default_rng(0), 1))
 
@@ -228,6 +230,6 @@ def test_features_too_large_for_half_precision(tmp_path: Path) -> None:
     record.features[0, 0] = 1e5
     with (
         pytest.raises(UsageError, match="too large for float16"),
-        write_regions(tmp_path / "store", NAMES, {}, "float16") as writer,
+        write_regions(Target(tmp_path / "store", NAMES, {}, "float16")) as writer,
     ):
         writer.add("a", record)

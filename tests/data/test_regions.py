@@ -11,7 +11,7 @@ import pytest
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from tests.corpora import random_record
 
@@ -21,7 +21,7 @@ NAMES = [f"class{i}" for i in range(5)]
 def test_many_shards_keep_every_record(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     records = {f"folder/{i}.jpg": random_record(rng, int(rng.integers(1, 5))) for i in rng.permutation(700)}
-    with write_regions(tmp_path / "store", NAMES, {"name": "x"}, "float32", shard_bytes=10_000) as writer:
+    with write_regions(Target(tmp_path / "store", NAMES, {"name": "x"}, "float32", shard_bytes=10_000)) as writer:
         for key, record in records.items():
             writer.add(key, record)
     store = RegionStore(tmp_path / "store")
@@ -41,7 +41,7 @@ def test_many_shards_keep_every_record(tmp_path: Path) -> None:
 
 def test_grows_past_its_map_size(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    with write_regions(tmp_path / "store", NAMES, {}, "float32") as writer:
+    with write_regions(Target(tmp_path / "store", NAMES, {}, "float32")) as writer:
         for i in range(300):  # 300 x 40 x 2048 x 4 bytes = 98 MB, more than the first map of 64 MiB
             writer.add(str(i), random_record(rng, 40, 2048))
     assert len(RegionStore(tmp_path / "store")) == 300
@@ -61,7 +61,7 @@ def test_bad_records_are_named_and_nothing_is_left(tmp_path: Path, change: dict[
     good = random_record(rng, 1)
     with (
         pytest.raises(UsageError, match=f"'bad.jpg'.*{message}"),
-        write_regions(tmp_path / "store", NAMES, {}) as writer,
+        write_regions(Target(tmp_path / "store", NAMES, {})) as writer,
     ):
         writer.add("good.jpg", good)
         writer.add("bad.jpg", good._replace(**change))  # type: ignore[arg-type]
@@ -70,13 +70,13 @@ def test_bad_records_are_named_and_nothing_is_left(tmp_path: Path, change: dict[
 
 def test_a_key_twice(tmp_path: Path) -> None:
     record = random_record(np.random.default_rng(0), 1)
-    with pytest.raises(UsageError, match="comes twice"), write_regions(tmp_path / "store", NAMES, {}) as writer:
+    with pytest.raises(UsageError, match="comes twice"), write_regions(Target(tmp_path / "store", NAMES, {})) as writer:
         writer.add("a", record)
         writer.add("a", record)
 
 
 def test_empty_store(tmp_path: Path) -> None:
-    with write_regions(tmp_path / "store", NAMES, {}):
+    with write_regions(Target(tmp_path / "store", NAMES, {})):
         pass
     with pytest.raises(UsageError, match="is empty"):
         RegionStore(tmp_path / "store")
@@ -110,7 +110,7 @@ def test_a_shard_that_shrinks_under_its_reader(source: SourceConfig, tmp_path: P
 def test_a_record_of_another_store_is_named(source: SourceConfig, tmp_path: Path) -> None:
     """Its own checksum is right; it is not what the index names."""
     for name, seed in (("a", 1), ("b", 2)):
-        with write_regions(tmp_path / name, NAMES, {}) as writer:
+        with write_regions(Target(tmp_path / name, NAMES, {})) as writer:
             writer.add("image.jpg", random_record(np.random.default_rng(seed), 3))
     shutil.copy(tmp_path / "b/shard-000-0000/data.mdb", tmp_path / "a/shard-000-0000/data.mdb")
     with pytest.raises(UsageError, match=r"'image.jpg' of .*a is not the one that was written there"):
@@ -144,7 +144,7 @@ def test_content_is_what_is_in_a_store_not_how_it_is_cut(tmp_path: Path) -> None
     records = {f"{i}": random_record(np.random.default_rng(i), 2) for i in range(8)}
 
     def content(name: str, keys: list[str], shard_bytes: int = 1 << 20, classes: list[str] = NAMES) -> str:
-        with write_regions(tmp_path / name, classes, {"name": name}, "float32", shard_bytes=shard_bytes) as writer:
+        with write_regions(Target(tmp_path / name, classes, {"name": name}, "float32", shard_bytes)) as writer:
             for key in keys:
                 writer.add(key, records[key])
                 writer._commit()

@@ -11,7 +11,7 @@ import pytest
 
 from imagebert.cli import main
 from imagebert.config import UsageError
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.staging import check_records, shards_to_stage, stage
 from tests.corpora import random_record
@@ -22,7 +22,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RegionStore:
     """Of six shards."""
     monkeypatch.setattr("imagebert.data.region_writer._COMMIT_RECORDS", 10)
     rng = np.random.default_rng(0)
-    with write_regions(tmp_path / "store", ["thing"] * 5, {}, "float32", shard_bytes=1) as writer:
+    with write_regions(Target(tmp_path / "store", ["thing"] * 5, {}, "float32", shard_bytes=1)) as writer:
         for i in range(60):
             writer.add(f"{i:03d}", random_record(rng, 3, 700))
     found = RegionStore(tmp_path / "store")
@@ -90,7 +90,7 @@ def test_a_copy_that_differs_is_noticed(store: RegionStore, tmp_path: Path) -> N
 
 def test_another_store_is_not_mixed_in(store: RegionStore, tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
-    with write_regions(tmp_path / "other", ["thing"] * 5, {}, "float32", shard_bytes=1) as writer:
+    with write_regions(Target(tmp_path / "other", ["thing"] * 5, {}, "float32", shard_bytes=1)) as writer:
         for i in range(60):
             writer.add(f"{i:03d}", random_record(rng, 3, 700))
     copying = stage(store, tmp_path / "local", store.shards)

@@ -21,9 +21,9 @@ from imagebert.config import SourceConfig
 from imagebert.data.corpus import StoreImages
 from imagebert.data.readers import Item, Loaded, share_of
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
-from imagebert.data.transfer import Target, Transferred, transfer
+from imagebert.data.transfer import Transferred, transfer
 from imagebert.feed.packer import Limits
 from imagebert.workers import Workers
 from tests.corpora import random_record, write_corpus, write_vocabulary
@@ -114,13 +114,13 @@ def test_a_store_without_classes_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "none, all are of class 0" in capsys.readouterr().out
     assert main(["store", "quantize", str(tmp_path / "out"), str(tmp_path / "half"), "--features", "float16"]) == 0
     assert not RegionStore(tmp_path / "half").has_classes
-    with write_regions(tmp_path / "named", store.classes, {"name": "x"}) as writer:
+    with write_regions(Target(tmp_path / "named", store.classes, {"name": "x"})) as writer:
         writer.add("x", store.read(0))
     assert main(["store", "merge", str(tmp_path / "out"), str(tmp_path / "named"), str(tmp_path / "both")]) == 2
     assert "differ in their has classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=NEEDS_MPI), pytest.param(3, marks=NEEDS_MPI)])
+@pytest.mark.parametrize("ranks", [1, *(pytest.param(n, marks=[NEEDS_MPI, pytest.mark.ranks]) for n in (2, 3))])
 def test_one_odd_image_costs_one_image_wherever_it_lies(ranks: int, tmp_path: Path) -> None:
     """With other features than its source: the first of a rank, or of all."""
     for place in (0, 3, 5):
@@ -190,6 +190,7 @@ def test_what_came_is_what_was_stored_and_what_was_refused(
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.ranks
 @NEEDS_MPI
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> None:
@@ -212,6 +213,7 @@ def test_mpi_ranks_write_the_same_store_as_one(ranks: int, tmp_path: Path) -> No
         np.testing.assert_array_equal(several.read(image).features, one.read(image).features)
 
 
+@pytest.mark.ranks
 @NEEDS_MPI
 def test_when_one_rank_fails_all_end(tmp_path: Path) -> None:
     path = bottom_up(tmp_path)
@@ -333,7 +335,7 @@ def test_a_call_that_ended_well_is_made_again(
 def test_merged_stores_remember_which_images_have_a_whole_image_region(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("with", "without"):
-        with write_regions(tmp_path / name, ["a"] * 5, {"name": "x"}, "float32") as writer:
+        with write_regions(Target(tmp_path / name, ["a"] * 5, {"name": "x"}, "float32")) as writer:
             record = random_record(rng, 3)
             record.classes[0] = WHOLE_IMAGE if name == "with" else 1
             writer.add(name, record)

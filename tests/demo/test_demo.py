@@ -86,6 +86,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "SETS", sets)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_whole_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ["schedule.steps=20", "schedule.batch_size=4"]

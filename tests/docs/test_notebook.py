@@ -34,12 +34,14 @@ def test_nothing_that_it_printed_is_kept() -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.slow
 def test_losses_fall(printed: str) -> None:
     masked_words = [float(loss) for loss in re.findall(r"mlm (\d+\.\d+)", printed)]
     assert len(masked_words) == 4
     assert masked_words[-1] < masked_words[0] - 0.3
 
 
+@pytest.mark.slow
 def test_pictures_are_found(printed: str) -> None:
     assert "24 images; the first one, scene-00000.jpg" in printed
     assert "they begin and end at [0, " in printed

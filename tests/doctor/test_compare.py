@@ -90,18 +90,19 @@ def test_what_only_hurts_is_a_note(recipe: list[str], spoil: Callable[[dict[str,
 
 
 @pytest.mark.parametrize(
-    ("absent", "problem", "faults"),
+    ("hosts", "absent", "problem", "faults"),
     [
-        ("b", "on b than on a", ""),
-        ("b c", "on b, c than on a", ""),
-        ("c", "", "c"),
-        ("b c d", "on b, c, d than on a", ""),
-        ("c d", "", "c d"),
+        (["a", "b"], ["b"], "on b than on a", []),
+        (["a", "b", "c"], ["b", "c"], "on b, c than on a", []),
+        (["a", "b", "c"], ["c"], "", ["c"]),
+        (["a", "b", "c", "d"], ["b", "c", "d"], "on b, c, d than on a", []),
+        (["a", "b", "c", "d"], ["c", "d"], "", ["c", "d"]),
     ],
 )
-def test_a_folder_that_is_another_one(recipe: list[str], absent: str, problem: str, faults: str) -> None:
-    names = {"b": "ab", "b c": "abc", "c": "abc", "b c d": "abcd", "c d": "abcd"}[absent]
-    ranks = hosts_alike(recipe, *names)
+def test_a_folder_that_is_another_one(
+    recipe: list[str], hosts: list[str], absent: list[str], problem: str, faults: list[str]
+) -> None:
+    ranks = hosts_alike(recipe, *hosts)
     for facts in ranks:
         if facts["host"] in absent:
             facts["folder"] = "absent"
@@ -109,7 +110,7 @@ def test_a_folder_that_is_another_one(recipe: list[str], absent: str, problem: s
     found = compare(ranks, config)
     said = f"{config.output} is another folder {problem}: give --runs on a shared disk"
     assert found.problems == ([said] if problem else [])
-    assert [host for host, _ in found.faults] == faults.split()
+    assert [host for host, _ in found.faults] == faults
     for host, sentence in found.faults:
         assert sentence == f"{config.output} is another folder on {host} than on a: give --runs on a shared disk"
 

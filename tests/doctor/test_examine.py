@@ -19,6 +19,7 @@ RECIPE = "tests/recipe.yaml"
 PYTHON = Path(sys.executable)
 
 
+@pytest.mark.ranks
 def test_ranks_tell_each_other(source: SourceConfig, recipe: list[str]) -> None:
     command = [PYTHON.parent / "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", PYTHON, "-m", "imagebert"]
     call = [*command, "doctor", "tests/recipe.yaml", *recipe]
@@ -75,6 +76,7 @@ def test_a_job_that_was_fit_leaves_what_it_had(
     assert main(call) == 2
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [

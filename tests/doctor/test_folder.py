@@ -26,12 +26,14 @@ def ask(*folders: Path) -> list[str]:
     return [process.communicate()[0].strip() for process in ranks]
 
 
+@pytest.mark.ranks
 def test_one_folder_and_another(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     assert ask(tmp_path / "new/run", tmp_path / "new/run", tmp_path / "other") == ["seen", "seen", "absent"]
     assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
 
 
+@pytest.mark.ranks
 def test_a_folder_that_cannot_be_written_is_no_question(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert ask(tmp_path / "file/run", tmp_path / "file/run") == ["", ""]

@@ -17,7 +17,7 @@ from imagebert.cli import main
 from imagebert.config import SourceConfig, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.doctor.examine import examine
 from imagebert.doctor.look import look
@@ -96,7 +96,7 @@ def two_kinds_of_features(source: SourceConfig, folder: Path) -> list[str]:
 
 def regions_without_classes(source: SourceConfig, folder: Path) -> list[str]:
     store = RegionStore(source.regions)
-    with write_regions(folder / "unnamed", store.classes, {"name": "x"}, has_classes=False) as writer:
+    with write_regions(Target(folder / "unnamed", store.classes, {"name": "x"}, has_classes=False)) as writer:
         for image in range(len(store)):
             writer.add(store.key(image), store.read(image))
     return [f"data.sources.0.regions={folder}/unnamed"]

@@ -259,19 +259,20 @@ def test_what_is_no_manifest_is_passed_over(tmp_path: Path, data: bytes) -> None
 
 HUGE, GONE = 10**400, object()
 OTHERS = [GONE, None, "2", [], [7], {}, 1.5, HUGE]
-WRONG = {
-    "version": OTHERS[:-1],
-    "step": [*OTHERS, 3, float("inf")],
-    "state": OTHERS,
-    "state/seed": [GONE, None, "2", [], HUGE, float("inf"), float("nan"), -1],
-    "counters": OTHERS,
-    "counters/updates": [*OTHERS, -1, True],
-    "counters/skipped": OTHERS,
-    "shards": OTHERS,
-    "shards/0/file": [*OTHERS, "../x", "/etc/passwd", "", "shard-00001.safetensors"],
-    "shards/0/bytes": [*OTHERS, -1],
-    "shards/0/sha256": OTHERS,
-    "shards/0/pieces": [
+# Ways from the top of a manifest, and what does not belong at their ends.
+WRONG: dict[tuple[str | int, ...], list[Any]] = {
+    ("version",): OTHERS[:-1],
+    ("step",): [*OTHERS, 3, float("inf")],
+    ("state",): OTHERS,
+    ("state", "seed"): [GONE, None, "2", [], HUGE, float("inf"), float("nan"), -1],
+    ("counters",): OTHERS,
+    ("counters", "updates"): [*OTHERS, -1, True],
+    ("counters", "skipped"): OTHERS,
+    ("shards",): OTHERS,
+    ("shards", 0, "file"): [*OTHERS, "../x", "/etc/passwd", "", "shard-00001.safetensors"],
+    ("shards", 0, "bytes"): [*OTHERS, -1],
+    ("shards", 0, "sha256"): OTHERS,
+    ("shards", 0, "pieces"): [
         *OTHERS,
         *([["a", 0, n]] for n in (4, -5, 5.0, HUGE)),
         *([["a", 0]], [["a", -1, 5]], [[5, 0, 5]], [["a", 0, 5, 0]]),
@@ -279,15 +280,15 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("place", WRONG)
-def test_a_manifest_of_another_form_is_passed_over(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("place", WRONG, ids=str)
+def test_a_manifest_of_another_form_is_passed_over(tmp_path: Path, place: tuple[str | int, ...]) -> None:
     """However it came to be: its digest is right."""
     _, manifest = two(tmp_path)
     whole = json.loads(manifest.read_text())
     for value in WRONG[place]:
         content = json.loads(json.dumps(whole))
         del content["digest"]
-        *way, last = (int(key) if key.isdigit() else key for key in place.split("/"))
+        *way, last = place
         at = reduce(lambda node, key: node[key], way, content)
         at[last] = value
         if value is GONE:

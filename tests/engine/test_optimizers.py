@@ -66,6 +66,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(name: str, bad: float) -> N
     assert torch.equal(steps(name, 1.0, [good[0], spoilt, good[1]], False), steps(name, 1.0, good, False))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "other"), [("adamw", "deepspeed"), ("lamb", "deepspeed"), ("lamb", "apex")])
 def test_implementations_agree(name: str, other: str) -> None:
     """On a GPU where they are installed: the same weights from the same gradients, a spoilt one among them."""

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,13 +18,15 @@ from imagebert.feed.draws import stage_key
 from imagebert.feed.feeder import Feeder, Prefetch, Share, Slot
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.feed.sizes import Sizes
 from tests.corpora import change_last_feature
+from tests.forked import start
 
 CPU = torch.device("cpu")
 # Threads must not share Triton's interpreter: on a GPU, with the real kernels only.
-GPUS = [torch.device("cuda", 0)] if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else []
+REAL = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+ON_GPU = [pytest.param(torch.device("cuda", 0), True, marks=pytest.mark.gpu)] if REAL else []
 
 
 def make(
@@ -34,7 +35,7 @@ def make(
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=8, parts=4)
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=8, parts=4), key=stage_key(0, "s"))
     masking = Masking(stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=45)
     prefetch = Prefetch(2, options.pop("workers", 1), options.pop("read_ahead", True))
     feeder = Feeder(plan, packer, masking, Share(1, 2, device), range(start, stop), prefetch, **options)
@@ -44,7 +45,7 @@ def make(
 @pytest.mark.parametrize("through", ["plain", "dali"])
 @pytest.mark.parametrize("workers", [1, 3])
 # Without sizes a GPU takes a room for masked rows that is likely to hold them, a CPU what there is.
-@pytest.mark.parametrize(("device", "filled"), [(CPU, False), *((device, True) for device in [CPU, *GPUS])])
+@pytest.mark.parametrize(("device", "filled"), [(CPU, False), (CPU, True), *ON_GPU])
 def test_from_any_step_the_same_bytes_as_the_plan(
     source: SourceConfig, through: str, workers: int, device: torch.device, filled: bool
 ) -> None:
@@ -130,8 +131,7 @@ def test_dali_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ORDER = """
-import os, sys, torch
-sys.path[:0] = [{root!r}, {root!r} + "/kernels"]
+import os, sys
 from imagebert.config import SourceConfig
 from tests.feed.test_feeder import make
 source = SourceConfig(regions=sys.argv[1], pairs=sys.argv[2])
@@ -151,17 +151,15 @@ with feeder:
 def test_killed_feeding_processes_repeat_and_skip_nothing(source: SourceConfig, tmp_path: Path) -> None:
     """An epoch of 72 captions is 9 steps of 8; two of them, once through and once with SIGKILLs on the way."""
 
-    def feed(log: Path, start: int, kill_at: int) -> int:
-        code = ORDER.format(root=str(Path(__file__).parents[2]))
-        call = [sys.executable, "-c", code, source.regions, source.pairs, str(log), str(start), str(kill_at)]
-        return subprocess.run(call, check=False).returncode
+    def feed(log: Path, begin: int, kill_at: int) -> int:
+        return start(ORDER, source.regions, source.pairs, log, begin, kill_at).wait()
 
     assert feed(tmp_path / "whole", 0, -1) == 0
-    start = 0
+    begin = 0
     for kill_at in (2, 3, 8, 13):
-        assert feed(tmp_path / "killed", start, kill_at) == -9
-        start = kill_at + 1
-    assert feed(tmp_path / "killed", start, -1) == 0
+        assert feed(tmp_path / "killed", begin, kill_at) == -9
+        begin = kill_at + 1
+    assert feed(tmp_path / "killed", begin, -1) == 0
     whole, killed = ((tmp_path / name).read_text().splitlines() for name in ("whole", "killed"))
     assert len(whole) == 18 * 2
     assert killed == whole

@@ -10,7 +10,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking, mask_batch, mask_regions, mask_words
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.feed.sizes import Sizes, choose_sizes, contents, first_held
 
 MASKING = Masking(key=stage_key(0, "s"), words=0.15, regions=0.15, mask_id=4, vocabulary=1000)
@@ -53,7 +53,7 @@ def make(source: SourceConfig, words: float = 0.3) -> tuple[Packer, Plan, Maskin
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=5, max_words=6, whole_image=True))
     negatives = Negatives(share=0.5, candidates=1, source="batch")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=24, parts=2)
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=24, parts=2), key=stage_key(0, "s"))
     return packer, plan, Masking(stage_key(0, "s"), words=words, regions=0.3, mask_id=4, vocabulary=45)
 
 

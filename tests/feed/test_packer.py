@@ -11,7 +11,7 @@ import torch
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.data.records import WHOLE_IMAGE
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
@@ -105,7 +105,7 @@ def test_masked_rows_are_read_on_matched_pairs_only(source: SourceConfig) -> Non
 
 def test_the_whole_image_is_left_out_of_each_source_that_has_it(source: SourceConfig, tmp_path: Path) -> None:
     store = RegionStore(source.regions)
-    with write_regions(tmp_path / "bare", store.classes, store.extractor) as writer:
+    with write_regions(Target(tmp_path / "bare", store.classes, store.extractor)) as writer:
         for i in range(len(store)):
             record = store.read(i)
             bare = record._replace(classes=np.zeros_like(record.classes))

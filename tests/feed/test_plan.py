@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from benchmarks.mixes import draw_lengths
 from imagebert.config import UsageError
-from imagebert.feed.plan import Contrast, HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
+from imagebert.feed.draws import stage_key
+from imagebert.feed.plan import Contrast, Cut, HardNegatives, Lengths, Matches, Negatives, Plan, Samples, balance
 
 IMAGES, CAPTIONS = 40, 200
 
@@ -22,7 +23,7 @@ def make_plan(
     caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = negatives or Negatives(share=0.5, candidates=1, source="batch")
-    return Plan(caption_image, lengths, negatives, seed=seed, stage=stage, batch_size=batch_size, parts=parts)
+    return Plan(caption_image, lengths, negatives, Cut(batch_size=batch_size, parts=parts), key=stage_key(seed, stage))
 
 
 def token_plan(parts: int = 1, batch_tokens: int = 2000, candidates: int = 1, share: float = 0.5) -> Plan:
@@ -30,7 +31,7 @@ def token_plan(parts: int = 1, batch_tokens: int = 2000, candidates: int = 1, sh
     caption_image = rng.permutation(np.arange(CAPTIONS) % IMAGES)
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = Negatives(share=share, candidates=candidates, source="batch")
-    return Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_tokens=batch_tokens, parts=parts)
+    return Plan(caption_image, lengths, negatives, Cut(batch_tokens=batch_tokens, parts=parts), key=stage_key(0, "s"))
 
 
 def unit_plan(
@@ -38,7 +39,9 @@ def unit_plan(
 ) -> Plan:
     """Of images with a region and captions of a word."""
     lengths = Lengths(np.ones(caption_image.max() + 1, int), np.ones(len(caption_image), int))
-    return Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_size=batch_size, parts=1, matches=matches)
+    return Plan(
+        caption_image, lengths, negatives, Cut(batch_size=batch_size, parts=1), key=stage_key(0, "s"), matches=matches
+    )
 
 
 def rows(samples: Samples) -> list[tuple[int, ...]]:
@@ -204,10 +207,8 @@ def test_ranks_have_the_same_number_of_tokens(lengths: str, budget: str) -> None
         np.arange(5 * images) // 5,
         Lengths(regions, words),
         Negatives(share=0.5, candidates=1, source="batch"),
-        seed=0,
-        stage="s",
-        parts=8,
-        **share,  # type: ignore[arg-type]
+        Cut(parts=8, **share),
+        key=stage_key(0, "s"),
     )
     for step in range(10):
         tokens = [plan.lengths.tokens(part).sum() for part in plan.step(step, 0, 1)]
@@ -218,14 +219,16 @@ def test_blocks_stay_together_however_a_step_is_cut() -> None:
     lengths = Lengths(np.arange(1, 31), np.arange(1, 61) % 9 + 1)
     negatives = Negatives(share=0.5, candidates=3, source="batch")
     for parts in (1, 2, 4):
-        plan = Plan(np.arange(60) // 2, lengths, negatives, seed=0, stage="s", batch_size=16, parts=parts, block=4)
+        plan = Plan(
+            np.arange(60) // 2, lengths, negatives, Cut(batch_size=16, parts=parts, block=4), key=stage_key(0, "s")
+        )
         whole = plan.global_batch(5)
         cut = [part for rank in range(parts) for part in plan.step(5, rank, parts)]
         ids = [part.ids.reshape(-1, 12) for part in cut]
         assert all((block == np.arange(block[0], block[0] + 12)).all() for part in ids for block in part)
         np.testing.assert_array_equal(np.sort(np.concatenate([p.ids for p in cut])), whole.ids)
     with pytest.raises(UsageError, match="batch_size 16 cannot be cut into 8"):
-        Plan(np.arange(60) // 2, lengths, negatives, seed=0, stage="s", batch_size=16, parts=8, block=4)
+        Plan(np.arange(60) // 2, lengths, negatives, Cut(batch_size=16, parts=8, block=4), key=stage_key(0, "s"))
 
 
 @pytest.mark.parametrize("source", ["batch", "corpus"])
@@ -306,8 +309,7 @@ def weighted_plan(parts: int, unit: str, candidates: int = 1) -> Plan:
     lengths = Lengths(rng.integers(10, 101, IMAGES), rng.integers(4, 42, CAPTIONS))
     negatives = Negatives(share=0.5, candidates=candidates, source="batch")
     share = {"batch_size": 24} if unit == "pairs" else {"batch_tokens": 2000 * candidates}
-    kept = {"seed": 0, "stage": "s", "parts": parts, "weights": WEIGHTS, **share}
-    return Plan(caption_image, lengths, negatives, **kept)  # type: ignore[arg-type]
+    return Plan(caption_image, lengths, negatives, Cut(parts=parts, **share), key=stage_key(0, "s"), weights=WEIGHTS)
 
 
 @pytest.mark.parametrize("unit", ["pairs", "tokens"])
@@ -341,7 +343,7 @@ def test_a_pair_that_comes_twice_in_a_step_is_no_negative_of_its_own(source: str
     lengths = Lengths(np.ones(6, int), np.ones(12, int))
     negatives = Negatives(share=0.5, candidates=candidates, source=source)  # type: ignore[arg-type]
     weights = [np.full(12, 7.5)]
-    plan = Plan(caption_image, lengths, negatives, seed=0, stage="s", batch_size=24, parts=1, weights=weights)
+    plan = Plan(caption_image, lengths, negatives, Cut(batch_size=24, parts=1), key=stage_key(0, "s"), weights=weights)
     for step in range(20):
         batch = plan.global_batch(step)
         assert len(np.unique(plan._sampled(step))) < 24
@@ -355,9 +357,17 @@ def test_copies_of_a_pair_are_not_contrasted_with_each_other(candidates: int) ->
     """40 captions, each up to 3 times in a step of 6 blocks of 12. Without weights a step is as it was."""
     lengths = Lengths(np.ones(20, int), np.ones(40, int))
     negatives = Negatives(share=0, candidates=candidates, source="corpus")
-    kept = {"seed": 0, "stage": "s", "parts": 2, "weights": [np.full(20, 3.0), np.full(20, 0.6)]}
-    plain = Plan(np.arange(40) // 2, lengths, negatives, **kept, batch_size=72)  # type: ignore[arg-type]
-    plan = Plan(np.arange(40) // 2, lengths, negatives, **kept, batch_size=72, block=12)  # type: ignore[arg-type]
+    plain, plan = (
+        Plan(
+            np.arange(40) // 2,
+            lengths,
+            negatives,
+            Cut(parts=2, batch_size=72, block=block),
+            key=stage_key(0, "s"),
+            weights=[np.full(20, 3.0), np.full(20, 0.6)],
+        )
+        for block in (1, 12)
+    )
     for step in range(20):
         sampled = plan._sampled(step)
         assert sorted(sampled) == sorted(plain._sampled(step))
@@ -365,7 +375,7 @@ def test_copies_of_a_pair_are_not_contrasted_with_each_other(candidates: int) ->
         blocks = [part.captions.reshape(-1, 12, candidates)[:, :, 0] for part in plan.step(step, 0, 1)]
         assert all(len(set(block)) == 12 for part in blocks for block in part.tolist())
     once, same = (
-        Plan(np.arange(40) // 2, lengths, negatives, seed=0, stage="s", parts=1, batch_size=24, block=block)
+        Plan(np.arange(40) // 2, lengths, negatives, Cut(parts=1, batch_size=24, block=block), key=stage_key(0, "s"))
         for block in (4, 1)
     )
     np.testing.assert_array_equal(once._sampled(1), same._sampled(1))
@@ -381,8 +391,8 @@ def test_negatives_that_the_model_chooses_are_drawn_by_the_plan(world: int) -> N
 
     def plan(parts: int) -> Plan:
         matches = Matches(pictures, texts, caption_image)
-        sizes = {"batch_size": 16, "parts": parts, "block": 4}
-        return Plan(caption_image, lengths, negatives, seed=0, stage="s", matches=matches, **sizes)
+        cut = Cut(batch_size=16, parts=parts, block=4)
+        return Plan(caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
 
     for step in range(4):
         whole = plan(1).global_batch(step)
@@ -390,9 +400,9 @@ def test_negatives_that_the_model_chooses_are_drawn_by_the_plan(world: int) -> N
         assert (whole.labels == 1).all()
         assert (whole.contrast.image_class == pictures[whole.images]).all()
         assert (whole.contrast.text_class == texts[whole.captions]).all()
-        assert whole.contrast.draws.shape == (16, 3)
-        assert len(np.unique(whole.contrast.draws)) == 48
-        assert (np.floor(whole.contrast.draws) == (step < 2)).all()
+        assert whole.contrast.negative_draws.shape == (16, 3)
+        assert len(np.unique(whole.contrast.negative_draws)) == 48
+        assert (np.floor(whole.contrast.negative_draws) == (step < 2)).all()
         cut = joined([part for rank in range(world) for part in plan(world).step(step, rank, world)])
         order = np.argsort(cut.ids)
         assert (cut.ids[order].reshape(-1, 4) == whole.ids.reshape(-1, 4)).all()

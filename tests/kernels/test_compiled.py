@@ -13,6 +13,8 @@ import pytest
 
 from imagebert_kernels import gelu, layer_norm
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WITH_PRODUCTS = {
     ("attention", "forward"),

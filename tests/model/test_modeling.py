@@ -15,7 +15,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Negatives, Plan
+from imagebert.feed.plan import Cut, Negatives, Plan
 from imagebert.feed.sizes import Sizes
 from imagebert.model import (
     PRESETS,
@@ -49,7 +49,7 @@ def make_batch(
     corpus = Corpus([source])
     packer = Packer(corpus, Limits(max_regions=6, max_words=8, whole_image=True, mark_whole_image=mark))
     negatives = Negatives(share=0.5, candidates=1, source="corpus")
-    plan = Plan(corpus.caption_image, packer.lengths, negatives, seed=0, stage="s", batch_size=pairs, parts=1)
+    plan = Plan(corpus.caption_image, packer.lengths, negatives, Cut(batch_size=pairs, parts=1), key=stage_key(0, "s"))
     masking = Masking(stage_key(0, "s"), words=rate, regions=rate, mask_id=4, vocabulary=len(WORDS) + 5)
     return packer.pack(plan.global_batch(pairs), Arena(), pairs, masking, sizes)
 
@@ -75,6 +75,7 @@ def test_packed_equals_padded(source: SourceConfig, pairs: int, options: dict[st
 
 
 @pytest.mark.usefixtures("entry")
+@pytest.mark.parametrize("entry", [pytest.param("triton", marks=pytest.mark.slow), "reference"], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"use_pooler": True, "use_global_image_token": True}])
 def test_fill_changes_nothing(source: SourceConfig, options: dict[str, bool]) -> None:
     """One shape for all batches: losses and gradients as without fill."""
@@ -195,9 +196,13 @@ def test_text_only_equals_transformers_bert(tmp_path: Path, fusion: int) -> None
         torch.testing.assert_close(hidden[a:b], expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"fusion_layer": 1, "dual_size": SHAPE["hidden_size"]}])
 @pytest.mark.parametrize("kind", [ImageBertForPreTraining, ImageBertForImageTextRetrieval])
-def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type) -> None:
-    model = kind(ImageBertConfig(**SHAPE, use_pooler=True)).eval()
+def test_save_and_load(source: SourceConfig, tmp_path: Path, kind: type, options: dict[str, Any]) -> None:
+    model = kind(ImageBertConfig(**SHAPE, use_pooler=True, **options)).eval()
+    if options:
+        assert torch.equal(model.dual.text.projection.weight, torch.eye(SHAPE["hidden_size"]))
+        torch.nn.init.normal_(model.dual.text.projection.weight)
     model.save_pretrained(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     again = kind.from_pretrained(tmp_path).eval()

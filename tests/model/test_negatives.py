@@ -10,9 +10,10 @@ from imagebert.batch import PackedBatch
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.feed.arena import Arena
+from imagebert.feed.draws import stage_key
 from imagebert.feed.masking import Masking
 from imagebert.feed.packer import Limits, Packer
-from imagebert.feed.plan import Matches, Negatives, Plan, Samples
+from imagebert.feed.plan import Cut, Matches, Negatives, Plan, Samples
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.model.losses import group_labels, itm_loss
 from imagebert.model.negatives import choose_negatives
@@ -26,8 +27,8 @@ def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_ste
     negatives = Negatives(share=0.0, candidates=1, source="similar", chosen=chosen, random_steps=random_steps)
     matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
     lengths = LIMITS.lengths(corpus)
-    sizes = {"batch_size": pairs, "parts": 1, "block": block}
-    plan = Plan(corpus.caption_image, lengths, negatives, seed=0, stage="s", matches=matches, **sizes)
+    cut = Cut(batch_size=pairs, parts=1, block=block)
+    plan = Plan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
     return plan.global_batch(0)
 
 

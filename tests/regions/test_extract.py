@@ -51,6 +51,19 @@ def test_a_second_call_extracts_what_is_left(tmp_path: Path, monkeypatch: pytest
     assert len(RegionStore(tmp_path / "out")) == 9
 
 
+def test_parts_have_every_picture_once(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 10)).save(pictures / f"{number}.jpg")
+    for k, names in ((0, "03"), (1, "14"), (2, "2")):
+        assert extract(pictures, tmp_path / str(k), Fake(), part=(k, 3)).stored == len(names)
+        store = RegionStore(tmp_path / str(k))
+        assert [store.key(image) for image in range(len(store))] == [f"{name}.jpg" for name in names]
+    with pytest.raises(UsageError, match=r"part 5 of 6 has no picture of .*: take fewer parts"):
+        extract(pictures, tmp_path / "none", Fake(), part=(5, 6))
+
+
 def test_a_picture_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for name in ("good.jpg", "bad\udcff.jpg"):

@@ -14,7 +14,7 @@ from imagebert.cli import main
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.data.pairs import Caption, write_pairs
-from imagebert.data.region_writer import write_regions
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.model import ImageBertConfig, ImageBertForPreTraining
 from imagebert.model_folder import open_model
 from imagebert.retrieval import paper
@@ -99,7 +99,7 @@ def test_other_features_are_another_evaluation(model: Path, tmp_path: Path, caps
 
     def evaluate_with(order: list[int], name: str) -> dict[str, object]:
         shutil.rmtree(tmp_path / name, ignore_errors=True)
-        with write_regions(tmp_path / name, [f"c{i}" for i in range(5)], {"name": "x"}, "float32") as writer:
+        with write_regions(Target(tmp_path / name, [f"c{i}" for i in range(5)], {"name": "x"}, "float32")) as writer:
             for place, number in enumerate(order):
                 writer.add(f"{place}.jpg", records[number])
         source = SourceConfig(regions=str(tmp_path / name), pairs=str(tmp_path / "pairs"))
@@ -137,6 +137,7 @@ def test_what_was_kept_is_checked(model: Path, source: SourceConfig, tmp_path: P
     assert "evaluation.json is nested too deep: it is damaged; remove" in capsys.readouterr().err
 
 
+@pytest.mark.ranks
 def test_killed_under_two_ranks_goes_on_under_one(source: SourceConfig, tmp_path: Path) -> None:
     """SIGKILL in the middle; what was scored is not scored again, and the matrix is that of an undisturbed call."""
     big = write_corpus(tmp_path, images=120, captions=3)

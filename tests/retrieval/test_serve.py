@@ -196,6 +196,7 @@ def test_a_burst_of_log_lines_is_summed_up(page: Page) -> None:
     assert any("are left out" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_ends_within_seconds_whatever_is_half_sent(scenes: Scenes, tmp_path: Path) -> None:
     folders = tmp_path / "term", tmp_path / "int"
     for folder in folders:

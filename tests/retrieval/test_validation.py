@@ -105,6 +105,7 @@ def test_data_of_another_kind(source: SourceConfig, tmp_path: Path, capsys) -> N
     assert "one run needs one kind of feature" in capsys.readouterr().err
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("stage", ["zero3"])
 def test_two_ranks_see_what_one_sees(
     source: SourceConfig, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys

@@ -33,10 +33,14 @@ LONG = [*SMALL, f"schedule.steps={STEPS}", "checkpoint.every_steps=20"]
 TWO_NODES = ["--nodes", "2", "--gpus", "1", "--cpus", "1", "--time", "10"]
 FIRST_TWO = "--sbatch=--exclude=node3"  # so that it is known who has what
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], check=False).returncode != 0,
-    reason="a cluster on one machine needs root and namespaces",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ranks,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], check=False).returncode,
+        reason="a cluster on one machine needs root and namespaces",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,4 @@
-"""Worker of test_capacity.py and test_run.py: what the engine really holds, and what it sends.
-
-    probe.py OUT REGIONS PAIRS SETTING...
-
-A SETTING is `name:key=value,key=value`. Rank 0 writes OUT: of each, the parameters, bytes of all tensors alive between
-steps (the batch's left out), and elements that ranks exchanged in a step.
-"""
+"""What the engine really holds, and what it sends: `probe` starts the ranks, and `main` is what they do."""
 
 from __future__ import annotations
 
@@ -20,13 +14,23 @@ import torch
 import torch.distributed as dist
 
 from imagebert import distributed
-from imagebert.config import load_recipe
+from imagebert.config import SourceConfig, load_recipe
 from imagebert.data.corpus import Corpus
 from imagebert.engine.engine import Engine
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.training.assemble import make_masking, make_model, make_plan
 from imagebert.training.objectives import make_objective
+from tests.forked import finish, start_ranks
+
+
+def probe(ranks: int, source: SourceConfig, out: Path, recipes: list[list[str]]) -> list[dict[str, float]]:
+    """Of each recipe, in what it differs from tests/recipe.yaml: the parameters, bytes of all tensors alive between
+    steps (the batch's left out), and elements that ranks exchanged in a step."""
+    code = "from tests.training.probe import main; main()"
+    finish(start_ranks(ranks, code, out, source.regions, source.pairs, json.dumps(recipes)))
+    found: list[dict[str, float]] = json.loads(out.read_text())
+    return found
 
 
 def alive(without: set[int]) -> int:
@@ -86,16 +90,9 @@ def measure(settings: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    out, regions, pairs, *settings = sys.argv[1:]
+    out, regions, pairs, given = sys.argv[1:]
     distributed.start()
     data = [f"data.sources.0.regions={regions}", f"data.sources.0.pairs={pairs}", "output=unset"]
-    found = {}
-    for setting in settings:
-        name, _, overrides = setting.partition(":")
-        found[name] = measure([*data, *overrides.split(",")])
+    found = [measure([*data, *settings]) for settings in json.loads(given)]
     if distributed.rank() == 0:
         Path(out).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,23 +6,30 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from imagebert.config import SourceConfig, UsageError
-from imagebert.model import ImageBertConfig, ImageBertForPreTraining
+from imagebert.data.corpus import Corpus
+from imagebert.feed.arena import Arena
+from imagebert.feed.packer import Limits, Packer
+from imagebert.feed.plan import Contrast, Samples
+from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, ImageBertForPreTraining
 from imagebert.training.capacity import (
     GPUS,
     Job,
     calibrated,
     failures,
     job_flops,
+    pair_flops,
     parameter_count,
     plan,
     state_bytes,
     step_time,
 )
 from imagebert.training.simulation import simulate
-from tests.training.test_run import probe
+from tests.training.probe import probe
 
 BASE = ImageBertConfig.preset("base")
 
@@ -32,16 +39,15 @@ def job(nodes: int, **changes: object) -> Job:
     return Job(nodes=nodes, **{"batch_size": 2048 * nodes, **given})  # type: ignore[arg-type]
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_memory_is_what_the_engine_allocates(source: SourceConfig, tmp_path: Path) -> None:
     ranks = 2
-    names = [f"{precision}-{stage}" for precision in ("fp32", "bf16") for stage in range(4)]
-    settings = [
-        f"{name}:engine.precision={name[:4]},engine.deepspeed=zero{name[-1]},model.preset=small" for name in names
-    ]
-    probe(ranks, source, tmp_path / "out.json", settings)
-    for name, found in json.loads((tmp_path / "out.json").read_text()).items():
-        planned = state_bytes(found["parameters"], int(name[-1]), ranks, 2 if name[:4] == "bf16" else 4)
-        assert found["between_steps"] == pytest.approx(planned, rel=0.1), name
+    kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in range(4)]
+    recipes = [[f"engine.precision={p}", f"engine.deepspeed=zero{s}", "model.preset=small"] for p, s in kinds]
+    for (precision, stage), found in zip(kinds, probe(ranks, source, tmp_path / "out.json", recipes), strict=True):
+        planned = state_bytes(int(found["parameters"]), stage, ranks, 2 if precision == "bf16" else 4)
+        assert found["between_steps"] == pytest.approx(planned, rel=0.1), (precision, stage)
 
 
 def test_parameters_are_the_models() -> None:
@@ -94,3 +100,27 @@ def test_the_whole_answer_and_its_mistakes(tmp_path: Path) -> None:
     (tmp_path / "measured.json").write_text(json.dumps({"constants": {"speed": 1}}))
     with pytest.raises(UsageError, match=r"benchmarks\.calibrate"):
         calibrated(GPUS["h200"], tmp_path / "measured.json")
+
+
+@pytest.mark.parametrize(("fusion", "chosen"), [(0, 0), (2, 0), (2, 2), (4, 0)])
+def test_a_steps_operations_are_those_that_torch_counts(source: SourceConfig, fusion: int, chosen: int) -> None:
+    """Of fine-tuning on pairs of one length. Forward is a third; of backward torch does not count what is in place."""
+    corpus = Corpus([source])
+    shape = ImageBertConfig.preset(
+        "tiny", vocab_size=len(corpus.tokenizer), feature_size=corpus.feature_size, num_region_classes=5,
+        fusion_layer=fusion, dual_size=8, residual_score=fusion > 0,
+    )  # fmt: skip
+    model = ImageBertForImageTextRetrieval(shape)
+    limits = Limits(max_regions=5, max_words=6, whole_image=True)
+    lengths = limits.lengths(corpus)
+    long = (lengths.regions[corpus.caption_image] == 5) & (lengths.words == 6)
+    captions = np.flatnonzero(long)[:8]
+    images = corpus.caption_image[captions]
+    draws = np.random.default_rng(0).random((8, chosen)).astype(np.float32)
+    contrast = Contrast(np.arange(8), np.arange(8), draws)
+    samples = Samples(images, captions, np.ones(8, int), np.arange(8), contrast)
+    batch = Packer(corpus, limits, candidates=8).pack(samples, Arena())
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    expected = 8 * pair_flops(shape, 5, 6, masked=False, chosen=chosen) / 3
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)

@@ -49,6 +49,7 @@ def give_to_a_younger_attempt(path: Path) -> None:
     new.replace(path)
 
 
+@pytest.mark.ranks
 def test_a_run_that_is_started_twice(recipe: list[str], tmp_path: Path) -> None:
     """The second, on two ranks, ends with 2 and changes nothing."""
     settings = [*recipe, "schedule.steps=40", "checkpoint.every_steps=20"]
@@ -71,6 +72,7 @@ def test_a_run_that_is_started_twice(recipe: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run/.lock").exists()
 
 
+@pytest.mark.ranks
 def test_all_ranks_of_an_older_attempt_end_with_2_before_they_save(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,10 +114,10 @@ def test_what_a_beat_has_seen_ends_a_run_between_its_saves(
 
 
 def test_a_killed_run_leaves_a_lock_that_does_not_matter(recipe: list[str], tmp_path: Path) -> None:
-    process = begun([*recipe, "schedule.steps=100000"], 1)
-    reach(process, tmp_path / "run", 1)
-    process[0].kill()
-    ends(process)
+    process = start(IMAGEBERT, "pretrain", RECIPE, *recipe, "schedule.steps=100000")
+    reach([process], tmp_path / "run", 1)
+    process.kill()
+    process.wait()
     assert (tmp_path / "run/.lock").exists()
     begin = time.monotonic()
     assert run(load_recipe(RECIPE, [*recipe, "schedule.steps=3"])).finished

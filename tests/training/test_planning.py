@@ -86,11 +86,16 @@ def test_a_batch_can_be_cut_where_training_can_cut_it(
         assert planned.job(1, ranks).ranks == ranks
 
 
-def test_scoring_takes_what_the_scorer_computes(source: SourceConfig) -> None:
+@pytest.mark.parametrize("fusion", [0, 2])
+def test_scoring_takes_what_the_scorer_computes(source: SourceConfig, fusion: int) -> None:
     """Products, counted by PyTorch: encoding each side once, and pairs of encoded sides."""
     corpus = Corpus([source])
     shape = ImageBertConfig.preset(
-        "tiny", vocab_size=len(corpus.tokenizer), feature_size=corpus.feature_size, num_region_classes=5
+        "tiny",
+        vocab_size=len(corpus.tokenizer),
+        feature_size=corpus.feature_size,
+        num_region_classes=5,
+        fusion_layer=fusion,
     )
     scorer = PairScorer(
         ImageBertForImageTextRetrieval(shape),

@@ -1,0 +1,120 @@
+"""Vectors of images and texts first, layers that see both behind them: runs of seconds, on one rank and on two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from imagebert import api
+from imagebert.config import SourceConfig, UsageError, load_recipe
+from imagebert.model import ImageBertForImageTextRetrieval
+from imagebert.training.run import run
+from tests.training.test_run import RECIPE, losses, train_all
+
+ALIGN = [
+    *("task=finetune", "schedule.batch_size=16", "schedule.steps=8", "model.dual_size=8"),
+    *("retrieval.binary=0", "retrieval.dual=1", "retrieval.contrast=8", "model.layers=2", "model.fusion_layer=2"),
+]
+FUSE = [
+    *("task=finetune", "schedule.batch_size=16", "schedule.steps=8", "model.dual_size=8", "retrieval.contrast=8"),
+    *("retrieval.binary=0", "retrieval.multiclass=1", "retrieval.dual=1", "retrieval.negatives_from=similar"),
+    *("model.layers=4", "model.residual_score=true", "retrieval.random_steps=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def aligned(source: SourceConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("aligned") / "run"
+    data = [f"data.sources.0.regions={source.regions}", f"data.sources.0.pairs={source.pairs}"]
+    assert run(load_recipe(RECIPE, [*data, *ALIGN, f"output={folder}"])).finished
+    return folder
+
+
+def test_a_model_of_sides_scores_by_its_vectors(aligned: Path, source: SourceConfig) -> None:
+    found = losses(aligned, "loss/dual")
+    assert losses(aligned) == found
+    assert found[-1] < 0.97 * found[0]
+    model = ImageBertForImageTextRetrieval.from_pretrained(aligned / "model")
+    assert model.itm is None
+    assert len(model.imagebert.layers) == model.config.fusion_layer == 2
+    data = api.Data(regions=source.regions, pairs=source.pairs, split="train")
+    evaluated = api.evaluate(aligned, data, images=9, out=aligned.parent / "scores")
+    scores = np.load(aligned.parent / "scores/scores.npy")
+    assert scores.shape == (9, evaluated.figures["pairs"] // 9)
+
+
+def test_fused_layers_begin_where_the_vectors_are(aligned: Path, recipe: list[str], tmp_path: Path) -> None:
+    """The first scores are the products of vectors, and layers come from the folder that is named."""
+    bert = tmp_path / "bert"
+    run(load_recipe(RECIPE, [*recipe, f"output={bert}", "schedule.steps=1"]))
+    start = ["model.preset=null", f"model.initialize_from={aligned}", f"model.fused_from={bert}"]
+    config = load_recipe(RECIPE, [*recipe, *FUSE, *start, "optimizer.learning_rate=1e-12"])
+    assert run(config).finished
+    theirs, ours = (ImageBertForImageTextRetrieval.from_pretrained(p / "model") for p in (aligned, tmp_path / "run"))
+    lower = ImageBertForImageTextRetrieval.from_pretrained(bert / "model")
+    for number, origin in enumerate((theirs, theirs, lower, lower)):
+        wanted = dict(origin.imagebert.layers[number].named_parameters())
+        for name, parameter in ours.imagebert.layers[number].named_parameters():
+            torch.testing.assert_close(parameter, wanted[name])
+    assert ours.config.fusion_layer == 2
+    assert ours.itm is not None
+    assert ours.itm.score.weight.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("over", ["block", "step"])
+def test_losses_do_not_depend_on_ranks(aligned: Path, source: SourceConfig, tmp_path: Path, over: str) -> None:
+    """Nor do the negatives that are chosen: blocks stay whole."""
+    settings = ",".join([
+        *FUSE, "model.preset=null", f"model.initialize_from={aligned}", f"retrieval.contrast_over={over}",
+    ])  # fmt: skip
+    for ranks in (1, 2):
+        cuts = [f"zero2-{ranks}:engine.deepspeed=zero2,{settings}"]
+        if over == "block":
+            cuts.append(f"zero3-{ranks}:engine.deepspeed=zero3,{settings}")
+            cuts.append(f"parts-{ranks}:schedule.accumulation={2 // ranks},{settings}")
+        train_all(ranks, tmp_path, source, cuts)
+    reference = losses(tmp_path / "zero2-1")
+    assert reference[-1] < reference[0]
+    for folder in tmp_path.iterdir():
+        assert losses(folder) == pytest.approx(reference, rel=1e-4), folder.name
+        assert losses(folder, "gradient_norm") == pytest.approx(losses(tmp_path / "zero2-1", "gradient_norm"), rel=1e-3)
+
+
+def test_over_a_step_of_one_block_it_is_the_blocks_loss(recipe: list[str], tmp_path: Path) -> None:
+    found = []
+    for over in ("block", "step"):
+        settings = [*recipe, *ALIGN, "retrieval.contrast=16", f"retrieval.contrast_over={over}"]
+        run(load_recipe(RECIPE, [*settings, f"output={tmp_path / over}"]))
+        found.append(losses(tmp_path / over))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.layers": 4}, r"nothing is learnt from layer 2 on, of 4: set model\.layers=2"),
+        ({"model.fusion_layer": 5}, r"model\.fusion_layer is 5, and model\.layers 2: give at most as many"),
+        ({"retrieval.dual": 0, "model.dual_size": 0}, "retrieval has no loss"),
+        ({"retrieval.multiclass": 1}, "none sees both sides of a pair"),
+        ({"retrieval.multiclass": 1, "model.fusion_layer": 1, "model.dual_size": 0, "retrieval.dual": 0,
+          "model.residual_score": "true"}, r"model\.residual_score is true, and there are no vectors"),
+        ({"retrieval.contrast_over": "step", "schedule.accumulation": 2}, "a rank may have several microbatches in it"),
+        ({"retrieval.negatives_from": "similar", "retrieval.contrast": 1}, "no block of vectors to find them in"),
+        ({"retrieval.negatives_from": "similar", "engine.step": "compiled"}, "a step's tokens are not known before"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(recipe: list[str], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(load_recipe(RECIPE, [*recipe, *ALIGN, *(f"{key}={value}" for key, value in changes.items())]))
+
+
+def test_another_fusion_layer_than_the_weights_have_is_refused(aligned: Path, recipe: list[str]) -> None:
+    start = ["model.preset=null", f"model.initialize_from={aligned}"]
+    with pytest.raises(UsageError, match="was trained with 2: its first layers see one side only; take 2"):
+        run(load_recipe(RECIPE, [*recipe, *FUSE, *start, "model.fusion_layer=1"]))
+    with pytest.raises(UsageError, match="has 2 layers of 128: it cannot give 3"):
+        run(load_recipe(RECIPE, [*recipe, *FUSE, *start, "model.layers=5", f"model.fused_from={aligned}"]))
