@@ -92,6 +92,7 @@ def test_a_search_uses_the_index(
     assert found(scenes) == exact
 
 
+@pytest.mark.ranks
 def test_any_number_of_ranks_finds_the_same(scenes: Scenes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Blocks of five images, so that each of two ranks has some; of vectors, and of what is mined by them."""
     code = f"from imagebert.retrieval import mining, vectors; vectors._BLOCK = mining._SEARCHED = 5; {IMAGEBERT}"
