@@ -221,7 +221,7 @@ def unfinished_run(seed: int, out: str) -> None:
 def indexed(seed: int, out: str) -> None:
     trained(seed, f"{out}-run", *DUAL)
     call("export", f"{out}-run", out)
-    call("search", out, "regionsA", QUERY)
+    call("index", out, "regionsA")
 
 
 def half_scored(model: str, out: str) -> None:

@@ -40,6 +40,7 @@ def render() -> str:
         train_before=_result("train_cpu_before"),
         scored=[_result("score_cpu"), *_by_card("score_gpu", "")],
         score_kept=_result("score_cpu_kept_memory"),
+        searched=[found for name in ("search_cpu", "search_cpu_200k") if (found := _result(name))],
         feed=_result("feed_cpu"),
         soak=_result("feed_soak_cpu"),
         cold=_result("feed_cold_cpu"),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from imagebert.config import load_recipe, rename_keys
 from imagebert.data.localise import check_records
 from imagebert.data.pairs import PairStore
-from imagebert.data.regions import RegionStore, content_of, read_array
+from imagebert.data.regions import RegionStore, content_of
 from imagebert.data.upgrade import is_older, upgrade
 from imagebert.engine.checkpoints import find_newest, problem_of
 from imagebert.engine.metrics import examine_log, line_checksum
@@ -24,6 +24,7 @@ from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.model_folder import open_model
 from imagebert.retrieval.queries import FILE as QUERIES
+from imagebert.retrieval.vectors import check_kept
 from imagebert.strict_yaml import to_plain
 from imagebert.training.hard_negatives import check_hard_negatives
 
@@ -107,7 +108,7 @@ def _artefacts(path: Path) -> Iterator[tuple[str, Path]]:
     kinds = [kind for kind, marks in _MARKS.items() if names & marks]
     if re.fullmatch(r"step-\d+", path.name) and "checkpoint" not in kinds:
         kinds.append("checkpoint")
-    if path.name == "index" and any(name.endswith((".npy", ".json")) for name in names):
+    if path.name == "index" and any(name.endswith((".npy", ".json", ".faiss")) for name in names):
         kinds.append("index")
     yield from ((kind, path) for kind in kinds)
     if "store" in kinds:
@@ -179,14 +180,8 @@ def _evaluation(path: Path) -> tuple[str, list[str]]:
 
 
 def _index(path: Path) -> tuple[str, list[str]]:
-    names = sorted({file.stem for file in path.iterdir() if file.suffix in (".npy", ".json")})
-    problems = []
-    for name in names:
-        try:
-            read_array(path / f"{name}.npy", read_sealed(path / f"{name}.json", "remove it, it is made again"))
-        except UsageError as error:
-            problems.append(str(error))
-    return f"{len(names)} of vectors", problems
+    stores, problems = check_kept(path)
+    return f"vectors of {stores} stores" if stores != 1 else "vectors of a store", problems
 
 
 def _run(path: Path) -> tuple[str, list[str]]:

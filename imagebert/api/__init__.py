@@ -9,8 +9,8 @@
 Paths are text or os.PathLike. None stands for what the model, the run or the recipe says. Each function returns what it
 found or made, and prints nothing but progress. A call that is wrong raises UsageError, whose one sentence says what to
 do; a disk, a machine or another rank that fails raises OSError. Under a launcher (srun, torchrun, mpirun) all ranks
-make the same call and share the work of pretrain, finetune, evaluate, mine, ladder, extract, import_features, merge,
-split, quantize and doctor; figures are rank 0's. Functions are imported when they are first asked for.
+make the same call and share the work of pretrain, finetune, evaluate, mine, index, ladder, extract, import_features,
+merge, split, quantize and doctor; figures are rank 0's. Functions are imported when they are first asked for.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from imagebert.api.planning import plan_evaluation as plan_evaluation
     from imagebert.api.retrieval import Data as Data
     from imagebert.api.retrieval import Evaluated as Evaluated
+    from imagebert.api.retrieval import Indexed as Indexed
     from imagebert.api.retrieval import Mined as Mined
     from imagebert.api.retrieval import Searched as Searched
     from imagebert.api.retrieval import compare as compare
     from imagebert.api.retrieval import dataset as dataset
     from imagebert.api.retrieval import evaluate as evaluate
+    from imagebert.api.retrieval import index as index
     from imagebert.api.retrieval import mine as mine
     from imagebert.api.retrieval import recount as recount
     from imagebert.api.retrieval import search as search
@@ -89,8 +91,8 @@ _MODULES = {
     ),
     "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),
     "retrieval": (
-        *("Data", "Evaluated", "Mined", "Searched", "compare", "dataset", "evaluate", "mine", "recount", "search"),
-        "serve",
+        *("Data", "Evaluated", "Indexed", "Mined", "Searched", "compare", "dataset", "evaluate", "index", "mine"),
+        *("recount", "search", "serve"),
     ),
     "stores": ("Localised", "Quantized", "StoreOptions", "inspect", "keys", "localise", "merge", "quantize", "split"),
     "train": (

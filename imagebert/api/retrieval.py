@@ -23,9 +23,11 @@ from imagebert.retrieval.evaluation import Evaluation, check_candidates, kept_sc
 from imagebert.retrieval.metrics import check_folds
 from imagebert.retrieval.metrics import evaluate as count_matrix
 from imagebert.retrieval.mining import mine as mine_negatives
+from imagebert.retrieval.mining import mine_by_vectors
 from imagebert.retrieval.pictures import Pictures, open_picture
 from imagebert.retrieval.queries import compare as compare_queries
 from imagebert.retrieval.search import Finder, Hit, contact_sheet
+from imagebert.retrieval.vectors import encode_both
 
 PathLike = str | os.PathLike[str]
 
@@ -278,6 +280,49 @@ def search(
     return Searched(name, (), tuple(finder.texts(record, top)), photographs)
 
 
+@dataclass(frozen=True)
+class Indexed:
+    """Describes what `imagebert.api.index` left for searches to use.
+
+    Attributes:
+        file: The index, or the vectors themselves where all of them are searched.
+        images: The number of images whose vectors are searched.
+        bytes: The size of the file.
+    """
+
+    file: Path
+    images: int
+    bytes: int
+
+
+def index(model: PathLike, store: PathLike, *, kind: Literal["flat", "hnsw", "ivf"] = "hnsw") -> Indexed:
+    """Computes the vectors of a store's images and builds an index over them, so that a search among millions is quick.
+
+    Both are kept in the model's folder index/, where `imagebert.api.search` and `imagebert.api.serve` find them. Ranks
+    share the computing of vectors, which are taken from there when they are there.
+
+    Args:
+        model: A model folder with a dual head, or the folder of a finished run.
+        store: The region store of the images.
+        kind: What is built. "hnsw" is a graph of neighbours, "ivf" lists of what lies together, which is built sooner
+            and finds less. "flat" removes what was built, so that all vectors are searched exactly.
+
+    Returns:
+        The file that is searched from now on.
+
+    Raises:
+        UsageError: The model has no dual head, or model and store do not fit together.
+        OSError: The model's folder cannot be written, or another rank is gone.
+    """
+    if kind not in ("flat", "hnsw", "ivf"):
+        raise UsageError(f"kind {kind}: there are flat, hnsw and ivf")
+    distributed.start(timeout_minutes=60)
+    with distributed.together():
+        finder, _ = _finder(model, store, None, None)
+    file = finder.build_index(kind)
+    return Indexed(file, len(finder.store), file.stat().st_size)
+
+
 def serve(
     model: PathLike | None = None,
     store: PathLike | None = None,
@@ -341,7 +386,16 @@ class Mined:
     captions: int
 
 
-def mine(model: PathLike, out: PathLike, data: Data, *, pool: int = 64, keep: int = 8, seed: int = 0) -> Mined:
+def mine(
+    model: PathLike,
+    out: PathLike,
+    data: Data,
+    *,
+    by: Literal["scores", "vectors"] = "scores",
+    pool: int = 64,
+    keep: int = 8,
+    seed: int = 0,
+) -> Mined:
     """Writes hard negatives for fine-tuning: mismatched pairs that a model takes for matched.
 
     Ranks share the work.
@@ -350,19 +404,24 @@ def mine(model: PathLike, out: PathLike, data: Data, *, pool: int = 64, keep: in
         model: A model folder, or the folder of a finished run.
         out: The safetensors file to write, which a recipe names as retrieval.hard_negatives.
         data: The images and captions that will be fine-tuned on. Its split is mostly "train".
-        pool: How many random pairs of each image and of each caption are scored.
-        keep: How many of the best-scoring ones are kept.
-        seed: The seed by which pairs are drawn.
+        by: What finds them. "scores" takes the best-scoring of random pairs, "vectors" the nearest of all by the
+            vectors of the model's dual head, which is much quicker.
+        pool: How many random pairs of each image and of each caption are scored. It is of no use by vectors.
+        keep: How many negatives of each image and each caption are kept.
+        seed: The seed by which pairs are drawn. It is of no use by vectors.
 
     Returns:
         The file, and of how many images and captions it has negatives.
 
     Raises:
-        UsageError: Model and data do not fit together, or there are too few other images or captions to keep so many.
+        UsageError: Model and data do not fit together, there are too few other images or captions to keep so many, or
+            the model has no dual head where its vectors are asked for.
         OSError: The file cannot be written, or another rank is gone.
     """
     from imagebert.training.hard_negatives import write_hard_negatives
 
+    if by not in ("scores", "vectors"):
+        raise UsageError(f"by {by}: mine by scores or by vectors")
     file = Path(out)
     distributed.start(timeout_minutes=60)
     main = distributed.rank() == 0
@@ -372,7 +431,10 @@ def mine(model: PathLike, out: PathLike, data: Data, *, pool: int = 64, keep: in
         opened = open_model(Path(model))
         corpus, limits = _opened(opened, data)
         scorer = make_scorer(opened, corpus, corpus, limits, distributed.device())
-    mined = mine_negatives(scorer.score_anew, corpus, pool, keep, seed)
+    if by == "scores":
+        mined = mine_negatives(scorer.score_anew, corpus, pool, keep, seed)
+    else:
+        mined = mine_by_vectors(encode_both(scorer, corpus.images, len(corpus)), corpus, keep)
     with distributed.together():  # srun ends what is left some seconds after the first process is done
         if main:
             write_hard_negatives(file, mined, corpus)

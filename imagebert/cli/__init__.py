@@ -36,6 +36,7 @@ COMMANDS = (
     train.doctor,
     retrieval.evaluate,
     retrieval.compare,
+    retrieval.index,
     retrieval.search,
     retrieval.serve,
     retrieval.mine,

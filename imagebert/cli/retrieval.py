@@ -185,6 +185,33 @@ def search(parsed: Namespace) -> int:
     return 0
 
 
+def _index_options(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder with a dual head, or a finished run")
+    parser.add_argument("store", type=Path, metavar="STORE", help="region store")
+    parser.add_argument(
+        "--kind",
+        choices=["flat", "hnsw", "ivf"],
+        default="hnsw",
+        help="%(default)s; ivf is built sooner and finds less; flat: none, all vectors are searched",
+    )
+
+
+@command(
+    "index",
+    "Vectors of a store's images and an index over them, for search among millions; ranks share it",
+    _index_options,
+    ranks="all",
+    header=True,
+)
+def index(parsed: Namespace) -> int:
+    from imagebert import api
+
+    indexed = api.index(parsed.model, parsed.store, kind=parsed.kind)
+    if is_first():
+        print(f"{parsed.kind} over {indexed.images:,} images: {indexed.bytes / 2**20:,.1f} MiB in {indexed.file}")
+    return 0
+
+
 def _serve_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="model folder, or a finished run")
     parser.add_argument("store", nargs="?", type=Path, metavar="STORE", help="region store")
@@ -222,9 +249,15 @@ def _mine_options(parser: ArgumentParser) -> None:
         "--min-relevance", type=float, metavar="X", help="the fine-tuning source's min_relevance, if any"
     )
     parser.add_argument(
+        "--by",
+        choices=["scores", "vectors"],
+        default="scores",
+        help="the best-scoring of a random pool, or the nearest of all by the dual head (%(default)s)",
+    )
+    parser.add_argument(
         "--pool", type=positive, default=64, help="random pairs scored per image and caption (%(default)s)"
     )
-    parser.add_argument("--keep", type=positive, default=8, help="of them, how many are kept (%(default)s)")
+    parser.add_argument("--keep", type=positive, default=8, help="how many are kept (%(default)s)")
     parser.add_argument("--seed", type=seed, default=0)
 
 
@@ -241,7 +274,7 @@ def mine(parsed: Namespace) -> int:
     from imagebert import api
 
     data = replace(_data(parsed), min_relevance=parsed.min_relevance)
-    mined = api.mine(parsed.model, parsed.out, data, pool=parsed.pool, keep=parsed.keep, seed=parsed.seed)
+    mined = api.mine(parsed.model, parsed.out, data, by=parsed.by, pool=parsed.pool, keep=parsed.keep, seed=parsed.seed)
     if is_first():
         print(f"hard negatives of {mined.images} images and {mined.captions} captions in {mined.file}")
     return 0

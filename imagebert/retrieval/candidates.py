@@ -6,15 +6,16 @@ Vectors are the dual head's, or any that a person brings: an .npz file with
     image_keys [I]                      text, the keys of the region store
     caption_texts [N]                   text; in the order of the pair store's split
 
-The search is over all vectors and exact (faiss' flat index): a million of 256 numbers are a gigabyte and a tenth of a
-second. Only what it leaves out is lost, and `imagebert evaluate --candidates` says how much that is.
+The search is over all vectors and exact, unless an index was built over them, which looks at some of them only
+(python -m benchmarks.search says how much faster that is, and what it misses). Only what the vectors leave out is lost,
+and `imagebert evaluate --candidates` says how much that is.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,10 +36,99 @@ def nearest(queries: Vectors, keys: Vectors, count: int) -> Numbers:
     """The numbers of the `count` keys [N, D] with the largest product with each of queries [Q, D]: [Q, count]."""
     import faiss
 
-    index = faiss.IndexFlatIP(keys.shape[1])
-    index.add(np.ascontiguousarray(keys, np.float32))
-    _, found = index.search(np.ascontiguousarray(queries, np.float32), min(count, len(keys)))
+    queries, keys = (np.ascontiguousarray(vectors, np.float32) for vectors in (queries, keys))
+    _, found = faiss.knn(queries, keys, min(count, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)
     return np.asarray(found, np.int64)
+
+
+Kind = Literal["hnsw", "ivf"]
+
+# Chosen for a million vectors of 256 by python -m benchmarks.search. Numbers are kept in 8 bits: a quarter of the
+# memory to go through, and candidates are scored by ImageBERT anyhow.
+LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 400  # of HNSW: of a vector, while it is added, of a query
+LISTS, PROBES = 4096, 64  # of IVF: all, and those that a query looks into
+_TRAINED_ON = 64  # vectors for each list
+
+
+class Index:
+    """An index over unit vectors that looks at some of them only: faiss' HNSW or IVF, with numbers in 8 bits.
+
+    Args:
+        index: faiss' own
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def build(cls, kind: Kind, vectors: Vectors) -> Index:
+        """Over vectors [N, D], whose numbers it finds; uses all threads."""
+        import faiss
+
+        size, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
+        bits: Any = faiss.ScalarQuantizer.QT_8bit
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        index: Any
+        if kind == "hnsw":
+            index = faiss.IndexHNSWSQ(size, bits, LINKS, product)
+            index.hnsw.efConstruction, index.hnsw.efSearch = BUILD_CANDIDATES, SEARCH_CANDIDATES
+        else:
+            lists = max(1, min(LISTS, len(vectors) // _TRAINED_ON))
+            index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(size), size, lists, bits, product)
+            index.nprobe = min(PROBES, lists)
+            index.cp.spherical = True
+            index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = _TRAINED_ON, 1
+        index.train(vectors)
+        index.add(vectors)
+        return cls(index)
+
+    @classmethod
+    def read(cls, path: Path) -> Index:
+        """What `write` wrote, and is known to be unchanged: a damaged file may be anything to faiss.
+
+        Raises:
+            UsageError: faiss cannot read it.
+        """
+        import faiss
+
+        try:
+            return cls(faiss.read_index(str(path)))
+        except (RuntimeError, MemoryError) as error:
+            raise UsageError(f"faiss cannot read {path}: {str(error).splitlines()[0][:200]}") from None
+
+    def write(self, path: Path) -> None:
+        """Raises OSError where it cannot be written."""
+        import faiss
+
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"faiss cannot write {path}: {str(error).splitlines()[0][:200]}") from None
+
+    def __call__(self, query: Vectors, count: int) -> Numbers:
+        """Nearly the `count` nearest of one query [D], the nearest first; fewer where it finds no more."""
+        _, found = self._index.search(np.ascontiguousarray(query[None], np.float32), min(count, self._index.ntotal))
+        return np.asarray(found[0][found[0] >= 0], np.int64)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Kind, parameters, vectors, and the faiss that it was made with."""
+        import faiss
+
+        of, index = {"vectors": self._index.ntotal, "dimensions": self._index.d}, self._index
+        if isinstance(index, faiss.IndexHNSW):
+            hnsw = index.hnsw
+            parameters = {"links": LINKS, "build_candidates": hnsw.efConstruction, "search_candidates": hnsw.efSearch}
+            return {"kind": "hnsw", "parameters": parameters, **of, "faiss": faiss.__version__}
+        parameters = {"lists": index.nlist, "probes": index.nprobe}
+        return {"kind": "ivf", "parameters": parameters, **of, "faiss": faiss.__version__}
+
+    def search_as(self, value: int) -> None:
+        """Looks at fewer or more vectors for a query: HNSW's candidates, IVF's lists."""
+        if hasattr(self._index, "hnsw"):
+            self._index.hnsw.efSearch = value
+        else:
+            self._index.nprobe = value
 
 
 class Embeddings(NamedTuple):

@@ -1,13 +1,15 @@
 """`imagebert mine`: hard negatives for fine-tuning, which are what a model takes for matches.
 
-Queries come in blocks, which ranks take as they are free. What is drawn and scored for a block depends on the block
-alone, so that any number of ranks finds the same.
+By scores: the best of a random pool, by the whole model. By vectors: the nearest of all, by the dual head alone.
+Queries come in blocks, which ranks take as they are free. What is done for a block depends on the block alone, so that
+any number of ranks finds the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from imagebert import distributed
@@ -15,12 +17,15 @@ from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.draws import Purpose, below, stage_key
 from imagebert.feed.plan import HardNegatives, Matches
-from imagebert.log import Progress
+from imagebert.retrieval.candidates import Embeddings, nearest
 from imagebert.retrieval.scoring import ScoreFunction
+from imagebert.retrieval.vectors import shared, summed
 
 Numbers = NDArray[np.int64]
 
 _BLOCK = 64  # queries whose pools are scored together
+_SEARCHED = 1024  # queries that are searched for together
+_MATCHES = 24  # found beside those to keep: more than most queries have
 
 
 def mine(score: ScoreFunction, corpus: Corpus, pool: int, keep: int, seed: int) -> HardNegatives:
@@ -61,23 +66,46 @@ def mine(score: ScoreFunction, corpus: Corpus, pool: int, keep: int, seed: int) 
         ordered = [np.argsort(-own, kind="stable")[:keep] for own in scores]
         return np.stack([found[order] for found, order in zip(pools, ordered, strict=True)])
 
+    return _of_all(corpus, keep, _BLOCK, best)
+
+
+def mine_by_vectors(vectors: Embeddings, corpus: Corpus, keep: int) -> HardNegatives:
+    """For each image the `keep` captions with the nearest vectors that do not match it, and the reverse.
+
+    The search is exact. What matches, who does the work and what is raised are as for `mine`.
+    """
+    matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
+
+    def best(queries: range, side: int) -> Numbers:
+        """What each query keeps, the nearest first [queries, keep]."""
+        own, others = vectors if side == 0 else vectors[::-1]
+        kept = np.empty((len(queries), keep), np.int64)
+        left, count = np.asarray(queries), min(keep + _MATCHES, len(others))
+        while len(left):
+            found = nearest(own[left], others, count)  # [left, count]
+            asked = np.broadcast_to(left[:, None], found.shape)
+            matched = matches(found, asked) if side else matches(asked, found)
+            enough = count - matched.sum(axis=1) >= keep
+            if count == len(others) and not enough.all():
+                fewest = count - int(matched.sum(axis=1).max())
+                raise UsageError(f"only {fewest} negatives are there where {keep} are to be kept: lower `keep`")
+            nearest_first = np.argsort(matched, axis=1, kind="stable")[:, :keep]
+            kept[left[enough] - queries.start] = np.take_along_axis(found, nearest_first, axis=1)[enough]
+            left, count = left[~enough], min(4 * count, len(others))
+        return kept
+
+    return _of_all(corpus, keep, _SEARCHED, best)
+
+
+def _of_all(corpus: Corpus, keep: int, size: int, best: Callable[[range, int], Numbers]) -> HardNegatives:
+    """What `best` gives for blocks of images (side 0) and captions (1), made by all ranks; all are given all of it."""
     mined = HardNegatives(np.zeros((corpus.images, keep), np.int64), np.zeros((len(corpus), keep), np.int64))
     blocks = [
-        (side, range(start, min(start + _BLOCK, len(kept))))
+        (side, range(start, min(start + size, len(kept))))
         for side, kept in enumerate(mined)
-        for start in range(0, len(kept), _BLOCK)
+        for start in range(0, len(kept), size)
     ]
-    with distributed.together(), Progress("Mining", len(blocks), "blocks") as progress:
-        for number in distributed.queue():
-            progress.update(min(number, len(blocks)))  # of all ranks: they take them in order
-            if number >= len(blocks):
-                break
-            side, queries = blocks[number]
+    with distributed.together():
+        for side, queries in shared(blocks, "Mining"):
             mined[side][queries.start : queries.stop] = best(queries, side)
-    return HardNegatives(*(_summed(kept) for kept in mined))
-
-
-def _summed(values: Numbers) -> Numbers:
-    """Over all ranks: each has zeros where another one's are."""
-    on_device = torch.from_numpy(values).to(distributed.device())
-    return distributed.total_on_device(on_device).cpu().numpy()
+    return HardNegatives(*(summed(kept) for kept in mined))

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from imagebert import distributed
 from imagebert.data.corpus import LooseItems, StoreImages
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.data.regions import RegionStore, describe_array, read_array
+from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import Tokenizer
 from imagebert.errors import UsageError
 from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import Samples
-from imagebert.files import digest_of, read_sealed, replacing, write_sealed
-from imagebert.log import track
+from imagebert.files import digest_of
 from imagebert.model.attention_maps import word_region_attention
 from imagebert.model_folder import ModelFolder
-from imagebert.retrieval.candidates import nearest
+from imagebert.retrieval.candidates import Index, Kind, nearest
 from imagebert.retrieval.evaluation import make_scorer
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.scoring import PairScorer
+from imagebert.retrieval.vectors import KeptVectors, encode
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +96,13 @@ class Finder:
     ) -> None:
         self.tokenizer = captions.tokenizer() if captions is not None else Tokenizer(model.path)
         self._folder, self.store, self.limits = model, store, limits
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = distributed.device()
         nothing = self._loose([store.read(0)], [[self.tokenizer.unk_id]])
         # Two, so that neither forgets its side: images that queries are asked of, captions that pictures are shown to.
         self._by_text = make_scorer(model, StoreImages(store, self.tokenizer), nothing, limits, device, precision)
         self.model = self._by_text.model
         self._by_image = PairScorer(self.model, nothing, nothing, limits, device)
-        self._vectors: NDArray[np.float32] | None = None
+        self._nearest: Callable[[NDArray[np.float32], int], NDArray[np.int64]] | None = None
         self.captions: list[str] = []
         if captions is not None:
             # Equal texts once.
@@ -144,38 +143,75 @@ class Finder:
         self._by_text.ask(self._loose([self.store.read(0)], [query.pieces]))
         numbers = np.arange(len(self.store))
         if len(numbers) > CANDIDATES and self.model.dual is not None:
-            if self._vectors is None:
-                self._vectors = self._index(numbers)
-            numbers = nearest(self._by_text.text_vectors(np.zeros(1, np.int64)), self._vectors, CANDIDATES)[0]
+            if self._nearest is None:
+                self._nearest = self._open_index() or self._search_all()
+            (vector,) = self._by_text.text_vectors(np.zeros(1, np.int64))
+            numbers = self._nearest(vector, CANDIDATES)
         scores = self._by_text(numbers, np.zeros_like(numbers))
         best = np.argsort(-scores, kind="stable")[:top]
         return [Hit(int(numbers[i]), self.store.key(int(numbers[i])), float(scores[i])) for i in best]
 
-    def _index(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The vectors of all images [I, D]: computed once for a model and a store, and kept beside the model."""
-        folder = self._folder.path / "index"
-        kept = folder / f"{self._identity()}.npy"
-        described = kept.with_suffix(".json")
-        if kept.is_file() and described.is_file():
-            with suppress(UsageError):  # damaged: it is made again
-                if len(vectors := read_array(kept, read_sealed(described))) == len(numbers):
-                    return vectors
-        parts = np.array_split(numbers, max(1, len(numbers) // 1000))
-        vectors = np.concatenate(
-            [self._by_text.image_vectors(p) for p in track(parts, "Indexing", "parts of 1,000 images")]
-        )
+    def _kept(self) -> KeptVectors:
+        """Where vectors of this store's images by this model lie."""
+        follow_from = [self._folder.digest, self.store.content, vars(self.limits), str(self.model.dtype)]
+        return KeptVectors(self._folder.path / "index", digest_of(follow_from)[:16])
+
+    def _open_index(self) -> Index | None:
         try:
-            folder.mkdir(exist_ok=True)
-            with replacing(kept, f".{os.getpid()}.npy") as part:  # another process may be at it
-                np.save(part, vectors, allow_pickle=False)
-                description = describe_array(part)
-            write_sealed(described, description)
-        except OSError as error:
-            log.warning("the index cannot be kept in %s (%s): it is made again next time", folder, error.strerror)
+            return self._kept().read_index()
+        except UsageError as error:
+            log.warning("%s; until then all vectors are searched", error)
+            return None
+
+    def _search_all(self) -> Callable[[NDArray[np.float32], int], NDArray[np.int64]]:
+        vectors = self.vectors()
+        return lambda query, count: nearest(query[None], vectors, count)[0]
+
+    def vectors(self, must_keep: bool = False) -> NDArray[np.float32]:
+        """The vectors of all images [I, D], computed once for a model and a store and kept beside the model.
+
+        All ranks share the work, where there are several.
+
+        Raises:
+            UsageError: the model has no dual head.
+            OSError: another rank is gone; or they cannot be kept, where they must.
+        """
+        kept, vectors = self._kept(), None
+        with suppress(UsageError):  # damaged: it is made again
+            if len(found := kept.read()) == len(self.store):
+                vectors = found
+        (ranks,) = distributed.total([vectors is not None])
+        if vectors is not None and ranks == distributed.world_size():
+            return vectors
+        vectors = encode(self._by_text, self._by_text.image_vectors, len(self.store))
+        if distributed.rank() == 0:
+            try:
+                kept.write(vectors)
+            except OSError as error:
+                if must_keep:
+                    raise
+                log.warning("the index cannot be kept in %s (%s): it is made again", kept.folder, error.strerror)
         return vectors
 
-    def _identity(self) -> str:
-        return digest_of([self._folder.digest, self.store.content, vars(self.limits), str(self.model.dtype)])[:16]
+    def build_index(self, kind: Kind | Literal["flat"]) -> Path:
+        """Puts an index over the vectors where searches find it; returns its file. Flat: removes it, all are searched.
+
+        All ranks share the computing of vectors; the first builds.
+
+        Raises:
+            UsageError: the model has no dual head.
+            OSError: the model's folder cannot be written, or another rank is gone.
+        """
+        kept = self._kept()
+        with distributed.together():
+            self.vectors(must_keep=True)
+        with distributed.together():
+            if distributed.rank() == 0:
+                if kind == "flat":
+                    kept.remove_index()
+                else:
+                    kept.write_index(kind)
+        return kept.file if kind == "flat" else kept.index_file
 
     def texts(self, record: RegionRecord, top: int) -> list[Hit]:
         """The best captions for the regions of a picture.

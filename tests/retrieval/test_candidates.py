@@ -9,7 +9,7 @@ import torch
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.retrieval.candidates import Embeddings, nearest, read_embeddings, two_step
+from imagebert.retrieval.candidates import Embeddings, Index, Kind, nearest, read_embeddings, two_step
 from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import recalls
 from imagebert.retrieval.scoring import PairScorer
@@ -122,3 +122,33 @@ def test_vectors_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], messag
     path = write(tmp_path / "e.npz", **changes)
     with pytest.raises(UsageError, match=message):
         read_embeddings(path, ["a", "b"], ["x", "y"])
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_finds_nearly_what_is_nearest(kind: Kind, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    Index.build(kind, vectors).write(tmp_path / "index")
+    index = Index.read(tmp_path / "index")  # with its parameters
+    best = np.argsort(-vectors[:50] @ vectors.T, axis=1)[:, :10]
+    found = [index(query, 10) for query in vectors[:50]]
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(found, best, strict=True)]) > 0.9
+    assert all(numbers[0] == number for number, numbers in enumerate(found))  # itself, the nearest first
+    described = index.described
+    assert (described["kind"], described["vectors"], described["dimensions"]) == (kind, 2000, 16)
+    assert (
+        described["parameters"]
+        == {
+            "hnsw": {"links": 32, "build_candidates": 200, "search_candidates": 400},
+            "ivf": {"lists": 31, "probes": 31},
+        }[kind]
+    )
+    index.search_as(1)
+    assert 1 in index.described["parameters"].values()
+    assert kind == "hnsw" or len(index(vectors[0], 2000)) < 200  # one list of 31
+    Index.build(kind, vectors[:3]).write(tmp_path / "index")  # few make one, too
+    assert Index.read(tmp_path / "index")(vectors[0], 10).tolist()[0] == 0
+    (tmp_path / "index").write_bytes((tmp_path / "index").read_bytes()[:-7])
+    with pytest.raises(UsageError, match="faiss cannot read"):
+        Index.read(tmp_path / "index")

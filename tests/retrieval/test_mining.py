@@ -5,7 +5,8 @@ import pytest
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.retrieval.mining import mine
+from imagebert.retrieval.candidates import Embeddings
+from imagebert.retrieval.mining import mine, mine_by_vectors
 
 
 def test_mining_finds_the_best_of_the_pool_but_no_match(source: SourceConfig) -> None:
@@ -42,3 +43,25 @@ def test_what_is_equal_to_a_match_is_not_mined(source: SourceConfig) -> None:
     images, captions = np.arange(corpus.images)[:, None], np.arange(len(corpus))[:, None]
     assert (score(*(a.ravel() for a in np.broadcast_arrays(images, mined.captions))) == 0).all()
     assert (score(*(a.ravel() for a in np.broadcast_arrays(mined.images, captions))) == 0).all()
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_by_vectors_the_nearest_are_mined(source: SourceConfig, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with a count one by one, where some texts and pictures come again and again."""
+    monkeypatch.setattr("imagebert.retrieval.mining._SEARCHED", block)
+    monkeypatch.setattr("imagebert.retrieval.mining._MATCHES", 1)
+    corpus, rng = Corpus([source]), np.random.default_rng(0)
+    corpus.image_class, corpus.caption_class = np.arange(24) // 2, np.arange(72) % 20
+    vectors = Embeddings(*(rng.normal(size=(count, 8)).astype(np.float32) for count in (24, 72)))
+    true = set(zip((corpus.caption_image // 2).tolist(), corpus.caption_class.tolist(), strict=True))
+    mined = mine_by_vectors(vectors, corpus, keep=3)
+    for image in range(24):
+        products = {c: vectors.images[image] @ vectors.captions[c] for c in range(72)}
+        order = sorted((c for c in products if (image // 2, c % 20) not in true), key=lambda c: -products[c])
+        assert mined.captions[image].tolist() == order[:3]
+    for caption in range(72):
+        products = {i: vectors.images[i] @ vectors.captions[caption] for i in range(24)}
+        order = sorted((i for i in products if (i // 2, caption % 20) not in true), key=lambda i: -products[i])
+        assert mined.images[caption].tolist() == order[:3]
+    with pytest.raises(UsageError, match="negatives are there where 24 are to be kept: lower `keep`"):
+        mine_by_vectors(vectors, corpus, keep=24)

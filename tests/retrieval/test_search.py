@@ -47,7 +47,7 @@ def exact(scenes: Scenes) -> np.ndarray:
     images, captions = np.repeat(np.arange(9), 45), np.tile(np.arange(45), 9)
     samples = Samples(images, captions, np.ones(405, int), np.arange(405))
     with torch.inference_mode():
-        return model(Packer(corpus, LIMITS).pack(samples, Arena())).numpy().reshape(9, 45)
+        return model(Packer(corpus, LIMITS).pack(samples, Arena())).result.numpy().reshape(9, 45)
 
 
 def test_finds_what_scoring_everything_finds(scenes: Scenes, finder: Finder) -> None:
