@@ -19,7 +19,15 @@ from imagebert.files import check_writable, read_bytes
 from imagebert.model_folder import ModelFolder, open_model
 from imagebert.pictures import FILE_BYTES, LOCAL, SENT
 from imagebert.processing import find_extractor
-from imagebert.retrieval.evaluation import Evaluation, check_candidates, kept_scores, make_scorer, report, score
+from imagebert.retrieval.evaluation import (
+    Evaluation,
+    check_candidates,
+    count_candidates,
+    kept_scores,
+    make_scorer,
+    report,
+    score,
+)
 from imagebert.retrieval.metrics import check_folds
 from imagebert.retrieval.metrics import evaluate as count_matrix
 from imagebert.retrieval.mining import mine as mine_negatives
@@ -121,12 +129,14 @@ def evaluate(
     images: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     candidates: int | None = None,
+    exact: bool = True,
     embeddings: PathLike | None = None,
     out: PathLike | None = None,
 ) -> Evaluated:
     """Scores every image with every caption and counts exact R@K.
 
     A call that was stopped goes on when it is made again, and a finished one only counts again. Ranks share the work.
+    Without `exact` only the candidates of each query are scored, by the first rank, and nothing is kept.
 
     Args:
         model: A model folder, or the folder of a finished run.
@@ -135,11 +145,12 @@ def evaluate(
         precision: The type of numbers that scores are computed in. "auto" takes bf16 on a GPU, else fp32.
         candidates: The number of candidates of each query in a search in two steps, which is counted beside the exact
             one. None counts the exact one alone.
+        exact: Whether every image is scored with every caption. Where it is false, `candidates` has to be given.
         embeddings: An .npz file with the vectors that find candidates. None takes those of the model's dual head.
         out: The folder of the results. None takes one in the model's folder evaluation/, named after what is evaluated.
 
     Returns:
-        The folder of the results, and on the first rank the figures.
+        The folder of the results, which is the model's where nothing is kept, and on the first rank the figures.
 
     Raises:
         UsageError: Model and data do not fit together, or `out` holds another evaluation.
@@ -147,6 +158,8 @@ def evaluate(
     """
     if embeddings is not None and not candidates:
         raise UsageError("embeddings are for finding candidates: give a number of `candidates`")
+    if not exact and (not candidates or out is not None):
+        raise UsageError("where the count is not exact, give a number of `candidates`, and no `out`: nothing is kept")
     opened = open_model(Path(model))
     corpus, limits = _opened(opened, data)
     photographs = Pictures.beside(Path(data.regions), None if data.pictures is None else Path(data.pictures))
@@ -157,6 +170,10 @@ def evaluate(
     vectors = None if embeddings is None else Path(embeddings)
     if candidates:
         check_candidates(evaluation, data.folds, vectors)
+    if not exact and candidates:
+        with distributed.together():
+            found = count_candidates(evaluation, candidates, vectors) if distributed.rank() == 0 else None
+            return Evaluated(Path(model), found or {})
     folder, result = score(evaluation, None if out is None else Path(out))
     with distributed.together():  # srun ends what is left some seconds after the first process is done
         if result is None:

@@ -62,20 +62,21 @@ def print_recall(figures: Mapping[str, Any]) -> None:
         table.add_row(name, *(f"{row[k]:.1f}" for k in cutoffs), f"{row['median_rank']:.0f}", f"{row['mean_rank']:.1f}")
         table.add_row("  95 % interval", *("{:.1f}-{:.1f}".format(*row["interval"][k]) for k in cutoffs), "", "")
         table.add_row("  by chance", *(f"{luck[k]:.1f}" for k in cutoffs), "", "")
-        if "two_step" in figures:
-            two = figures["two_step"][way]
-            ranks = f"{two['median_rank']:.0f}", f"{two['mean_rank']:.1f}"
-            table.add_row("  two steps", *(f"{two[k]:.1f}" for k in cutoffs), *ranks)
+        two_step = figures.get("two_step", {})
+        for name, found in (("two steps", two_step), ("vectors alone", two_step.get("vectors"))):
+            if found and (name != "two steps" or "speed_up" in two_step):  # else it is the row above
+                ranks = f"{found[way]['median_rank']:.0f}", f"{found[way]['mean_rank']:.1f}"
+                table.add_row(f"  {name}", *(f"{found[way][k]:.1f}" for k in cutoffs), *ranks)
         if paper:
             table.add_row("  the paper", *(f"{paper[way][k]:.1f}" for k in cutoffs), "", "")
     _console().print(table)
     if "two_step" in figures:
         two = figures["two_step"]
-        recall = " and ".join(f"{two[way]['recall_of_exact_top_10']:.1f} %" for way in ("ir", "tr"))
-        print(
-            f"with {two['candidates']} candidates a query: {two['pairs']:,} pairs, {two['seconds']:.1f} s, "
-            f"{two['speed_up']:.1f} times as fast; {recall} of the exact top 10 are among them"
-        )
+        beside = "; no other pairs are scored"
+        if "speed_up" in two:
+            recall = " and ".join(f"{two[way]['recall_of_exact_top_10']:.1f} %" for way in ("ir", "tr"))
+            beside = f", {two['speed_up']:.1f} times as fast; {recall} of the exact top 10 are among them"
+        print(f"with {two['candidates']} candidates a query: {two['pairs']:,} pairs, {two['seconds']:.1f} s{beside}")
 
 
 def print_plan(plan: Any) -> None:

@@ -29,6 +29,7 @@ def _evaluate_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--candidates", type=positive, metavar="K", help="also search with the K nearest vectors of each query only"
     )
+    parser.add_argument("--candidates-only", action="store_true", help="score no other pairs; keeps nothing")
     parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="those vectors (the model's dual head's)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="photographs, for failures.html (beside STORE)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (one in MODEL/evaluation)")
@@ -59,19 +60,23 @@ def evaluate(parsed: Namespace) -> int:
         raise UsageError("name a model folder, or kept scores with --scores")
     if parsed.embeddings and not parsed.candidates:
         raise UsageError("--embeddings are for finding candidates: say how many with --candidates K")
+    if parsed.candidates_only and (not parsed.candidates or parsed.out):
+        raise UsageError("--candidates-only needs --candidates K and takes no --out: nothing is kept")
     done = api.evaluate(
         parsed.model,
         _named_data(parsed),
         images=parsed.images,
         precision=parsed.precision,
         candidates=parsed.candidates,
+        exact=not parsed.candidates_only,
         embeddings=parsed.embeddings,
         out=parsed.out,
     )
     if is_first():
         print_recall(done.figures)
         rate = done.figures["pairs"] / done.figures["seconds_scoring"]
-        print(f"{done.figures['pairs']:,} pairs, {rate:,.0f} a second and process; the rest is in {done.folder}")
+        rest = "nothing is kept" if parsed.candidates_only else f"the rest is in {done.folder}"
+        print(f"{done.figures['pairs']:,} pairs, {rate:,.0f} a second and process; {rest}")
         write_json(parsed.json, done.figures)
     return 0
 

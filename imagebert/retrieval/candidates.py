@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagebert.config import UsageError
-from imagebert.retrieval.matrix import ScoreMatrix
-from imagebert.retrieval.metrics import recalls
+from imagebert.retrieval.metrics import Ranks, rank, recalls
 from imagebert.retrieval.scoring import PairScorer
 
 Numbers = NDArray[np.int64]
@@ -174,16 +173,53 @@ def read_embeddings(path: Path, keys: list[str], texts: list[str]) -> Embeddings
     return Embeddings(images[[places[key] for key in keys]], captions[: len(texts)])
 
 
+class TwoStep(NamedTuple):
+    """What a search in two steps finds: candidates by vectors, then those by their scores."""
+
+    ranks: Ranks
+    by_vectors: Ranks  # of the vectors alone
+    for_text: Numbers  # [N, K] candidates of each caption
+    for_image: Numbers  # [I, K] of each image
+    pairs: int  # that were scored
+    seconds: float
+    seconds_finding: float  # of them, until the candidates were there
+
+    def figures(self, exact: NDArray[np.float32] | None = None) -> dict[str, Any]:
+        """Recalls and costs; beside an exact matrix [I, N] also how much of its top ten is among the candidates."""
+        found: dict[str, Any] = {
+            "candidates": self.for_text.shape[1],
+            "pairs": self.pairs,
+            "seconds": self.seconds,
+            "seconds_finding": self.seconds_finding,
+            "ir": recalls(self.ranks.image_retrieval),
+            "tr": recalls(self.ranks.text_retrieval),
+            "vectors": {
+                "ir": recalls(self.by_vectors.image_retrieval),
+                "tr": recalls(self.by_vectors.text_retrieval),
+            },
+        }
+        if exact is not None:
+            found["ir"]["recall_of_exact_top_10"] = _overlap(exact.T, self.for_text)
+            found["tr"]["recall_of_exact_top_10"] = _overlap(exact, self.for_image)
+        return found
+
+
 def two_step(
-    scorer: PairScorer, images: Numbers, captions: Numbers, matrix: ScoreMatrix, count: int, given: Embeddings | None
-) -> dict[str, Any]:
-    """R@K when only `count` candidates of each query are scored, beside what scoring everything finds.
+    scorer: PairScorer,
+    images: Numbers,
+    captions: Numbers,
+    caption_image: Numbers,
+    count: int,
+    given: Embeddings | None = None,
+) -> TwoStep:
+    """Ranks when only `count` candidates of each query are scored.
 
     A query whose answer is not among its candidates has the worst rank of all. Scores are computed anew, so that the
     seconds are real.
 
     Args:
-        images, captions: numbers of what the rows and columns of the exact matrix are
+        images, captions: [I] and [N] numbers of what is searched
+        caption_image: [N] which of `images` each caption belongs to
         given: vectors of those; None: the dual head's
     """
     begun = time.perf_counter()
@@ -208,7 +244,6 @@ def two_step(
     def found(rows: Numbers, columns: Numbers) -> NDArray[np.float32]:
         return scores[np.searchsorted(places, rows * width + columns)]
 
-    exact, caption_image = matrix
     by_text = found(for_text, np.arange(width)[:, None])  # [N, K]
     right = for_text == caption_image[:, None]
     truth = np.where(right, by_text, -np.inf).max(axis=1)
@@ -218,14 +253,9 @@ def two_step(
     best = np.where(own, by_image, -np.inf).max(axis=1)
     wrong_above = ((by_image >= best[:, None]) & ~own).sum(axis=1)
     image_ranks = np.where(own.any(axis=1), 1 + wrong_above, width)
-    return {
-        "candidates": count,
-        "pairs": len(places),
-        "seconds": seconds,
-        "seconds_finding": seconds_finding,
-        "ir": {**recalls(text_ranks), "recall_of_exact_top_10": _overlap(np.asarray(exact).T, for_text)},
-        "tr": {**recalls(image_ranks), "recall_of_exact_top_10": _overlap(np.asarray(exact), for_image)},
-    }
+    by_vectors = rank(given.images @ given.captions.T, caption_image)
+    ranks = Ranks(text_ranks, image_ranks)
+    return TwoStep(ranks, by_vectors, for_text, for_image, len(places), seconds, seconds_finding)
 
 
 def _overlap(exact: NDArray[np.float32], candidates: Numbers) -> float:

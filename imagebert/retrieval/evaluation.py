@@ -47,7 +47,7 @@ from imagebert.model_folder import ModelFolder
 from imagebert.retrieval.candidates import read_embeddings, two_step
 from imagebert.retrieval.failures import write_failures
 from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
-from imagebert.retrieval.metrics import rank_folds, summarize
+from imagebert.retrieval.metrics import Fold, rank_folds, summarize
 from imagebert.retrieval.paper import paper_row
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.queries import in_folds, write_queries
@@ -237,6 +237,31 @@ def check_candidates(evaluation: Evaluation, folds: int, embeddings: Path | None
         raise UsageError(NO_DUAL)
 
 
+def count_candidates(evaluation: Evaluation, candidates: int, embeddings: Path | None) -> dict[str, Any]:
+    """R@K of a search in two steps alone, in this process: a fraction of all pairs is scored, and nothing is kept.
+
+    Args:
+        candidates: of each query
+        embeddings: a file of vectors that find them; None: the dual head's
+    """
+    corpus, images = evaluation.corpus, np.arange(evaluation.images)
+    caption_image = corpus.caption_image[evaluation.captions]
+    scorer = make_scorer(
+        evaluation.model, corpus, corpus, evaluation.limits, distributed.device(), evaluation.precision
+    )
+    given = read_embeddings(embeddings, *evaluation.names()) if embeddings is not None else None
+    found = two_step(scorer, images, evaluation.captions, caption_image, candidates, given)
+    kind = kind_of(evaluation.model.path)
+    return {
+        **summarize([Fold(0, caption_image, np.arange(len(caption_image)), found.ranks)]),
+        "kind": kind,
+        "paper": paper_row(corpus.dataset, evaluation.split, evaluation.images, 1, kind),
+        "pairs": found.pairs,
+        "seconds_scoring": found.seconds,
+        "two_step": found.figures(),
+    }
+
+
 def report(
     evaluation: Evaluation,
     folder: Path,
@@ -282,8 +307,8 @@ def _report(
         scorer = make_scorer(evaluation.model, corpus, corpus, evaluation.limits, device, evaluation.precision)
         given = read_embeddings(embeddings, keys, texts) if embeddings is not None else None
         images = np.arange(evaluation.images)
-        found = two_step(scorer, images, evaluation.captions, matrix, candidates, given)
-        figures["two_step"] = {**found, "speed_up": result.seconds / found["seconds"]}
+        found = two_step(scorer, images, evaluation.captions, matrix.caption_image, candidates, given)
+        figures["two_step"] = {**found.figures(np.asarray(matrix.scores)), "speed_up": result.seconds / found.seconds}
     recall = in_folds(folder / "recall.json", folds)
     write_json(recall, figures)
     written = [

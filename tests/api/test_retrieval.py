@@ -45,6 +45,27 @@ def test_an_evaluation(model: Path, source: SourceConfig, tmp_path: Path, capsys
     assert capsys.readouterr().out == ""
 
 
+def test_candidates_alone_are_those_beside_the_exact_count(model: Path, source: SourceConfig, tmp_path: Path) -> None:
+    corpus, rng = Corpus([source]), np.random.default_rng(0)
+    np.savez(
+        tmp_path / "e.npz",
+        images=rng.normal(size=(12, 5)),
+        captions=rng.normal(size=(36, 5)),
+        image_keys=[corpus.image_key(i) for i in range(12)],
+        caption_texts=[corpus.text(c) for c in range(36)],
+    )
+    given = {"images": 12, "candidates": 4, "embeddings": tmp_path / "e.npz"}
+    beside = api.evaluate(model, data(source), **given, out=tmp_path / "out").figures["two_step"]
+    alone = api.evaluate(model, data(source), **given, exact=False).figures
+    assert alone["pairs"] == beside["pairs"] < 12 * 36
+    for way in ("ir", "tr"):
+        for name, value in alone["two_step"][way].items():
+            assert alone[way][name] == value == beside[way][name]
+    assert alone["two_step"]["vectors"] == beside["vectors"]
+    with pytest.raises(UsageError, match="give a number of `candidates`, and no `out`"):
+        api.evaluate(model, data(source), images=12, exact=False)
+
+
 def test_named_data() -> None:
     named = api.dataset("coco1k", "stores")
     assert (named.regions, named.pairs) == (Path("stores/coco/regions"), Path("stores/coco/pairs"))

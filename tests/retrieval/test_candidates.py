@@ -10,7 +10,6 @@ import torch
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.retrieval.candidates import Embeddings, Index, Kind, nearest, read_embeddings, two_step
-from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import recalls
 from imagebert.retrieval.scoring import PairScorer
 from tests.retrieval.test_scoring import LIMITS, make_model
@@ -24,8 +23,9 @@ VECTORS = Embeddings(RNG.normal(size=(IMAGES, 5)).astype(np.float32), RNG.normal
 
 def search(count: int) -> dict[str, Any]:
     scorer: Any = lambda images, captions: SCORES[images, captions]  # noqa: E731
-    matrix = ScoreMatrix(SCORES, CAPTION_IMAGE)
-    return two_step(scorer, np.arange(IMAGES), np.arange(CAPTIONS), matrix, count, VECTORS)
+    found = two_step(scorer, np.arange(IMAGES), np.arange(CAPTIONS), CAPTION_IMAGE, count, VECTORS)
+    assert found.figures().keys() == found.figures(SCORES).keys()
+    return found.figures(SCORES)
 
 
 @pytest.mark.parametrize("count", [1, 4, 60])
@@ -47,6 +47,8 @@ def test_equals_an_exact_count_over_the_candidates(count: int) -> None:
     for way, ranks in (("ir", text_ranks), ("tr", image_ranks)):
         for name, value in recalls(np.array(ranks)).items():
             assert found[way][name] == pytest.approx(value)
+    alone = [int((products[:, c] >= products[CAPTION_IMAGE[c], c]).sum()) for c in range(CAPTIONS)]
+    assert found["vectors"]["ir"] == recalls(np.array(alone))
     if all(overlap):
         assert found["tr"]["recall_of_exact_top_10"] == 100
         assert found["pairs"] == IMAGES * CAPTIONS

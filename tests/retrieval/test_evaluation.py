@@ -256,6 +256,7 @@ def test_wrong_calls(model: Path, source: SourceConfig, tmp_path: Path, capsys) 
         (["--candidates", "3", "--folds", "2"], "leave the folds out"),
         (["--candidates", "3", "--embeddings", str(tmp_path / "none.npz")], "give an .npz with"),
         (["--embeddings", str(tmp_path / "none.npz")], "say how many with --candidates"),
+        (["--candidates-only"], "--candidates-only needs --candidates K"),
     ):
         assert call(model, source, *more) == 2
         assert message in capsys.readouterr().err
