@@ -324,6 +324,11 @@ def balance(tokens: NDArray[np.int64], microbatches: int) -> list[NDArray[np.int
     return [np.array(s) for s in sets]
 
 
+def least_to_cut(microbatches: int, block: int, longest: int | None = None) -> int:
+    """Pairs, or tokens, that a step has at least, so that no microbatch is empty; arguments as check_cut's."""
+    return microbatches * block if longest is None else (microbatches + 1) * longest
+
+
 def check_cut(value: int, microbatches: int, block: int, longest: int | None = None) -> None:
     """Can a step be cut into its microbatches?
 
@@ -335,9 +340,7 @@ def check_cut(value: int, microbatches: int, block: int, longest: int | None = N
     Raises:
         UsageError: no, a microbatch would be empty.
     """
-    key, least = "batch_size", microbatches * block
-    if longest is not None:
-        key, least = "batch_tokens", (microbatches + 1) * longest
+    key, least = "batch_size" if longest is None else "batch_tokens", least_to_cut(microbatches, block, longest)
     if value < least:
         raise UsageError(
             f"schedule.{key} {value} cannot be cut into {microbatches} microbatches (ranks x accumulation)"

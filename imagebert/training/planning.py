@@ -21,7 +21,7 @@ from imagebert.data.records import FeatureType, Sections
 from imagebert.engine.engine import zero_stage
 from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
-from imagebert.feed.plan import SPECIAL_TOKENS, fit_microbatches
+from imagebert.feed.plan import SPECIAL_TOKENS, fit_microbatches, least_to_cut
 from imagebert.model import ImageBertConfig
 from imagebert.training.assemble import model_shape, sizes_of
 from imagebert.training.capacity import Constants, Job, run_seconds, score_flops, step_memory, step_time
@@ -167,11 +167,9 @@ class Planned:
         return ("batch_size", size) if size is not None else ("batch_tokens", tokens or 0)
 
     def _least(self, fitted: RunConfig, ranks: int) -> int:
-        """What a batch has to have, as feed/plan.py asks it."""
-        microbatches = ranks * fitted.schedule.accumulation
-        if fitted.schedule.batch_size is not None:
-            return microbatches * fitted.contrast
-        return (microbatches + 1) * self.data.longest * fitted.group_size
+        by_pairs = fitted.schedule.batch_size is not None
+        longest = None if by_pairs else self.data.longest * fitted.group_size
+        return least_to_cut(ranks * fitted.schedule.accumulation, fitted.contrast, longest)
 
     def job(self, nodes: int, gpus_per_node: int) -> Job:
         """Raises UsageError as `fitted` does."""
