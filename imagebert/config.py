@@ -491,8 +491,16 @@ class _Checker:
 # Keys that may differ when a run is resumed: they change how the work is done, never its result.
 # Where data and weights lie may change too; what they are is compared by digests.
 FREE_ON_RESUME = (
-    *("data.sources.regions", "data.sources.pairs", "model.initialize_from", "retrieval.hard_negatives"),
-    *("output", "engine", "checkpoint", "evaluation", "logging", "optimizer.implementation"),
+    *("data.sources.regions", "data.sources.pairs", "model.initialize_from", "model.fused_from"),
+    *(
+        "retrieval.hard_negatives",
+        "output",
+        "engine",
+        "checkpoint",
+        "evaluation",
+        "logging",
+        "optimizer.implementation",
+    ),
     *("schedule.accumulation", "schedule.microbatch_size", "schedule.microbatch_tokens", "data.max_damaged_records"),
     *(f"data.{key}" for key in ("feeder", "prefetch_steps", "workers", "read_ahead", "verify_records")),
 )

@@ -106,8 +106,8 @@ def _digests(config: RunConfig) -> dict[str, str]:
     for path, file in asked.items():
         with suppress(UsageError, OSError):
             found[path] = file_digest(file)
-    origin, hard = config.model.initialize_from, config.retrieval.hard_negatives
-    if origin is not None:
+    hard = config.retrieval.hard_negatives
+    for origin in filter(None, (config.model.initialize_from, config.model.fused_from)):
         found[origin] = ""
         with suppress(UsageError, OSError):
             found[origin] = file_digest(find_model(Path(origin)) / "config.json")

@@ -55,6 +55,9 @@ def _check_files(config: RunConfig, later: bool) -> None:
         places = [Path(start) / name for name in ("config.json", "model/config.json", "checkpoints")]
         if not any(place.exists() for place in places):
             raise UsageError(f"model.initialize_from {start} is neither a model folder nor a run: give --from DIR")
+    fused = config.model.fused_from
+    if fused is not None and not any((Path(fused) / name).exists() for name in ("config.json", "model/config.json")):
+        raise UsageError(f"model.fused_from {fused} is neither a model folder nor a run that has finished")
     if config.task == "finetune" and hard is not None and not Path(hard).is_file():
         raise UsageError(f"there is no file retrieval.hard_negatives {hard}: make it with `imagebert mine`")
 

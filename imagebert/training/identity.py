@@ -10,7 +10,7 @@ from imagebert.config import RunConfig, differences, rename_keys
 from imagebert.data.corpus import Corpus
 from imagebert.engine.checkpoints import newest_manifest
 from imagebert.errors import UsageError
-from imagebert.files import file_digest
+from imagebert.files import digest_of, file_digest
 from imagebert.model.card import model_digest
 from imagebert.model.initialization import find_model
 from imagebert.strict_yaml import build, to_plain
@@ -48,9 +48,10 @@ def check_resumable(given: RunConfig, corpus: Corpus) -> None:
 
 
 def started_from(config: RunConfig) -> str | None:
-    """The digest of what a run starts from; None: new weights."""
-    origin = config.model.initialize_from
-    return model_digest(find_model(Path(origin))) if origin is not None else None
+    """The digest of what a run starts from, fused layers included; None: new weights."""
+    origins = config.model.initialize_from, config.model.fused_from
+    first, fused = (None if origin is None else model_digest(find_model(Path(origin))) for origin in origins)
+    return first if fused is None else digest_of([first, fused])
 
 
 def check_same(state: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:

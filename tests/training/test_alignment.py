@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from imagebert import api
 from imagebert.config import SourceConfig, UsageError, load_recipe
 from imagebert.model import ImageBertForImageTextRetrieval
 from imagebert.training.run import run
-from tests.training.test_run import RECIPE, losses, train_all
+from tests.training.sweep import Training, train_all
+from tests.training.test_run import RECIPE, losses
 
 ALIGN = [
     *("task=finetune", "schedule.batch_size=16", "schedule.steps=8", "model.dual_size=8"),
@@ -63,20 +65,24 @@ def test_fused_layers_begin_where_the_vectors_are(aligned: Path, recipe: list[st
     assert ours.config.fusion_layer == 2
     assert ours.itm is not None
     assert ours.itm.score.weight.abs().max() < 1e-9
+    # Moved elsewhere it is the same start; other weights are another.
+    shutil.copytree(bert / "model", tmp_path / "moved")
+    assert run(load_recipe(RECIPE, [*recipe, *FUSE, *start, "optimizer.learning_rate=1e-12",
+                                    f"model.fused_from={tmp_path / 'moved'}"])).finished  # fmt: skip
+    with pytest.raises(UsageError, match="made by another recipe or other data"):
+        run(load_recipe(RECIPE, [*recipe, *FUSE, *start, "optimizer.learning_rate=1e-12", "model.fused_from=null"]))
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("over", ["block", "step"])
 def test_losses_do_not_depend_on_ranks(aligned: Path, source: SourceConfig, tmp_path: Path, over: str) -> None:
     """Nor do the negatives that are chosen: blocks stay whole."""
-    settings = ",".join([
-        *FUSE, "model.preset=null", f"model.initialize_from={aligned}", f"retrieval.contrast_over={over}",
-    ])  # fmt: skip
+    settings = [*FUSE, "model.preset=null", f"model.initialize_from={aligned}", f"retrieval.contrast_over={over}"]
     for ranks in (1, 2):
-        cuts = [f"zero2-{ranks}:engine.deepspeed=zero2,{settings}"]
+        cuts = {"zero2": ["engine.deepspeed=zero2"]}
         if over == "block":
-            cuts.append(f"zero3-{ranks}:engine.deepspeed=zero3,{settings}")
-            cuts.append(f"parts-{ranks}:schedule.accumulation={2 // ranks},{settings}")
-        train_all(ranks, tmp_path, source, cuts)
+            cuts |= {"zero3": ["engine.deepspeed=zero3"], "parts": [f"schedule.accumulation={2 // ranks}"]}
+        train_all(ranks, tmp_path, source, [Training(f"{n}-{ranks}", [*cut, *settings]) for n, cut in cuts.items()])
     reference = losses(tmp_path / "zero2-1")
     assert reference[-1] < reference[0]
     for folder in tmp_path.iterdir():
