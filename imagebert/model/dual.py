@@ -18,18 +18,22 @@ class Projection(nn.Linear):
     """
 
 
-class Tower(nn.Module):
-    """The tokens of one side to one vector: their mean, and a projection to the unit sphere.
+class Gate(nn.Linear):
+    """What a token weighs in its side's mean. Behind layers it begins at zero, so that all weigh alike."""
 
-    Embeddings, which have seen no layer, first pass one here and are weighed by a gate.
+
+class Tower(nn.Module):
+    """The tokens of one side to one vector: a gated mean, and a projection to the unit sphere.
+
+    Embeddings, which have seen no layer, first pass one here.
     """
 
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
-        plain = config.fusion_layer > 0
-        self.transform = None if plain else nn.Linear(config.hidden_size, config.hidden_size)
-        self.gate = None if plain else nn.Linear(config.hidden_size, 1)
-        self.projection = (Projection if plain else nn.Linear)(config.hidden_size, config.dual_size)
+        size, behind_layers = config.hidden_size, config.fusion_layer > 0
+        self.transform = None if behind_layers else nn.Linear(size, size)
+        self.gate = (Gate if behind_layers else nn.Linear)(size, 1)
+        self.projection = (Projection if behind_layers else nn.Linear)(size, config.dual_size)
 
     def forward(
         self, tokens: Float[Tensor, "S H"], real: Tensor, rows: Int[Tensor, " S"], cu_seqlens: Int[Tensor, " ends"]
@@ -45,11 +49,9 @@ class Tower(nn.Module):
 
     def weighed(self, tokens: Float[Tensor, "*rows H"], real: Tensor) -> tuple[Tensor, Tensor]:
         """Transformed tokens times their weights, and the weights [*rows, 1], in float32; 0 where they are not real."""
-        if self.gate is None or self.transform is None:
-            weight = real[..., None].float()
-            return tokens.float() * weight, weight
         weight = torch.sigmoid(self.gate(tokens).float()) * real[..., None]
-        return F.gelu(self.transform(tokens)).float() * weight, weight
+        hidden = tokens if self.transform is None else F.gelu(self.transform(tokens))
+        return hidden.float() * weight, weight
 
     def project(
         self, total: Float[Tensor, "B H"], weights: Float[Tensor, "B 1"], dtype: torch.dtype

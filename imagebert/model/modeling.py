@@ -26,7 +26,7 @@ from imagebert.files import add_digests, file_digest, write_digests
 from imagebert.model.card import figures_of
 from imagebert.model.configuration import ImageBertConfig
 from imagebert.model.dense import Inside, embed_images, embed_texts, encode
-from imagebert.model.dual import DualHead, Projection
+from imagebert.model.dual import DualHead, Gate, Projection
 from imagebert.model.heads import Classifier, ItmHead, MlmHead, Regressor, classify, regress
 from imagebert.model.layers import Embeddings, Layer, Reads, Seeds
 from imagebert.model.losses import PretrainingLosses, group_labels, itm_loss
@@ -85,6 +85,8 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         super()._init_weights(module)
         if isinstance(module, Projection) and module.in_features == module.out_features:
             nn.init.eye_(module.weight)
+        elif isinstance(module, Gate):
+            nn.init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the table of word embeddings."""
