@@ -23,8 +23,8 @@ from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.model_folder import open_model
+from imagebert.retrieval.kept import check_kept
 from imagebert.retrieval.queries import FILE as QUERIES
-from imagebert.retrieval.vectors import check_kept
 from imagebert.strict_yaml import to_plain
 from imagebert.training.hard_negatives import check_hard_negatives
 

@@ -42,8 +42,8 @@ def nearest(queries: Vectors, keys: Vectors, count: int) -> Numbers:
 
 Kind = Literal["hnsw", "ivf"]
 
-# Chosen for a million vectors of 256 by python -m benchmarks.search. Numbers are kept in 8 bits: a quarter of the
-# memory to go through, and candidates are scored by ImageBERT anyhow.
+# For a million vectors of 256; python -m benchmarks.search says what they find. Numbers are kept in 8 bits: a quarter
+# of the memory to go through, and candidates are scored by ImageBERT anyhow.
 LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 400  # of HNSW: of a vector, while it is added, of a query
 LISTS, PROBES = 4096, 64  # of IVF: all, and those that a query looks into
 _TRAINED_ON = 64  # vectors for each list

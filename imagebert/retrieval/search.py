@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,9 +30,10 @@ from imagebert.model.attention_maps import word_region_attention
 from imagebert.model_folder import ModelFolder
 from imagebert.retrieval.candidates import Index, Kind, nearest
 from imagebert.retrieval.evaluation import make_scorer
+from imagebert.retrieval.kept import KeptVectors
 from imagebert.retrieval.pictures import Pictures
 from imagebert.retrieval.scoring import PairScorer
-from imagebert.retrieval.vectors import KeptVectors, encode
+from imagebert.retrieval.vectors import encode
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +159,9 @@ class Finder:
         return KeptVectors(self._folder.path / "index", digest_of(follow_from)[:16])
 
     def _open_index(self) -> Index | None:
+        kept = self._kept()
         try:
-            return self._kept().read_index()
+            return Index.read(kept.index_file) if kept.check_index() else None
         except UsageError as error:
             log.warning("%s; until then all vectors are searched", error)
             return None
@@ -210,7 +213,7 @@ class Finder:
                 if kind == "flat":
                     kept.remove_index()
                 else:
-                    kept.write_index(kind)
+                    kept.write_index(partial(Index.build, kind))
         return kept.file if kind == "flat" else kept.index_file
 
     def texts(self, record: RegionRecord, top: int) -> list[Hit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,3 +48,16 @@ def write_scenes(folder: Path, images: int = 9) -> Scenes:
     ImageBertForImageTextRetrieval(shape).save_pretrained(folder / "model")
     (folder / "model" / "vocab.txt").write_bytes(vocabulary.read_bytes())
     return Scenes(folder)
+
+
+def write_dual(scenes: Scenes, name: str, weight: float | None = None) -> Path:
+    """A model like the scenes' own, with a dual head."""
+    folder = scenes.folder / name
+    torch.manual_seed(0)
+    model = ImageBertForImageTextRetrieval.from_pretrained(scenes.folder / "model", dual_size=8)
+    if weight is not None:
+        assert model.dual is not None
+        model.dual.image.projection.weight.data.fill_(weight)
+    model.save_pretrained(folder)
+    shutil.copy(scenes.folder / "vocab.txt", folder)
+    return folder
