@@ -304,12 +304,17 @@ class ImageBertModel(ImageBertPreTrainedModel):
 
 
 class PackedOutput(NamedTuple):
-    """What a model answers to a PackedBatch."""
+    """Holds what a model answers to a PackedBatch of B pairs.
 
-    result: (
-        Any  # ForPreTraining: PretrainingLosses; ForImageTextRetrieval: logits [B], or [B, 1 + N'], the pair's first
-    )
-    vectors: tuple[Tensor, ...] = ()  # of images and texts [B, D], where there is a dual head (DualHead.forward)
+    Attributes:
+        result: PretrainingLosses of ImageBertForPreTraining; of ImageBertForImageTextRetrieval the logits [B] of
+            matching, or [B, 1 + N'] where the batch asks for N' negatives of each pair: the pair's own, then theirs.
+        vectors: The vectors of images and texts, [B, D] each, scaled so that their products are logits. There are none
+            without a dual head.
+    """
+
+    result: Any
+    vectors: tuple[Tensor, ...] = ()
 
 
 class Fused(NamedTuple):
