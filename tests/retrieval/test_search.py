@@ -132,6 +132,19 @@ def test_attention_is_that_of_the_layers(source: SourceConfig) -> None:
     torch.testing.assert_close(found, expected / (2 * model.config.num_attention_heads))
 
 
+@pytest.mark.parametrize("fusion", [1, 2])
+def test_what_words_look_at_where_sides_meet_late_or_never(source: SourceConfig, fusion: int) -> None:
+    model = make_model(num_hidden_layers=2, fusion_layer=fusion, dual_size=8, residual_score=True)
+    corpus, one = Corpus([source]), np.ones(1, np.int64)
+    batch = Packer(corpus, LIMITS).pack(Samples(4 * one, 13 * one, one, one), Arena())
+    found = word_region_attention(model.imagebert, batch)
+    assert found.shape == (int(batch.token_type_ids.sum()), len(batch.region_rows))
+    assert (found > 0).all()
+    assert found.sum(1).max() < 1 + 1e-5
+    if fusion == 2:
+        torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
+
+
 def test_an_explanation_counts_words_not_pieces(finder: Finder) -> None:
     query = finder.query("a dotted red square")
     explanation = finder.explain(2, query)
