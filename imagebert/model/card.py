@@ -34,7 +34,8 @@ def write_card(name: str, shape: Any, preprocessor: dict[str, Any], training: di
     """
     data, recipe = training["data"], training["recipe"]
     facts = {
-        "layers, hidden size": f"{shape.num_hidden_layers}, {shape.hidden_size}",
+        "layers, hidden size": f"{shape.num_hidden_layers}, {shape.hidden_size}"
+        + (f"; the first {shape.fusion_layer} attend within an image or a text" if shape.fusion_layer else ""),
         "fed": f"{preprocessor['max_regions']} regions, {preprocessor['max_words']} word pieces"
         + (", the whole image among the regions" if preprocessor["whole_image"] else ""),
         "region features": f"{preprocessor['feature_type']}[{preprocessor['feature_size']}], "
