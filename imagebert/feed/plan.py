@@ -114,6 +114,7 @@ class Cut:
     batch_tokens: int | None = None
     microbatches: int  # of all ranks, world size x accumulation
     block: int = 1  # groups that stay together, one behind the other, in one microbatch; a batch has a multiple of them
+    contrasted: bool = False  # whether vectors of pairs are contrasted with each other
 
 
 class BatchPlan:
@@ -153,7 +154,7 @@ class BatchPlan:
         self.lengths = lengths
         self.negatives = negatives
         self.microbatches = cut.microbatches
-        self._block, self._weighted = cut.block, weights is not None
+        self._block, self._contrasted, self._weighted = cut.block, cut.contrasted, weights is not None
         self._together = negatives.group_size * cut.block  # pairs
         self._share = value  # what a step has of the line of epochs, in pairs or in tokens
         self._epochs = Epochs(self.key, sizes, weights)
@@ -185,7 +186,7 @@ class BatchPlan:
             # Groups alternate, so that an odd number of negatives is even over the batch.
             negative, other_caption = slot > 0, (slot + group) % 2 == 0
         samples = self._with_negatives(step, samples, captions, np.flatnonzero(negative), other_caption)
-        return samples._replace(contrast=self._contrast(step, samples)) if self._block > 1 else samples
+        return samples._replace(contrast=self._contrast(step, samples)) if self._contrasted else samples
 
     def _contrast(self, step: int, samples: Samples) -> Contrast:
         chosen = np.arange(self.negatives.chosen)

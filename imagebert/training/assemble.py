@@ -154,6 +154,7 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> BatchPlan:
             batch_tokens=config.schedule.batch_tokens,
             microbatches=distributed.world_size() * config.schedule.accumulation,
             block=config.contrast,
+            contrasted=config.model.dual_size > 0,
         ),
         key=stage_key(config.seed, config.stage),
         matches=Matches(corpus.image_class, corpus.caption_class, corpus.caption_image),

@@ -429,7 +429,7 @@ def test_negatives_that_the_model_chooses_are_drawn_by_the_plan(world: int) -> N
 
     def plan(microbatches: int) -> BatchPlan:
         matches = Matches(pictures, texts, caption_image)
-        cut = Cut(batch_size=16, microbatches=microbatches, block=4)
+        cut = Cut(batch_size=16, microbatches=microbatches, block=4, contrasted=True)
         return BatchPlan(caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
 
     for step in range(4):

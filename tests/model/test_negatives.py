@@ -27,7 +27,7 @@ def make_samples(corpus: Corpus, pairs: int, block: int, chosen: int, random_ste
     negatives = Negatives(share=0.0, group_size=1, source="similar", chosen=chosen, random_steps=random_steps)
     matches = Matches(corpus.image_class, corpus.caption_class, corpus.caption_image)
     lengths = LIMITS.lengths(corpus)
-    cut = Cut(batch_size=pairs, microbatches=1, block=block)
+    cut = Cut(batch_size=pairs, microbatches=1, block=block, contrasted=True)
     plan = BatchPlan(corpus.caption_image, lengths, negatives, cut, key=stage_key(0, "s"), matches=matches)
     return plan.global_batch(0)
 

@@ -91,12 +91,15 @@ def test_losses_do_not_depend_on_ranks(aligned: Path, source: SourceConfig, tmp_
 
 
 def test_over_a_step_of_one_block_it_is_the_blocks_loss(recipe: list[str], tmp_path: Path) -> None:
-    found = []
-    for over in ("block", "step"):
-        settings = [*recipe, *ALIGN, "retrieval.contrast=16", f"retrieval.contrast_over={over}"]
-        run(load_recipe(RECIPE, [*settings, f"output={tmp_path / over}"]))
-        found.append(losses(tmp_path / over))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    """And of blocks of a pair each; alone in its block, a pair has nothing to be told from."""
+    found = {}
+    for over, contrast in (("block", 16), ("step", 16), ("step", 1), ("block", 1)):
+        settings = [*recipe, *ALIGN, f"retrieval.contrast={contrast}", f"retrieval.contrast_over={over}"]
+        run(load_recipe(RECIPE, [*settings, f"output={tmp_path / f'{over}-{contrast}'}"]))
+        found[over, contrast] = losses(tmp_path / f"{over}-{contrast}")
+    assert found["step", 16] == pytest.approx(found["block", 16], rel=1e-5)
+    assert found["step", 1] == pytest.approx(found["block", 16], rel=1e-5)
+    assert found["block", 1] == pytest.approx([0] * 8, abs=1e-6)
 
 
 @pytest.mark.parametrize(
