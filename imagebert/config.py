@@ -329,7 +329,7 @@ class RunConfig:
             "is graphed with schedule.accumulation above 1, a microbatch_size or microbatch_tokens",
             "a replay writes its gradients over those of the last one: take auto or compiled, or one microbatch a step",
         )
-        dual = self.pretraining.dual if self.task == "pretrain" else self.retrieval.dual
+        dual = self.objectives.dual
         check(
             (dual > 0) == (self.model.dual_size > 0),
             "model.dual_size",
@@ -359,13 +359,13 @@ class RunConfig:
                 "give binary, multiclass or triplet a weight, or leave it out",
             )
         made = self.task == "finetune" or self.pretraining.negatives > 0
-        if made and self._objectives.negatives_from == "batch":
+        if made and self.objectives.negatives_from == "batch":
             check(self.schedule.batch_size != 1, "schedule.batch_size", "is 1", "in-batch negatives need at least 2")
         self._check_contrast(check)
 
     def _check_contrast(self, check: _Checker) -> None:
         """Keys that need vectors of the two sides."""
-        name, o = ("pretraining" if self.task == "pretrain" else "retrieval"), self._objectives
+        name, o = ("pretraining" if self.task == "pretrain" else "retrieval"), self.objectives
         layers, fusion = self.model.layers, self.model.fusion_layer
         check(
             layers is None or fusion is None or fusion <= layers,
@@ -408,7 +408,8 @@ class RunConfig:
             )
 
     @property
-    def _objectives(self) -> PretrainingObjectives | RetrievalObjectives:
+    def objectives(self) -> PretrainingObjectives | RetrievalObjectives:
+        """Those of the recipe's task."""
         return self.pretraining if self.task == "pretrain" else self.retrieval
 
     @property
@@ -420,12 +421,12 @@ class RunConfig:
     @property
     def contrast(self) -> int:
         """Groups of pairs that stay in one microbatch: 1 without a dual head."""
-        return self._objectives.contrast if self.model.dual_size else 1
+        return self.objectives.contrast if self.model.dual_size else 1
 
     @property
     def chosen_negatives(self) -> int:
         """N', mismatched pairs that each matched one gets in the step itself, by similarity."""
-        if self._objectives.negatives_from != "similar" or self.aligns:
+        if self.objectives.negatives_from != "similar" or self.aligns:
             return 0
         return self.retrieval.group_size - 1 if self.task == "finetune" else 2
 

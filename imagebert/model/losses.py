@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
@@ -90,19 +90,22 @@ class Contrasted(NamedTuple):
         pairs = (*vectors, batch.itm_labels == 1, batch.image_class, batch.text_class)
         return cls(*(each[:whole].view(-1, batch.block, *each.shape[1:]) for each in pairs))
 
+    def equal(self, columns: Contrasted) -> Bool[Tensor, "G n m"]:
+        """Which pairs of `columns` show or say the same as each of these: they are none of its negatives."""
+        images = self.image_class[:, :, None] == columns.image_class[:, None]
+        return images | (self.text_class[:, :, None] == columns.text_class[:, None])
+
 
 def contrastive_loss(rows: Contrasted, columns: Contrasted, first: int = 0) -> Float[Tensor, ""]:
     """Cross-entropy of each matched pair's own other side among those of all matched pairs of its group, both ways.
 
     Not the paper's: it trains the vectors by which candidates are found, as CLIP's (Radford et al., 2021, figure 3).
-    A pair whose image or whose text is equal to a row's is none of its negatives.
 
     Args:
         rows: [G, n] the pairs whose loss this is
         columns: [G, m] those that they are contrasted with, among them the rows themselves, from the `first` on
     """
-    equal = rows.image_class[:, :, None] == columns.image_class[:, None]
-    equal |= rows.text_class[:, :, None] == columns.text_class[:, None]
+    equal = rows.equal(columns)
     own = torch.arange(first, first + rows.matched.shape[1], device=equal.device).expand_as(rows.matched)[..., None]
     out = (equal | ~columns.matched[:, None]).scatter(2, own, ~rows.matched[..., None])  # [G, n, m]
     ways = (rows.images, columns.texts), (rows.texts, columns.images)

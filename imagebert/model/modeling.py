@@ -356,7 +356,7 @@ def _fused(encoder: ImageBertModel, dual: DualHead | None, itm: ItmHead | None, 
             products = torch.cat([products, (images[chosen.image_of] * texts[chosen.text_of]).sum(2)], dim=1)
         logits = logits + products
     if chosen is not None:
-        logits = torch.cat([logits[:, :1], torch.where(chosen.found, logits[:, 1:], _NO_LOGIT)], dim=1)
+        logits = torch.cat([logits[:, :1], torch.where(chosen.found[:, None], logits[:, 1:], _NO_LOGIT)], dim=1)
     return Fused(last, logits, vectors)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from imagebert.batch import PackedBatch
+from imagebert.model.losses import Contrasted
 
 
 class Chosen(NamedTuple):
@@ -21,18 +22,7 @@ class Chosen(NamedTuple):
 
     image_of: Tensor  # [B, N']
     text_of: Tensor  # [B, N']
-    found: Tensor  # [B, N'] bool; False: all of the block shows, or says, the same
-
-
-def same_in_block(classes: Int[Tensor, " B"], block: int) -> Bool[Tensor, "G n n"]:
-    """Which items of a block are equal."""
-    grouped = classes.view(-1, block)
-    return grouped[:, :, None] == grouped[:, None]
-
-
-def no_negatives(batch: PackedBatch) -> Bool[Tensor, "G n n"]:
-    """Which image and text of a block belong together: a pair's own, and those whose image or text is equal to it."""
-    return same_in_block(batch.image_class, batch.block) | same_in_block(batch.text_class, batch.block)
+    found: Tensor  # [B] bool; False: all of the block shows, or says, the same
 
 
 @torch.no_grad()
@@ -46,27 +36,23 @@ def choose_negatives(vectors: Sequence[Float[Tensor, "B D"]], batch: PackedBatch
         vectors: of images and texts, scaled so that their product is a logit
     """
     block, pairs = batch.block, batch.pairs
-    images, texts = (v.double().view(-1, block, v.shape[1]) for v in vectors)
-    logits = images @ texts.transpose(1, 2)  # [G, n, n]
-    together = no_negatives(batch)
-    first = torch.arange(pairs, device=logits.device) // block * block
+    blocks = Contrasted.of([v.double() for v in vectors], batch)
+    logits = blocks.images @ blocks.texts.transpose(1, 2)  # [G, n, n]
+    allowed = ~blocks.equal(blocks)
+    found = allowed.view(pairs, block).any(1)
     place = torch.arange(pairs, device=logits.device)
-    image_of, text_of, found = [], [], []
+    first = place // block * block
+    image_of, text_of = [], []
     for number, draws in enumerate(batch.negative_draws.double().unbind(1)):
         other_text = (number + place - first) % 2 == 0  # [B]: the text is exchanged, or the image
-        ways = other_text.view(-1, block, 1)
-        weights = torch.where(ways, logits, logits.transpose(1, 2))
+        weights = torch.where(other_text.view(-1, block, 1), logits, logits.transpose(1, 2))
         weights = torch.where(draws.view(-1, block, 1) < 1, weights, 0)
-        allowed = ~torch.where(ways, together, together.transpose(1, 2))
         weights = weights.masked_fill(~allowed, -torch.inf).view(pairs, block)
-        some = allowed.view(pairs, block).any(1)
-        sums = torch.where(some[:, None], weights, 0).softmax(dim=1).cumsum(dim=1)
+        sums = torch.where(found[:, None], weights, 0).softmax(dim=1).cumsum(dim=1)
         at = torch.searchsorted(sums, (draws % 1 * sums[:, -1])[:, None], right=True)[:, 0].clamp(max=block - 1)
-        other = first + at
-        image_of.append(torch.where(other_text, place, other))
-        text_of.append(torch.where(other_text, other, place))
-        found.append(some)
-    return Chosen(*(torch.stack(columns, dim=1) for columns in (image_of, text_of, found)))
+        image_of.append(torch.where(other_text, place, first + at))
+        text_of.append(torch.where(other_text, first + at, place))
+    return Chosen(torch.stack(image_of, dim=1), torch.stack(text_of, dim=1), found)
 
 
 def rows_of_pairs(

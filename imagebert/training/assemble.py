@@ -130,13 +130,13 @@ def make_plan(config: RunConfig, corpus: Corpus, packer: Packer) -> BatchPlan:
     negatives = Negatives(
         share=0.0 if config.chosen_negatives else pretrain.negatives,
         group_size=config.group_size,
-        source=pretrain.negatives_from if config.task == "pretrain" else retrieval.negatives_from,
+        source=config.objectives.negatives_from,
         hard=read_hard_negatives(Path(retrieval.hard_negatives), corpus)
         if config.task == "finetune" and retrieval.hard_negatives
         else None,
         hard_share=retrieval.hard_share,
         chosen=config.chosen_negatives,
-        random_steps=pretrain.random_steps if config.task == "pretrain" else retrieval.random_steps,
+        random_steps=config.objectives.random_steps,
     )
     weights = corpus.weights
     if weights is not None:
