@@ -44,7 +44,7 @@ from imagebert.lock import Held, lock
 from imagebert.model import ImageBertConfig, ImageBertForImageTextRetrieval, initialize_from
 from imagebert.model.initialization import read_architecture
 from imagebert.model_folder import ModelFolder
-from imagebert.retrieval.candidates import read_embeddings, two_step
+from imagebert.retrieval.candidates import TwoStep, read_embeddings, two_step
 from imagebert.retrieval.failures import write_failures
 from imagebert.retrieval.matrix import ScoreMatrix, load_scores, score_to_disk
 from imagebert.retrieval.metrics import Fold, rank_folds, summarize
@@ -244,22 +244,26 @@ def count_candidates(evaluation: Evaluation, candidates: int, embeddings: Path |
         candidates: of each query
         embeddings: a file of vectors that find them; None: the dual head's
     """
-    corpus, images = evaluation.corpus, np.arange(evaluation.images)
-    caption_image = corpus.caption_image[evaluation.captions]
-    scorer = make_scorer(
-        evaluation.model, corpus, corpus, evaluation.limits, distributed.device(), evaluation.precision
-    )
-    given = read_embeddings(embeddings, *evaluation.names()) if embeddings is not None else None
-    found = two_step(scorer, images, evaluation.captions, caption_image, candidates, given)
+    found = _search_in_two_steps(evaluation, candidates, embeddings)
+    caption_image = evaluation.corpus.caption_image[evaluation.captions]
     kind = kind_of(evaluation.model.path)
     return {
         **summarize([Fold(0, caption_image, np.arange(len(caption_image)), found.ranks)]),
         "kind": kind,
-        "paper": paper_row(corpus.dataset, evaluation.split, evaluation.images, 1, kind),
+        "paper": paper_row(evaluation.corpus.dataset, evaluation.split, evaluation.images, 1, kind),
         "pairs": found.pairs,
         "seconds_scoring": found.seconds,
         "two_step": found.figures(),
     }
+
+
+def _search_in_two_steps(evaluation: Evaluation, candidates: int, embeddings: Path | None) -> TwoStep:
+    corpus, captions = evaluation.corpus, evaluation.captions
+    device = distributed.device()
+    scorer = make_scorer(evaluation.model, corpus, corpus, evaluation.limits, device, evaluation.precision)
+    given = read_embeddings(embeddings, *evaluation.names()) if embeddings is not None else None
+    images = np.arange(evaluation.images)
+    return two_step(scorer, images, captions, corpus.caption_image[captions], candidates, given)
 
 
 def report(
@@ -303,11 +307,7 @@ def _report(
     }
     keys, texts = evaluation.names()
     if candidates is not None:
-        device = distributed.device()
-        scorer = make_scorer(evaluation.model, corpus, corpus, evaluation.limits, device, evaluation.precision)
-        given = read_embeddings(embeddings, keys, texts) if embeddings is not None else None
-        images = np.arange(evaluation.images)
-        found = two_step(scorer, images, evaluation.captions, matrix.caption_image, candidates, given)
+        found = _search_in_two_steps(evaluation, candidates, embeddings)
         figures["two_step"] = {**found.figures(np.asarray(matrix.scores)), "speed_up": result.seconds / found.seconds}
     recall = in_folds(folder / "recall.json", folds)
     write_json(recall, figures)
