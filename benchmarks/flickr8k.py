@@ -49,13 +49,10 @@ max_regions: 35
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k"))
+    add_options(parser)
     parser.add_argument("--images", type=int, default=100, help="dev images evaluated (all 1,000 on a GPU)")
     parser.add_argument("--features", default="int8", help="how features are stored; float32 for benchmarks.int8")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of both recipes")
-    parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
     out: Path = parsed.out
     out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +80,14 @@ def main() -> None:
         lines += [Line("image retrieval R@1", result["fine-tuned"]["ir"]["r1"], 15.8),
                   Line("text retrieval R@1", result["fine-tuned"]["tr"]["r1"], 13.2)]  # fmt: skip
     publish({"recall": result, "seconds": step.seconds}, lines, parsed.json)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where the photographs and models are, and where to write."""
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k"))
+    parser.add_argument("--json", type=Path)
 
 
 def text_model() -> Path:

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flickr8k import Steps, text_model
+from benchmarks.flickr8k import Steps, add_options, text_model
 from benchmarks.report import Line, publish
 
 CANDIDATES = 50
@@ -25,29 +25,23 @@ WANTED = {"exact-100": (50, 50), "two-step": (24, 26)}  # R@1 of text-to-image a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k"))
+    add_options(parser)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of both recipes")
-    parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
     out: Path = parsed.out
     out.mkdir(parents=True, exist_ok=True)
     minilm, step = text_model(), Steps(out)
     step.make_stores(parsed.data, parsed.models)
     stores = ["--regions", out / "regions", "--pairs", out / "pairs"]
-    ridge = {}
-    for images in (100, 1000):
-        path = out / f"ridge-{images}.json"
-        step(f"ridge-{images}", path, *stores, "--text", minilm, "--images", images, "--json", path,
-             module="benchmarks.ridge")  # fmt: skip
-        ridge[images] = json.loads(path.read_text())["figures"]
+    path = out / "ridge.json"
+    step("ridge", path, *stores, "--text", minilm, "--images", 100, 1000, "--json", path, module="benchmarks.ridge")
+    ridge = json.loads(path.read_text())["figures"]["recall"]
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(parsed.seeds):
         for name, figures in _train(step, out / f"align-{seed}", out / f"fuse-{seed}", seed, parsed.set).items():
             found.setdefault(name, []).append(figures)
-        lines = [line for name, each in found.items() for line in _lines(name, each, ridge[1000])]
+        lines = [line for name, each in found.items() for line in _lines(name, each, ridge["1000"])]
         publish({"ridge": ridge, "recall": found, "seconds": step.seconds}, lines, parsed.json)
 
 

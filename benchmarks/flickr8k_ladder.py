@@ -19,7 +19,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from benchmarks.flickr8k import extract_regions
+from benchmarks.flickr8k import add_options, extract_regions
 from benchmarks.report import publish
 from imagebert.data.tokens import SPECIALS
 
@@ -29,13 +29,10 @@ _LEAST = 4  # times that a word of the vocabulary occurs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/flickr8k"))
+    add_options(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ladders", nargs="+", default=["flickr8k", "flickr8k_finetuning"])
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of every run")
-    parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
     out: Path = parsed.out
     extract_regions(parsed.data, parsed.models, out)
