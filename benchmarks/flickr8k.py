@@ -43,6 +43,7 @@ backbone:
     scale: 0.00392156862745098  # 1/255
     mean: [0.485, 0.456, 0.406]
     std: [0.229, 0.224, 0.225]
+scales: [1, 1.3333333333333333]
 max_regions: 35
 """
 
@@ -151,7 +152,11 @@ def export_backbone(path: Path) -> None:
     network.eval().forward = network.extract_features
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (torch.zeros(1, 3, 288, 288),), str(path), dynamo=False)
+        sides = {2: "height", 3: "width"}
+        torch.onnx.export(
+            network, (torch.zeros(1, 3, 288, 288),), str(path), dynamo=False,
+            input_names=["images"], output_names=["map"], dynamic_axes={"images": sides, "map": sides},
+        )  # fmt: skip
 
 
 def write_captions(data: Path, path: Path) -> None:

@@ -77,6 +77,16 @@ class ModelConfig:
     global_image_token: bool = False  # mark the whole-image region with an embedding of its own (paper, section 5.4)
     gradient_checkpointing: bool = False  # compute each layer again in backward: less memory, more time
     dual_size: int = 0  # length of the vectors by which candidates are found; 0: no such head, as in the paper
+    # Width of a hidden layer through which the feature of the whole image adds to its vector, past the layers; 0: none
+    dual_shortcut: int = 0
+    dual_shortcut_dropout: float = 0.5  # probability, before and behind that hidden layer
+    # Epochs before training in which the shortcut alone learns, from vectors of captions as they are
+    dual_fit_epochs: int = 0
+
+    @property
+    def marks_whole_image(self) -> bool:
+        """Tells whether the model wants to know which region is the whole image."""
+        return self.global_image_token or self.dual_shortcut > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +260,8 @@ class RunConfig:
             ("optimizer.epsilon", self.optimizer.epsilon),
             ("checkpoint.keep_every", self.checkpoint.keep_every),
             ("model.dual_size", self.model.dual_size),
+            ("model.dual_shortcut", self.model.dual_shortcut),
+            ("model.dual_fit_epochs", self.model.dual_fit_epochs),
             ("model.fusion_layer", self.model.fusion_layer or 0),
             ("pretraining.random_steps", self.pretraining.random_steps),
             ("retrieval.random_steps", self.retrieval.random_steps),
@@ -278,6 +290,7 @@ class RunConfig:
         check.share(
             ("model.hidden_dropout", self.model.hidden_dropout),
             ("model.attention_dropout", self.model.attention_dropout),
+            ("model.dual_shortcut_dropout", self.model.dual_shortcut_dropout),
             ("pretraining.masked_words", self.pretraining.masked_words),
             ("pretraining.masked_regions", self.pretraining.masked_regions),
             ("pretraining.negatives", self.pretraining.negatives),
@@ -335,6 +348,18 @@ class RunConfig:
             "model.dual_size",
             f"is {self.model.dual_size} where the weight of the dual loss is {dual}",
             "give both, or neither",
+        )
+        check(
+            not self.model.dual_shortcut or self.model.dual_size > 0,
+            "model.dual_shortcut",
+            f"is {self.model.dual_shortcut}, and there are no vectors that it adds to",
+            "give model.dual_size, or leave it out",
+        )
+        check(
+            not self.model.dual_fit_epochs or self.model.dual_shortcut > 0,
+            "model.dual_fit_epochs",
+            f"is {self.model.dual_fit_epochs}, and there is no shortcut to fit",
+            "give model.dual_shortcut, or leave it out",
         )
         check(
             not self.model.dual_size or (self.schedule.batch_size or 1) % self.contrast == 0,

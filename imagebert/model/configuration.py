@@ -30,6 +30,9 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         gradient_checkpointing: Whether each layer is computed again in the backward pass, which saves memory.
         dual_size: The length of the vectors that images and texts get by themselves, by which candidates are found. 0
             leaves that head out.
+        dual_shortcut: The width of a hidden layer by which the feature of the whole image adds to the image's vector,
+            past the Transformer. 0 leaves it out. Images without such a region have the mean of their regions instead.
+        dual_shortcut_dropout: The probability of dropout before and behind that hidden layer.
         fusion_layer: The first layer that attends to both sides of a pair; those before it attend within an image or
             within a text. 0 lets all attend to both, as in the paper; num_hidden_layers none, so that vectors are all
             that there is.
@@ -39,7 +42,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
 
     Raises:
         ValueError: The hidden size is no multiple of the number of heads, there are fewer layers than fusion_layer, or
-            a score is to be made of vectors and dual_size is 0.
+            a score or a shortcut is to be made of vectors and dual_size is 0.
     """
 
     model_type = "imagebert"
@@ -63,6 +66,8 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         use_global_image_token: bool = False,
         gradient_checkpointing: bool = False,
         dual_size: int = 0,
+        dual_shortcut: int = 0,
+        dual_shortcut_dropout: float = 0.5,
         fusion_layer: int = 0,
         residual_score: bool = False,
         tie_word_embeddings: bool = True,
@@ -85,6 +90,8 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         self.use_global_image_token = use_global_image_token
         self.gradient_checkpointing = gradient_checkpointing
         self.dual_size = dual_size
+        self.dual_shortcut = dual_shortcut
+        self.dual_shortcut_dropout = dual_shortcut_dropout
         self.fusion_layer = fusion_layer
         self.residual_score = residual_score
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -96,10 +103,17 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
             )
         if residual_score and not dual_size:
             raise ValueError("residual_score adds to a product of vectors, and dual_size is 0: there are none")
+        if dual_shortcut and not dual_size:
+            raise ValueError("dual_shortcut adds to an image's vector, and dual_size is 0: there is none")
         if fusion_layer == num_hidden_layers and not residual_score:
             raise ValueError(
                 "no layer sees both sides of a pair, so that its score is that of its vectors: set residual_score"
             )
+
+    @property
+    def marks_whole_image(self) -> bool:
+        """Tells whether the model wants to know which region is the whole image."""
+        return self.use_global_image_token or self.dual_shortcut > 0
 
     @classmethod
     def preset(cls, name: str, **sizes: Any) -> ImageBertConfig:

@@ -41,15 +41,31 @@ class Scorer(nn.Module):
         logits = states[0].new_zeros(len(states[0])) if self.model.itm is None else self.model.itm(states[-1][:, 0])
         if self.model.config.residual_score:
             dual, sides, count = _dual(self.model), states[encoder.config.fusion_layer], regions.shape[1]
-            images = _vectors(dual.image, sides[:, 1 : 1 + count], regions)
+            images = _image_vectors(dual, sides[:, 1 : 1 + count], regions, region_features, whole_image)
             logits = logits + dual.scale * (images * _vectors(dual.text, sides[:, 2 + count :], texts[:, 1:])).sum(1)
         return logits
 
 
-def _vectors(tower: Tower, tokens: Float[Tensor, "B S H"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+def _vectors(
+    tower: Tower, tokens: Float[Tensor, "B S H"], real: Bool[Tensor, "B S"], more: Tensor | None = None
+) -> Float[Tensor, "B D"]:
     hidden, weight = tower.weighed(tokens, real)
-    vectors: Tensor = tower.project(hidden.sum(1), weight.sum(1), tokens.dtype)
+    vectors: Tensor = tower.project(hidden.sum(1), weight.sum(1), tokens.dtype, more)
     return vectors
+
+
+def _image_vectors(
+    dual: DualHead,
+    tokens: Float[Tensor, "B R H"],
+    real: Bool[Tensor, "B R"],
+    features: Float[Tensor, "B R F"],
+    whole_image: Tensor | None,
+) -> Float[Tensor, "B D"]:
+    if dual.shortcut is None or whole_image is None:
+        return _vectors(dual.image, tokens, real)
+    mean = (features * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    whole = torch.where(whole_image[:, None].bool(), features[:, 0], mean)
+    return _vectors(dual.image, tokens, real, dual.shortcut(whole))
 
 
 class ImageVectors(nn.Module):
@@ -64,7 +80,7 @@ class ImageVectors(nn.Module):
             ValueError: the model has no dual head, or there is no `cls_id`.
         """
         super().__init__()
-        self.encoder, self.tower = model.imagebert, _dual(model).image
+        self.encoder, self.dual = model.imagebert, _dual(model)
         if cls_id is None and model.config.fusion_layer:
             raise ValueError("the layers before fusion_layer see [CLS] beside the regions: give its number as cls_id")
         self.cls_id = cls_id
@@ -86,7 +102,7 @@ class ImageVectors(nn.Module):
             )
             real = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
             tokens = encode_side(self.encoder.side_layers, tokens, real)[:, 1:]
-        return _vectors(self.tower, tokens, mask)
+        return _image_vectors(self.dual, tokens, mask, region_features, whole_image)
 
 
 class TextVectors(nn.Module):
@@ -146,7 +162,7 @@ def write_onnx(model: ImageBertForImageTextRetrieval, folder: Path, cls_id: int 
         "region_boxes": torch.tensor([0, 0, 1.0, 1.0]).expand(3, 5, 4).contiguous(),
         "region_mask": torch.ones(3, 5, dtype=torch.int64),
     }
-    if config.use_global_image_token:
+    if config.marks_whole_image:
         image["whole_image"] = torch.ones(3, dtype=torch.bool)
     graphs: list[tuple[str, nn.Module, dict[str, Tensor], str]] = [("scorer", Scorer(model), text | image, "logits")]
     if model.dual is not None:

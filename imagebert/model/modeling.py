@@ -159,7 +159,7 @@ class ImageBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         unknown = set(padded) - PaddedPairs.__required_keys__ - PaddedPairs.__optional_keys__
         if unknown:
             raise TypeError(f"{type(self).__name__} takes no {sorted(unknown)[0]}")
-        return pack(padded, self.config.feature_size, self.config.use_global_image_token, pretraining)
+        return pack(padded, self.config.feature_size, self.config.marks_whole_image, pretraining)
 
     def _answer(self, padded: PaddedPairs, output: Output, batch: Padded) -> Output | tuple[Any, ...]:
         """With hidden states and attentions where they are asked for, as a tuple where that is."""

@@ -8,7 +8,7 @@ Region 0 is the whole picture. What the two networks want and give stands in a s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -63,14 +63,25 @@ class ExtractorSpec:
     backbone_output: int = 0
     max_regions: int = 100  # detector's regions kept, besides the whole image
     samples: int = 7  # RoIAlign samples along each side of a box
+    # Multi-scale testing: a vector is the mean of those that the backbone gives at these multiples of its input's size.
+    scales: tuple[float, ...] = field(default=(1.0,), repr=False)
 
     def __post_init__(self) -> None:
-        numbers = [("backbone_output", self.backbone_output, 0, 1000), ("max_regions", self.max_regions, 1, 10_000)]
+        numbers: list[tuple[str, float, float, float]] = [("backbone_output", self.backbone_output, 0, 1000)]
+        numbers += [("max_regions", self.max_regions, 1, 10_000)]
         numbers += [("samples", self.samples, 1, 100)]
         numbers += [("detector.strides", stride, 1, 1 << 13) for stride in self.detector.strides]
+        numbers += [("scales", scale, 0.1, 10) for scale in self.scales]
         for name, value, low, high in numbers:
             if not low <= value <= high:
                 raise UsageError(f"{name} is {value}: give {low} to {high}")
+        if not self.scales:
+            raise UsageError("scales is empty: give at least one, such as 1.0")
+
+    @property
+    def views(self) -> str:
+        """How the backbone sees a picture; empty where it does once, at its input's size."""
+        return f" scales {self.scales}" if self.scales != (1.0,) else ""
 
 
 class DetectorExtractor:
@@ -90,7 +101,9 @@ class DetectorExtractor:
         self.classes = [name.strip() for name in self.classes if name.strip()]
         self._detect, detector_digest = load_network(self.spec.detector.network)
         self._backbone, backbone_digest = load_network(self.spec.backbone)
-        both = hashlib.sha256(f"{self.spec} {detector_digest} {backbone_digest}".encode()).hexdigest()
+        # At one scale the digest is that of stores from before there were several.
+        defined = f"{self.spec} {detector_digest} {backbone_digest}{self.spec.views}"
+        both = hashlib.sha256(defined.encode()).hexdigest()
         self.description = {
             "name": self.spec.name,
             "digest": both,
@@ -100,6 +113,8 @@ class DetectorExtractor:
             "nms_iou": self.spec.detector.nms_iou,
             "max_regions": self.spec.max_regions,
         }
+        if self.spec.views:
+            self.description["scales"] = list(self.spec.scales)
 
     def __call__(self, image: Image.Image) -> RegionRecord:
         boxes, scores = self._boxes(image)
@@ -108,18 +123,28 @@ class DetectorExtractor:
         )
         whole = np.array([[0, 0, image.width, image.height]], np.float32)
         boxes = np.concatenate([whole, boxes])
-        array, _ = prepare(image, self.spec.backbone.input)
-        feature_map = torch.from_numpy(self._backbone(array)[self.spec.backbone_output][0])
-        relative = boxes / _corners(image.width, image.height)
         return RegionRecord(
             width=image.width,
             height=image.height,
             boxes=boxes,
             confidences=np.concatenate([np.ones(1, np.float32), confidences]),
             classes=np.concatenate([np.array([WHOLE_IMAGE], np.uint16), classes.astype(np.uint16)]),
-            features=pool(feature_map, torch.from_numpy(relative), self.spec.samples).numpy(),
+            features=self._features(image, boxes),
             scales=np.ones(len(boxes), np.float32),
         )
+
+    def _features(self, image: Image.Image, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A vector of each box [n, 4]: the mean of those at all scales."""
+        spec, pooled = self.spec, []
+        for scale in spec.scales:
+            size = spec.backbone.input
+            seen = replace(size, height=max(1, round(size.height * scale)), width=max(1, round(size.width * scale)))
+            array, (scale_x, scale_y) = prepare(image, seen)
+            feature_map = torch.from_numpy(self._backbone(array)[spec.backbone_output][0])
+            relative = torch.from_numpy(boxes / _corners(array.shape[3] / scale_x, array.shape[2] / scale_y))
+            pooled.append(pool(feature_map, relative, spec.samples))
+        mean: NDArray[np.float32] = torch.stack(pooled).mean(0).numpy()
+        return mean
 
     def _boxes(self, image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """All candidate boxes [A, 4] in the picture's pixels and their class scores [A, C]."""

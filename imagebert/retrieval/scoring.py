@@ -26,6 +26,7 @@ from imagebert.feed.arena import Arena
 from imagebert.feed.packer import Limits, Packer
 from imagebert.feed.plan import SPECIAL_TOKENS, Lengths, Samples
 from imagebert.model import DualHead, ImageBertForImageTextRetrieval, Sides
+from imagebert.model.dual import whole_image_features
 
 Numbers = NDArray[np.int64]
 # Scores pairs of image and caption numbers [B], [B]: float32 [B].
@@ -71,7 +72,7 @@ class PairScorer:
     ) -> None:
         self.model = model.eval().to(device)
         self.device = device
-        self.limits = replace(limits, mark_whole_image=model.config.use_global_image_token)
+        self.limits = replace(limits, mark_whole_image=model.config.marks_whole_image)
         self._tokens = tokens or TOKENS[device.type]
         self._memory = memory or _free_memory(device) // 3
         self.show(images)
@@ -151,6 +152,11 @@ class PairScorer:
         dual = self._dual()
         parts = [dual.images(self._states(batch), batch).cpu() for _, batch in self._images.batches(numbers)]
         return torch.cat(parts).numpy()
+
+    @torch.inference_mode()
+    def image_features(self, numbers: Numbers) -> NDArray[np.float32]:
+        """Of each image the feature of the whole of it, or the mean of its regions' [n, F]."""
+        return torch.cat([whole_image_features(batch).cpu() for _, batch in self._images.batches(numbers)]).numpy()
 
     @torch.inference_mode()
     def text_vectors(self, numbers: Numbers) -> NDArray[np.float32]:

@@ -247,7 +247,7 @@ class Finder:
             features=record.features[fed],
             scales=record.scales[fed],
         )
-        limits = replace(self.limits, mark_whole_image=self.model.config.use_global_image_token)
+        limits = replace(self.limits, mark_whole_image=self.model.config.marks_whole_image)
         packer, one = Packer(self._loose([self.store.read(image)], [query.pieces]), limits), np.ones(1, np.int64)
         batch = packer.pack(Samples(0 * one, 0 * one, one, one), Arena(), device=self._by_text.device)
         attention = word_region_attention(self.model.imagebert, batch).cpu().numpy()

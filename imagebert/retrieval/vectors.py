@@ -38,13 +38,14 @@ def summed(values: NDArray[Any]) -> NDArray[Any]:
     return distributed.total_on_device(on_device).cpu().numpy()
 
 
-def encode(scorer: PairScorer, of: Callable[[Numbers], Vectors], count: int) -> Vectors:
+def encode(scorer: PairScorer, of: Callable[[Numbers], Vectors], count: int, size: int | None = None) -> Vectors:
     """The vectors [count, D] of images or captions; all ranks share the work, and all are given all of it.
 
     What is encoded together depends on the numbers alone, so that any number of ranks finds the same.
 
     Args:
         of: `scorer.image_vectors` or `scorer.text_vectors`
+        size: D, where it is not the dual head's
 
     Raises:
         UsageError: the model has no dual head, or gives numbers that are not finite.
@@ -52,7 +53,7 @@ def encode(scorer: PairScorer, of: Callable[[Numbers], Vectors], count: int) -> 
     """
     if scorer.model.dual is None:
         raise UsageError(NO_DUAL)
-    vectors = np.zeros((count, scorer.model.config.dual_size), np.float32)
+    vectors = np.zeros((count, size or scorer.model.config.dual_size), np.float32)
     blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     with distributed.together():
         for numbers in shared(blocks, "Encoding", f"blocks of {_BLOCK:,}"):

@@ -73,7 +73,7 @@ def prepare(given: RunConfig) -> Prepared:
         )
     packer = Packer(
         corpus,
-        Limits.of(config.data, mark_whole_image=config.model.global_image_token),
+        Limits.of(config.data, mark_whole_image=config.model.marks_whole_image),
         group_size=config.group_size * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
@@ -194,7 +194,7 @@ def make_sizes(config: RunConfig, plan: BatchPlan) -> Sizes | None:
         return None
     if not torch.cuda.is_available() and (config.engine.step == "graphed" or config.engine.kernels != "triton"):
         raise UsageError(f"engine.step {config.engine.step} needs a GPU, and there is none: take auto or eager")
-    if config.engine.step == "graphed" and config.model.global_image_token:
+    if config.engine.step == "graphed" and config.model.marks_whole_image:
         raise UsageError("engine.step graphed cannot mark whole images, whose number differs: take compiled or eager")
     if config.engine.kernels == "reference":
         raise UsageError(f"engine.step {config.engine.step} needs the kernels: take engine.kernels=auto, or step=eager")
@@ -265,6 +265,8 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
         "use_global_image_token": config.model.global_image_token,
         "gradient_checkpointing": config.model.gradient_checkpointing,
         "dual_size": config.model.dual_size,
+        "dual_shortcut": config.model.dual_shortcut,
+        "dual_shortcut_dropout": config.model.dual_shortcut_dropout,
     }
     if config.model.layers is not None:
         options["num_hidden_layers"] = config.model.layers

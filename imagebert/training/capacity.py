@@ -187,6 +187,7 @@ def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: boo
         flops += 14 * h * t * t * (pairs * full + (reads + chosen) / t)
     heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
     dual = 6 * t * h * h if s.dual_size and not s.fusion_layer else 0
+    dual += s.dual_shortcut * (4 * s.feature_size + 6 * s.dual_size)
     return flops + heads + dual + 4 * regions * s.feature_size * h
 
 
@@ -198,6 +199,7 @@ def score_flops(shape: ImageBertConfig, regions: float, words: float) -> tuple[f
     """
     h, i, t = shape.hidden_size, shape.intermediate_size, regions + words + _SPECIALS
     products, features = 4 * h * h + 2 * h * i, 2 * regions * shape.feature_size * h
+    features += 2 * shape.dual_shortcut * (shape.feature_size + shape.dual_size)
     first, fused = shape.fusion_layer, shape.num_hidden_layers - shape.fusion_layer
     token = 6 * h * h if fused else 0  # queries, keys and values
     image, text = (n * token + first * (2 * n * products + 4 * h * n * n) for n in (regions + 1, words + 2))

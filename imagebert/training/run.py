@@ -25,7 +25,7 @@ from imagebert.batch import PackedBatch
 from imagebert.config import RunConfig, UsageError
 from imagebert.data.folder import clear_lock
 from imagebert.endings import Stop, asked_to_stop, keep_tracebacks
-from imagebert.engine.checkpoints import Checkpoints
+from imagebert.engine.checkpoints import Checkpoints, newest_manifest
 from imagebert.engine.engine import Engine
 from imagebert.engine.metrics import Meter
 from imagebert.engine.schedule import learning_rate
@@ -54,6 +54,7 @@ from imagebert.training.assemble import (
     prepare,
 )
 from imagebert.training.attempts import Attempt, attempt, ended, read_attempts
+from imagebert.training.dual_fit import fit_dual
 from imagebert.training.export import training_of
 from imagebert.training.health import Health
 from imagebert.training.identity import STATE, check_same, identity_of
@@ -112,10 +113,12 @@ def _run(
     total = _total_steps(config, plan)
     masking = make_masking(config, corpus)
 
-    model = make_model(config, corpus)
-    engine = Engine(model, config)
     keep = config.checkpoint
     checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive, STATE)
+    model = make_model(config, corpus)
+    if config.model.dual_fit_epochs and newest_manifest(checkpoints.folder) is None:  # else one brings its weights
+        fit_dual(model, corpus, config, alive)
+    engine = Engine(model, config)
     alive()
     identity = {**identity_of(given, corpus), "layout": engine.layout()}
     processing = processing_of(corpus, Limits.of(config.data))

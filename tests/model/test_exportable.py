@@ -32,15 +32,18 @@ def make_model(**options: Any) -> ImageBertForImageTextRetrieval:
 
 FUSED = {"dual_size": 8, "fusion_layer": 1, "residual_score": True}
 SIDES = {"dual_size": 8, "fusion_layer": 2, "residual_score": True}
+SHORTCUT = FUSED | {"dual_shortcut": 5}
 
 
-@pytest.mark.parametrize("options", [{"dual_size": 8}, MARKED, FUSED, SIDES])
+@pytest.mark.parametrize("options", [{"dual_size": 8}, MARKED, FUSED, SIDES, SHORTCUT])
 def test_plain_modules(source: SourceConfig, options: dict[str, Any]) -> None:
-    model, given = make_model(**options), inputs(source, 9, options is MARKED)
+    model = make_model(**options)
+    given = inputs(source, 9, model.config.marks_whole_image)
     output = model(**given)
     torch.testing.assert_close(Scorer(model)(**given), output.logits, rtol=1e-5, atol=1e-5)
     if model.dual is not None:
-        image, text = ({name: given[name] for name in names} for names in (IMAGE, TEXT))
+        text = {name: given[name] for name in TEXT}
+        image = {name: value for name, value in given.items() if name not in TEXT}
         torch.testing.assert_close(ImageVectors(model, cls_id=2)(**image), output.image_vectors, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(TextVectors(model)(**text), output.text_vectors, rtol=1e-5, atol=1e-6)
 
@@ -54,17 +57,18 @@ def test_torch_export(source: SourceConfig) -> None:
         torch.testing.assert_close(program.module()(**given), model(**given).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"dual_size": 8}, FUSED])
+@pytest.mark.parametrize("options", [{"dual_size": 8}, FUSED, SHORTCUT])
 def test_onnx(source: SourceConfig, tmp_path: Path, options: dict[str, Any]) -> None:
     model = make_model(**options)
     assert [path.name for path in write_onnx(model, tmp_path, cls_id=2)] == ["scorer.onnx", "image.onnx", "text.onnx"]
     for pairs in (1, 2, 11):
-        given = inputs(source, pairs)
+        given = inputs(source, pairs, model.config.marks_whole_image)
         output = model(**given)
         expected = {"scorer": output.logits, "image": output.image_vectors, "text": output.text_vectors}
         for name, wanted in expected.items():
             session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
-            names = {"scorer": (*TEXT, *IMAGE), "image": IMAGE, "text": TEXT}[name]
+            image = tuple(name for name in given if name not in TEXT)
+            names = {"scorer": (*TEXT, *image), "image": image, "text": TEXT}[name]
             assert [field.name for field in session.get_inputs()] == list(names)
             (got,) = session.run(None, {n: given[n].numpy() for n in names})
             np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-4, atol=1e-4)

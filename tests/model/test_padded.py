@@ -59,7 +59,7 @@ def padded_of(batch: PackedBatch, pretraining: bool = True) -> dict[str, Any]:
     else:
         padded["labels"] = batch.itm_labels
     if len(batch.global_regions):
-        padded["whole_image"] = torch.ones(batch.pairs)
+        padded["whole_image"] = torch.ones(batch.pairs, dtype=torch.bool)
     return padded
 
 
@@ -82,11 +82,11 @@ def test_pretraining(source: SourceConfig, pairs: int, options: dict[str, bool])
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, MARKED, {"dual_size": 8}])
+@pytest.mark.parametrize("options", [{}, MARKED, {"dual_size": 8}, {"dual_size": 8, "dual_shortcut": 5}])
 def test_retrieval(source: SourceConfig, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE, **options)).eval()
-    batch = make_batch(source, 9, rate=0.0, mark="use_pooler" in options)
+    batch = make_batch(source, 9, rate=0.0, mark=model.config.marks_whole_image)
     packed = model(batch)
     logits, vectors = packed.result, packed.vectors
     output = model(**padded_of(batch, pretraining=False))

@@ -43,13 +43,14 @@ def save_constant_network(path: Path, output: np.ndarray, size: int = SIZE) -> N
     _save(path, [value, zero, nothing, add], size, [1, *output.shape])
 
 
-def save_pooling_network(path: Path, size: int) -> None:
-    """A backbone whose feature map is the picture, averaged over 4 x 4 cells."""
+def save_pooling_network(path: Path, size: int | str) -> None:
+    """A backbone whose feature map is the picture, averaged over 4 x 4 cells; a name stands for any size."""
     node = helper.make_node("AveragePool", ["images"], ["output"], kernel_shape=[4, 4], strides=[4, 4])
-    _save(path, [node], size, [1, 3, size // 4, size // 4])
+    cells = size if isinstance(size, str) else size // 4
+    _save(path, [node], size, [1, 3, cells, cells])
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], size: int, shape: list[int]) -> None:
+def _save(path: Path, nodes: list[onnx.NodeProto], size: int | str, shape: list[int | str]) -> None:
     image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, size, size])
     out = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "network", [image], [out])
@@ -230,3 +231,38 @@ def test_the_command_says_what_became_of_all_files(
     stand_in("raise ImportError('none')", tmp_path, monkeypatch)
     assert main([*command, "dali", "--overwrite"]) == 2
     assert "decoder dali: DALI does not start (ImportError: none): pip install" in capsys.readouterr().err
+
+
+def test_scales(description: Path, tmp_path: Path) -> None:
+    """A region's vector is the mean of what extractors of those sizes give it; at one scale nothing is otherwise."""
+    save_pooling_network(tmp_path / "backbone.onnx", "side")
+    tree = yaml.safe_load(description.read_text())
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 128, 3), np.uint8))
+
+    def extractor(size: int, fit: str, **keys: object) -> DetectorExtractor:
+        tree["backbone"]["input"] |= {"height": size, "width": size, "fit": fit}
+        description.write_text(yaml.safe_dump({**tree, **keys}))
+        return DetectorExtractor(description)
+
+    for fit in ("stretch", "letterbox"):
+        apart = [extractor(size, fit)(picture).features for size in (32, 48)]
+        assert not np.allclose(*apart)
+        both = extractor(32, fit, scales=[1, 1.5])
+        np.testing.assert_allclose(both(picture).features, np.mean(apart, axis=0), rtol=1e-6)
+        plain, one = extractor(32, fit).description, extractor(32, fit, scales=[1]).description
+        assert plain == one
+        assert both.description["digest"] != plain["digest"]
+    with pytest.raises(UsageError, match="scales is empty"):
+        extractor(32, "stretch", scales=[])
+
+
+def test_a_letterboxed_backbone_pools_under_the_picture(description: Path, tmp_path: Path) -> None:
+    """Half of that input is pad: the whole picture's vector is the picture's mean, not the pad's."""
+    save_pooling_network(tmp_path / "backbone.onnx", 64)
+    tree = yaml.safe_load(description.read_text())
+    tree["backbone"]["input"] = {"height": 64, "width": 64, "fit": "letterbox", "pad": 0}
+    description.write_text(yaml.safe_dump(tree))
+    record = DetectorExtractor(description)(Image.new("RGB", (128, 64), (200, 100, 50)))
+    # Samples at the lower edge read half a cell of pad.
+    np.testing.assert_allclose(record.features[0], [200, 100, 50], rtol=0.08)

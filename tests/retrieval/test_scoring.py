@@ -63,6 +63,7 @@ def side_by_side(
         ({"num_hidden_layers": 3, "use_pooler": True}, Limits(max_regions=4, max_words=3, whole_image=False)),
         ({"use_global_image_token": True}, LIMITS),
         ({"fusion_layer": 1, "dual_size": 6}, LIMITS),
+        ({"fusion_layer": 1, "dual_size": 6, "dual_shortcut": 5, "residual_score": True}, LIMITS),
         ({"fusion_layer": 2, "dual_size": 6, "residual_score": True}, LIMITS),
         (
             {"fusion_layer": 3, "dual_size": 6, "residual_score": True},
@@ -73,7 +74,7 @@ def side_by_side(
 def test_equals_one_pair_at_a_time(tmp_path: Path, shape: dict[str, int], limits: Limits) -> None:
     corpus = Corpus([write_corpus(tmp_path, images=7, captions=2)])
     model = make_model(**shape)
-    if limits.whole_image and model.config.use_global_image_token:
+    if limits.whole_image and model.config.marks_whole_image:
         plain = Limits(**{**vars(limits), "mark_whole_image": True})
     else:
         plain = limits

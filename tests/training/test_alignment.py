@@ -102,9 +102,42 @@ def test_over_a_step_of_one_block_it_is_the_blocks_loss(recipe: list[str], tmp_p
     assert found["block", 1] == pytest.approx([0] * 8, abs=1e-6)
 
 
+SHORTCUT = [*ALIGN, "model.dual_shortcut=32", "model.dual_shortcut_dropout=0.0", "model.dual_fit_epochs=300"]
+
+
+@pytest.mark.ranks
+def test_a_fitted_dual_head(source: SourceConfig, tmp_path: Path) -> None:
+    """It knows its pairs before the first step, as one that is not does not; on two ranks it is the same one."""
+    plain = [setting for setting in SHORTCUT if "fit_epochs" not in setting]
+    for ranks in (1, 2):
+        train_all(ranks, tmp_path, source, [Training(f"fitted-{ranks}", SHORTCUT)])
+    train_all(1, tmp_path, source, [Training("plain", plain)])
+    fitted, new = losses(tmp_path / "fitted-1"), losses(tmp_path / "plain")
+    assert fitted[0] < 0.8 * new[0]
+    assert losses(tmp_path / "fitted-2") == pytest.approx(fitted, rel=1e-4)
+
+
+def test_a_dual_head_that_is_there_is_not_fitted_again(aligned: Path, recipe: list[str]) -> None:
+    start = ["model.preset=null", f"model.initialize_from={aligned}"]
+    with pytest.raises(UsageError, match=r"has a dual head, which model\.dual_fit_epochs would forget"):
+        run(load_recipe(RECIPE, [*recipe, *SHORTCUT, *start]))
+
+
+def test_a_fit_goes_on_from_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
+    """What a checkpoint holds is not fitted once more, and an epoch's kill before the first one changes nothing."""
+    settings = [*recipe, *SHORTCUT, "checkpoint.every_steps=4"]
+    assert run(load_recipe(RECIPE, [*settings, f"output={tmp_path / 'whole'}"])).finished
+    parts = load_recipe(RECIPE, [*settings, f"output={tmp_path / 'parts'}"])
+    assert not run(parts, stop_at=4).finished
+    assert run(parts).finished
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"model.dual_shortcut": 4, "model.dual_size": 0, "retrieval.dual": 0}, "retrieval has no loss"),
+        ({"model.dual_fit_epochs": 2}, r"model\.dual_fit_epochs is 2, and there is no shortcut to fit"),
         ({"model.layers": 4}, r"nothing is learnt from layer 2 on, of 4: set model\.layers=2"),
         ({"model.fusion_layer": 5}, r"model\.fusion_layer is 5, and model\.layers 2: give at most as many"),
         ({"retrieval.dual": 0, "model.dual_size": 0}, "retrieval has no loss"),

@@ -108,7 +108,7 @@ def test_a_steps_operations_are_those_that_torch_counts(source: SourceConfig, fu
     corpus = Corpus([source])
     shape = ImageBertConfig.preset(
         "tiny", vocab_size=len(corpus.tokenizer), feature_size=corpus.feature_size, num_region_classes=5,
-        fusion_layer=fusion, dual_size=8, residual_score=fusion > 0,
+        fusion_layer=fusion, dual_size=8, residual_score=fusion > 0, dual_shortcut=256 * (fusion == 2),
     )  # fmt: skip
     model = ImageBertForImageTextRetrieval(shape)
     limits = Limits(max_regions=5, max_words=6, whole_image=True)
