@@ -69,6 +69,8 @@ class ModelConfig:
     fusion_layer: int | None = None
     fused_from: str | None = None  # a BERT whose last layers those that see both sides start from, where they are new
     residual_score: bool | None = None  # a score is the product of vectors plus the ITM head's; null: as the folder
+    # Begin with texts embedded as the BERT that is started from embeds a text alone: for layers that see one side only
+    text_alone: bool = False
     initialize_from: str | None = None  # a model folder, or a run, whose shape and weights are taken
     allow_partial: bool = False  # start from it even where it lacks parts of the encoder
     hidden_dropout: float = 0.1  # probability, of embeddings and of each layer's two outputs
@@ -397,6 +399,12 @@ class RunConfig:
             "model.fusion_layer",
             f"is {fusion}, and model.layers {layers}",
             "give at most as many",
+        )
+        check(
+            not self.model.text_alone or self.model.initialize_from is not None,
+            "model.text_alone",
+            "is true, and there is no BERT that is started from",
+            "give model.initialize_from, or leave it out",
         )
         check(
             not self.model.residual_score or self.model.dual_size > 0,

@@ -116,6 +116,8 @@ class DualHead(nn.Module):
     def __init__(self, config: ImageBertConfig) -> None:
         super().__init__()
         self.image, self.text = Tower(config), Tower(config)
+        # Where a text's mean begins: behind layers its first [SEP], which has seen the words, is part of it.
+        self.first_place = 2 if config.fusion_layer else 3
         self.shortcut = Shortcut(config) if config.dual_shortcut else None
         # Of the logits' temperature; 1/0.07 to begin with (Radford et al., 2021, section 2.5).
         self.log_scale = nn.Parameter(torch.tensor([2.6593]))
@@ -130,7 +132,8 @@ class DualHead(nn.Module):
     def texts(self, sides: Float[Tensor, "T H"], batch: PackedBatch) -> Float[Tensor, "B D"]:
         """Likewise."""
         rows = batch.text_rows
-        vectors: Tensor = self.text(sides[rows], batch.token_type_ids[rows], rows, batch.cu_seqlens)
+        of_text = batch.position_ids[rows] >= self.first_place
+        vectors: Tensor = self.text(sides[rows], of_text, rows, batch.cu_seqlens)
         return vectors
 
     @property

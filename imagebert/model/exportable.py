@@ -42,7 +42,7 @@ class Scorer(nn.Module):
         if self.model.config.residual_score:
             dual, sides, count = _dual(self.model), states[encoder.config.fusion_layer], regions.shape[1]
             images = _image_vectors(dual, sides[:, 1 : 1 + count], regions, region_features, whole_image)
-            logits = logits + dual.scale * (images * _vectors(dual.text, sides[:, 2 + count :], texts[:, 1:])).sum(1)
+            logits = logits + dual.scale * (images * _text_vectors(dual, sides[:, 1 + count :], texts)).sum(1)
         return logits
 
 
@@ -66,6 +66,12 @@ def _image_vectors(
     mean = (features * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
     whole = torch.where(whole_image[:, None].bool(), features[:, 0], mean)
     return _vectors(dual.image, tokens, real, dual.shortcut(whole))
+
+
+def _text_vectors(dual: DualHead, tokens: Float[Tensor, "B W H"], real: Bool[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+    """Of `[SEP] words [SEP]`."""
+    first = dual.first_place - 2
+    return _vectors(dual.text, tokens[:, first:], real[:, first:])
 
 
 class ImageVectors(nn.Module):
@@ -110,13 +116,13 @@ class TextVectors(nn.Module):
 
     def __init__(self, model: ImageBertForImageTextRetrieval) -> None:
         super().__init__()
-        self.encoder, self.tower = model.imagebert, _dual(model).text
+        self.encoder, self.dual = model.imagebert, _dual(model)
 
     def forward(self, input_ids: Int[Tensor, "B W"], attention_mask: Tensor) -> Float[Tensor, "B D"]:
         """Unit vectors; arguments as in PaddedPairs."""
         mask = attention_mask.bool()
         tokens = embed_texts(self.encoder.embeddings, input_ids, mask)[:, 1:]
-        return _vectors(self.tower, encode_side(self.encoder.side_layers, tokens, mask)[:, 1:], mask[:, 1:])
+        return _text_vectors(self.dual, encode_side(self.encoder.side_layers, tokens, mask), mask)
 
 
 def _dual(model: ImageBertForImageTextRetrieval) -> DualHead:

@@ -190,6 +190,27 @@ def initialize_fused(model: nn.Module, folder: Path) -> InitializationReport:
     return InitializationReport(sorted(loaded), [], [])
 
 
+def embed_text_alone(model: nn.Module, cls_id: int, sep_id: int) -> None:
+    """Moves a BERT's tables in place so that `[SEP] words [SEP]` of a pair is embedded as its `[CLS] words [SEP]`.
+
+    A text's places in a pair begin with 2 and are of the second segment (paper, section 3.1). Where layers attend
+    within a text, a BERT that was trained on texts alone then says the very same of them, until training changes it.
+
+    Args:
+        model: a model that was initialised from that BERT
+        cls_id: the number of [CLS]
+        sep_id: the number of [SEP]
+    """
+    embeddings: Any = model.get_submodule("imagebert.embeddings")
+    with torch.no_grad():
+        words, places = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
+        segments = embeddings.token_type_embeddings.weight
+        places[2:] = places[:-2].clone()
+        # The first [SEP] is the only token that is ever there.
+        places[2] += words[cls_id] - words[sep_id]
+        segments[1] = segments[0]
+
+
 def _new_layers(model: nn.Module, folder: Path) -> range:
     """Fused layers that a folder of sides only cannot have."""
     config: Any = getattr(model, "config", None)

@@ -29,7 +29,13 @@ from imagebert.model import (
     ImageBertForPreTraining,
     initialize_from,
 )
-from imagebert.model.initialization import find_model, initialize_fused, is_imagebert, read_architecture
+from imagebert.model.initialization import (
+    embed_text_alone,
+    find_model,
+    initialize_fused,
+    is_imagebert,
+    read_architecture,
+)
 from imagebert.model_folder import open_model
 from imagebert.training.capacity import matmul_rate, pair_flops
 from imagebert.training.hard_negatives import read_hard_negatives
@@ -224,10 +230,21 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     if origin is not None:
         _check_origin(origin, config, corpus)
         log.info("%s: %s", origin, initialize_from(model, origin, config.model.allow_partial))
+        if config.model.text_alone:
+            _embed_text_alone(model, shape, origin, corpus)
     if config.engine.step == "compiled":
         for layer in model.imagebert.layers:
             layer.compile(fullgraph=True, dynamic=False)
     return model
+
+
+def _embed_text_alone(model: PreTrainedModel, shape: ImageBertConfig, origin: Path, corpus: Corpus) -> None:
+    if is_imagebert(origin) or not shape.fusion_layer:
+        raise UsageError(
+            f"model.text_alone is for a BERT of texts and layers that see one side only: {origin} is an ImageBERT, or "
+            "model.fusion_layer is 0; leave it out"
+        )
+    embed_text_alone(model, corpus.tokenizer.cls_id, corpus.tokenizer.sep_id)
 
 
 def sizes_of(corpus: Corpus) -> dict[str, int]:

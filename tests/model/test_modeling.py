@@ -25,6 +25,7 @@ from imagebert.model import (
     ImageBertModel,
     initialize_from,
 )
+from imagebert.model.initialization import embed_text_alone
 from imagebert.model.losses import PretrainingLosses
 from tests.corpora import CLASSES, FEATURE_SIZE, WORDS
 from tests.kernels.conftest import entry  # noqa: F401
@@ -196,6 +197,29 @@ def test_text_only_equals_transformers_bert(tmp_path: Path, fusion: int) -> None
             expected = layer(expected, apart if number < fusion else None)
             expected = expected[0] if isinstance(expected, tuple) else expected
         torch.testing.assert_close(hidden[a:b], expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_alone_is_what_bert_says_of_it(tmp_path: Path) -> None:
+    """`[SEP] words [SEP]` behind the layers of one side, and their mean, are transformers' of `[CLS] words [SEP]`."""
+    torch.manual_seed(0)
+    names = {k: v for k, v in SHAPE.items() if k not in ("feature_size", "num_region_classes")}
+    bert = BertModel(BertConfig(**names, attn_implementation="eager"), add_pooling_layer=False).eval()
+    bert.save_pretrained(tmp_path)
+    layers, size = SHAPE["num_hidden_layers"], SHAPE["hidden_size"]
+    sides = {"fusion_layer": layers, "dual_size": size, "residual_score": True}
+    model = ImageBertForImageTextRetrieval(ImageBertConfig(**SHAPE, **sides)).eval()
+    initialize_from(model, tmp_path)
+    embed_text_alone(model, cls_id=2, sep_id=3)
+    texts = [[7, 8, 9], [10] * 11, [12]]
+    batch = text_only(texts)
+    sides = model.imagebert.sides(batch, model.imagebert.draw_seeds())
+    vectors = model.dual.texts(sides, batch)
+    for number, words in enumerate(texts):
+        expected = bert(torch.tensor([[2, *words, 3]])).last_hidden_state[0]
+        start = int(batch.cu_seqlens[number]) + 1
+        torch.testing.assert_close(sides[start : start + len(expected)], expected, rtol=1e-5, atol=1e-5)
+        mean = torch.nn.functional.normalize(expected.mean(0), dim=0)
+        torch.testing.assert_close(vectors[number], mean, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"fusion_layer": 1, "dual_size": SHAPE["hidden_size"]}])
