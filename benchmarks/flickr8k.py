@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,9 +137,12 @@ def extract_regions(data: Path, models: Path, out: Path, features: str = "int8")
     if not (out / "efficientnet_lite0.onnx").exists():
         export_backbone(out / "efficientnet_lite0.onnx")
     (out / "extractor.yaml").write_text(_EXTRACTOR.format(models=models, out=out))
+    # A worker a core: networks are fast, and what lies between them has one thread.
+    workers = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(os.cpu_count())]
     subprocess.run(
-        [sys.executable, "-m", "imagebert", "extract", str(data / "images"), str(out / "regions"),
-         "--extractor", str(out / "extractor.yaml"), "--features", features], check=True,
+        [*workers, "-m", "imagebert", "extract", str(data / "images"), str(out / "regions"),
+         "--extractor", str(out / "extractor.yaml"), "--features", features],
+        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return True
 

@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def marks_whole_image(self) -> bool:
-        """Tells whether the model wants to know which region is the whole image."""
+        """Says whether the model wants to know which region is the whole image."""
         return self.global_image_token or self.dual_shortcut > 0
 
 

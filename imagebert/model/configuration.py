@@ -112,7 +112,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
 
     @property
     def marks_whole_image(self) -> bool:
-        """Tells whether the model wants to know which region is the whole image."""
+        """Says whether the model wants to know which region is the whole image."""
         return self.use_global_image_token or self.dual_shortcut > 0
 
     @classmethod

@@ -97,8 +97,12 @@ def _load_onnx(path: Path) -> tuple[Network, str]:
         open_regular(path).close()
     except UsageError as error:
         raise UsageError(f"ONNX file: {error}; correct its name in the extractor's description") from None
+    options = onnxruntime.SessionOptions()
+    # As many as PyTorch's, so that workers beside each other share the cores; who waits leaves its core to others.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime raises its own classes, with no common base but Exception
         raise UsageError(f"{path} is no ONNX network that can be run: {error}") from None
     name = session.get_inputs()[0].name
