@@ -55,7 +55,8 @@ def fit_dual(model: Any, corpus: Corpus, config: RunConfig, alive: Callable[[], 
     captions = np.sort(rng.permutation(len(corpus))[:_PAIRS])
     images, image_of = np.unique(corpus.caption_image[captions], return_inverse=True)
     scorer = PairScorer(model, corpus, corpus, Limits.of(config.data), distributed.device())
-    texts = encode(scorer, lambda n: scorer.text_vectors(captions[n]), len(captions))
+    with torch.compiler.set_stance("force_eager"):  # layers are compiled for a step's shape, which these have not
+        texts = encode(scorer, lambda n: scorer.text_vectors(captions[n]), len(captions))
     features = encode(scorer, lambda n: scorer.image_features(images[n]), len(images), corpus.feature_size)
     device = distributed.device()
     pairs = _Pairs(
