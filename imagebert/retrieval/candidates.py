@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from imagebert.config import UsageError
 from imagebert.retrieval.metrics import Ranks, rank, recalls
 from imagebert.retrieval.scoring import PairScorer
+from imagebert.retrieval.vectors import Embeddings
 
 Numbers = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -128,11 +129,6 @@ class Index:
             self._index.hnsw.efSearch = value
         else:
             self._index.nprobe = value
-
-
-class Embeddings(NamedTuple):
-    images: Vectors  # [I, D]
-    captions: Vectors  # [N, D]
 
 
 def read_embeddings(path: Path, keys: list[str], texts: list[str]) -> Embeddings:

@@ -17,9 +17,9 @@ from imagebert.config import UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.draws import Purpose, below, stage_key
 from imagebert.feed.plan import HardNegatives, Matches
-from imagebert.retrieval.candidates import Embeddings, nearest
+from imagebert.retrieval.candidates import nearest
 from imagebert.retrieval.scoring import ScoreFunction
-from imagebert.retrieval.vectors import shared, summed
+from imagebert.retrieval.vectors import Embeddings, shared, summed
 
 Numbers = NDArray[np.int64]
 

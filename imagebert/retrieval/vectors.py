@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from imagebert import distributed
 from imagebert.config import UsageError
 from imagebert.log import Progress
-from imagebert.retrieval.candidates import Embeddings
 from imagebert.retrieval.scoring import NO_DUAL, PairScorer
 
 Numbers = NDArray[np.int64]
@@ -20,6 +19,11 @@ Vectors = NDArray[np.float32]
 Block = TypeVar("Block")
 
 _BLOCK = 1000  # images or captions that are encoded together
+
+
+class Embeddings(NamedTuple):
+    images: Vectors  # [I, D]
+    captions: Vectors  # [N, D]
 
 
 def shared(blocks: Sequence[Block], what: str, unit: str = "blocks") -> Iterator[Block]:

@@ -9,9 +9,10 @@ import torch
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.retrieval.candidates import Embeddings, Index, Kind, nearest, read_embeddings, two_step
+from imagebert.retrieval.candidates import Index, Kind, nearest, read_embeddings, two_step
 from imagebert.retrieval.metrics import recalls
 from imagebert.retrieval.scoring import PairScorer
+from imagebert.retrieval.vectors import Embeddings
 from tests.retrieval.test_scoring import LIMITS, make_model
 
 RNG = np.random.default_rng(0)

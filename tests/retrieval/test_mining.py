@@ -5,8 +5,8 @@ import pytest
 
 from imagebert.config import SourceConfig, UsageError
 from imagebert.data.corpus import Corpus
-from imagebert.retrieval.candidates import Embeddings
 from imagebert.retrieval.mining import mine, mine_by_vectors
+from imagebert.retrieval.vectors import Embeddings
 
 
 def test_mining_finds_the_best_of_the_pool_but_no_match(source: SourceConfig) -> None:

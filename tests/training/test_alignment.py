@@ -136,7 +136,10 @@ def test_a_fit_goes_on_from_a_checkpoint(recipe: list[str], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model.dual_shortcut": 4, "model.dual_size": 0, "retrieval.dual": 0}, "retrieval has no loss"),
+        (
+            {"model.dual_shortcut": 4, "model.dual_size": 0, "retrieval.dual": 0},
+            r"model\.dual_shortcut is 4, and there are no vectors",
+        ),
         ({"model.dual_fit_epochs": 2}, r"model\.dual_fit_epochs is 2, and there is no shortcut to fit"),
         ({"model.layers": 4}, r"nothing is learnt from layer 2 on, of 4: set model\.layers=2"),
         ({"model.fusion_layer": 5}, r"model\.fusion_layer is 5, and model\.layers 2: give at most as many"),
