@@ -115,7 +115,7 @@ class Steps:
     def timed(self, name: str, done: Path, run: Callable[[], object]) -> None:
         kept = self.out / f"seconds-{name}.json"
         # `--json` files are empty from the start of a command to its end.
-        if not done.exists() or not done.stat().st_size:
+        if not done.exists() or (done.is_file() and not done.stat().st_size):
             begun = time.perf_counter()
             run()
             kept.write_text(json.dumps(time.perf_counter() - begun))

@@ -61,8 +61,10 @@ def _image_vectors(
     features: Float[Tensor, "B R F"],
     whole_image: Tensor | None,
 ) -> Float[Tensor, "B D"]:
-    if dual.shortcut is None or whole_image is None:
+    if dual.shortcut is None:
         return _vectors(dual.image, tokens, real)
+    if whole_image is None:
+        raise ValueError("a model with a shortcut sees the whole image by itself: give whole_image")
     mean = (features * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
     whole = torch.where(whole_image[:, None].bool(), features[:, 0], mean)
     return _vectors(dual.image, tokens, real, dual.shortcut(whole))

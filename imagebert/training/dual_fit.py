@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagebert import distributed
+from imagebert.batch import to_device
 from imagebert.config import RunConfig, UsageError
 from imagebert.data.corpus import Corpus
 from imagebert.feed.packer import Limits
@@ -58,14 +59,9 @@ def fit_dual(model: Any, corpus: Corpus, config: RunConfig, alive: Callable[[], 
     with torch.compiler.set_stance("force_eager"):  # layers are compiled for a step's shape, which these have not
         texts = encode(scorer, lambda n: scorer.text_vectors(captions[n]), len(captions))
     features = encode(scorer, lambda n: scorer.image_features(images[n]), len(images), corpus.feature_size)
-    device = distributed.device()
-    pairs = _Pairs(
-        *(torch.from_numpy(each).to(device) for each in (features, texts, image_of)),
-        *(
-            torch.from_numpy(each).to(device)
-            for each in (corpus.image_class[corpus.caption_image[captions]], corpus.caption_class[captions])
-        ),
-    )
+    classes = corpus.image_class[corpus.caption_image[captions]], corpus.caption_class[captions]
+    kept = _Pairs(*(torch.from_numpy(each) for each in (features, texts, image_of, *classes)))
+    pairs = to_device(kept, distributed.device())
     model.train()
     epochs = config.model.dual_fit_epochs
     with torch.random.fork_rng():
@@ -75,14 +71,14 @@ def fit_dual(model: Any, corpus: Corpus, config: RunConfig, alive: Callable[[], 
     log.info("dual head fitted: %d epochs of %d pairs, last loss %.3f, %.0f s", epochs, len(captions), loss, seconds)
 
 
-class _Pairs:
-    """What is kept of the pairs, on the device."""
+class _Pairs(NamedTuple):
+    """What is kept of the pairs."""
 
-    def __init__(self, features: Tensor, texts: Tensor, image_of: Tensor, images: Tensor, captions: Tensor) -> None:
-        self.features = features  # [I, F]
-        self.texts = texts  # [n, D] unit vectors
-        self.image_of = image_of  # [n] rows of features
-        self.image_class, self.text_class = images, captions  # [n] equal numbers: equal
+    features: Tensor  # [I, F]
+    texts: Tensor  # [n, D] unit vectors
+    image_of: Tensor  # [n] rows of features
+    image_class: Tensor  # [n] equal numbers: equal images
+    text_class: Tensor  # [n] likewise
 
     def contrasted(self, dual: DualHead, mapping: Tensor, chosen: Tensor) -> Contrasted:
         assert dual.shortcut is not None

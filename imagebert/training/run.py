@@ -116,7 +116,7 @@ def _run(
     keep = config.checkpoint
     checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, alive, STATE)
     model = make_model(config, corpus)
-    if config.model.dual_fit_epochs and newest_manifest(checkpoints.folder) is None:  # else one brings its weights
+    if config.model.dual_fit_epochs and not _has_checkpoint(checkpoints.folder):  # else it brings its weights
         fit_dual(model, corpus, config, alive)
     engine = Engine(model, config)
     alive()
@@ -306,6 +306,13 @@ def _write_recipe(folder: Path, config: RunConfig) -> None:
                         "goes on"
                     ) from None
                 raise UsageError(f"cannot write to the run's folder {folder}: {reason}") from None
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Rank 0 decides, so that all ranks go the same way."""
+    with distributed.together():
+        found = distributed.rank() == 0 and newest_manifest(folder) is not None
+    return distributed.total([found]) == [1]
 
 
 def _resume(engine: Engine, checkpoints: Checkpoints, identity: dict[str, Any]) -> tuple[int, float]:

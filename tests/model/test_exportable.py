@@ -77,5 +77,9 @@ def test_onnx(source: SourceConfig, tmp_path: Path, options: dict[str, Any]) -> 
 def test_without_a_dual_head_there_are_no_towers() -> None:
     with pytest.raises(ValueError, match="has no dual head"):
         ImageVectors(make_model())
+    with pytest.raises(ValueError, match="give whole_image"):
+        ImageVectors(make_model(**SHORTCUT), cls_id=2)(
+            torch.zeros(1, 2, SHAPE["feature_size"]), torch.zeros(1, 2, 4), torch.ones(1, 2)
+        )
     with pytest.raises(ValueError, match="give its number as cls_id"):
         ImageVectors(make_model(**FUSED))

@@ -124,7 +124,7 @@ def test_a_dual_head_that_is_there_is_not_fitted_again(aligned: Path, recipe: li
 
 
 def test_a_fit_goes_on_from_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
-    """What a checkpoint holds is not fitted once more, and an epoch's kill before the first one changes nothing."""
+    """A run that is stopped behind its fit goes on as if it had not been."""
     settings = [*recipe, *SHORTCUT, "checkpoint.every_steps=4"]
     assert run(load_recipe(RECIPE, [*settings, f"output={tmp_path / 'whole'}"])).finished
     parts = load_recipe(RECIPE, [*settings, f"output={tmp_path / 'parts'}"])
