@@ -32,7 +32,7 @@ from imagebert.data.readers import LARGEST, BadRecord, ListedReader, find_files
 from imagebert.data.readers.layout import NAMES
 from imagebert.data.readers.unpickle import Unpickler, load
 from imagebert.data.records import crc32
-from imagebert.files import open_regular
+from imagebert.files import open_regular, read_bytes
 
 SUFFIXES = (".pt", ".pth", ".th")
 OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how a file begins that PyTorch wrote before 1.6
@@ -102,6 +102,38 @@ def read_plain(file: Path) -> Any:
     if content.storages:
         raise BadRecord("it holds tensors")
     return content.value
+
+
+def read_weights(file: Path) -> dict[str, NDArray[Any]]:
+    """A network's tensors by their names: of torch.save, or a pickle of NumPy arrays as Detectron's projects write it.
+
+    Where a file has more than weights, they are what it calls model or state_dict.
+
+    Raises:
+        BadRecord: it is damaged, or holds other things.
+        UsageError, OSError: as `open_regular` does.
+    """
+    with open_regular(file) as opened:
+        content = None
+        if opened.read(len(OLD)).startswith((b"PK", OLD)):
+            content = _content(opened)
+            value = content.value
+        else:
+            value, _ = load(read_bytes(file, LARGEST), Unpickler, _STEPS, LARGEST)
+        for name in ("model", "state_dict"):
+            if isinstance(value, dict) and isinstance(value.get(name), dict):
+                value = value[name]
+        if not isinstance(value, dict):
+            raise BadRecord(f"it holds {type(value).__name__}, not tensors by their names")
+        found = {}
+        for name, tensor in value.items():
+            if isinstance(tensor, _Tensor):
+                assert content is not None
+                tensor = content.array(str(name), tensor)
+            if not isinstance(tensor, np.ndarray | np.generic) or tensor.dtype.kind not in "fiub":
+                raise BadRecord(f"its {name} is {type(tensor).__name__}, no tensor")
+            found[str(name)] = np.asarray(tensor)
+        return found
 
 
 def _of_file(file: Path) -> dict[str, Any]:

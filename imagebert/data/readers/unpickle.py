@@ -36,11 +36,12 @@ def unpickle(data: bytes) -> Any:
     return load(data, Unpickler, _STEPS)[0]
 
 
-def load(data: bytes, unpickler: Callable[[bytes], Unpickler], steps: int) -> tuple[Any, int]:
+def load(data: bytes, unpickler: Callable[[bytes], Unpickler], steps: int, things: int = _THINGS) -> tuple[Any, int]:
     """The same by an unpickler of one's own, of a pickle that more may follow; and where it ends.
 
     Args:
         steps: at most so many
+        things: numbers and texts that it may unfold to
 
     Raises:
         BadRecord: as `unpickle` does.
@@ -55,7 +56,10 @@ def load(data: bytes, unpickler: Callable[[bytes], Unpickler], steps: int) -> tu
             if "PUT" in opcode.name and argument is not None and int(argument) > len(data):
                 raise BadRecord("its pickle names a place that it cannot have")
             end = (place or 0) + 1
-        return _resolved(unpickler(data[:end]).load(), {}, 0).value, end
+        found = _resolved(unpickler(data[:end]).load(), {}, 0)
+        if found.things > things:
+            raise BadRecord(f"its pickle unfolds to more than {things:,} things")
+        return found.value, end
     except BadRecord:
         raise
     except Exception as error:  # a damaged pickle may raise anything
@@ -278,7 +282,7 @@ def _resolved(value: Any, known: dict[int, _Resolved], depth: int) -> _Resolved:
         inner = [_resolved(thing, known, depth + 1) for thing in value]
         new = [found.value for found in inner]
     found = _Resolved(new, 1 + sum(i.things for i in inner), 1 + max((i.depth for i in inner), default=0))
-    if found.depth > _DEEPEST + 1 or found.things > _THINGS:
-        raise BadRecord(f"its pickle goes too deep, or unfolds to more than {_THINGS:,} things")
+    if found.depth > _DEEPEST + 1:
+        raise BadRecord("its pickle goes too deep")
     known[id(value)] = found
     return found

@@ -1,0 +1,206 @@
+"""Weights as each project publishes them, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from imagebert.errors import UsageError
+from imagebert.regions.vg.rules import Rules, anchors
+from imagebert.regions.vg.weights import convert_detector, read_detector
+from tests.regions.vg import made_up
+from tests.regions.vg.made_up import Variant, Weights
+
+_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
+
+
+def tensors(weights: Weights) -> OrderedDict[str, torch.Tensor]:
+    return OrderedDict((name, torch.from_numpy(array)) for name, array in weights.items())
+
+
+def as_milvlg(weights: Weights, file: Path) -> Path:
+    """bua-caffe-frcn-r101.pth: detectron2's checkpoint, with what training needs."""
+    state = tensors(weights)
+    state["backbone.res4.0.conv1.norm.num_batches_tracked"] = torch.tensor(7)
+    torch.save({"model": state, "optimizer": {"param_groups": [{"lr": 0.1}]}, "iteration": 9}, file)
+    return file
+
+
+def as_airsplay(weights: Weights, file: Path) -> Path:
+    """faster_rcnn_from_caffe_attr.pkl: a pickle of arrays."""
+    file.write_bytes(
+        pickle.dumps({"model": weights, "__author__": "somebody", "matching_heuristics": True}, protocol=2)
+    )
+    return file
+
+
+def as_transformers(weights: Weights, folder: Path, **config: Any) -> Path:
+    """frcnn-vg-finetuned: a state dict and its configuration."""
+    folder.mkdir()
+    torch.save(tensors(weights), folder / "pytorch_model.bin")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def caffe() -> Weights:
+    return made_up.weights("caffe", blocks=(1, 1, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def detectron2() -> Weights:
+    return made_up.weights("detectron2", blocks=(1, 1, 2, 1))
+
+
+def test_every_published_file_is_read(caffe: Weights, detectron2: Weights, tmp_path: Path) -> None:
+    milvlg = read_detector(as_milvlg(caffe, tmp_path / "a.pth"))
+    airsplay = read_detector(as_airsplay(detectron2, tmp_path / "b.pkl"))
+    config = {"INPUT": {"MIN_SIZE_TEST": 800, "MAX_SIZE_TEST": 1333}, "min_detections": 36, "max_detections": 36}
+    config |= {"roi_heads": {"nms_thresh_test": [0.2, 0.9]}, "rpn": {"post_nms_topk_test": 1000}}
+    transformers = read_detector(as_transformers(detectron2, tmp_path / "c", **config))
+    assert milvlg.rules == Rules(variant="caffe", resize="factor")
+    assert airsplay.rules == Rules(variant="detectron2", resize="pillow")
+    assert transformers.rules == Rules(
+        variant="detectron2",
+        resize="interpolate",
+        short_side=800,
+        long_side=1333,
+        proposals=1000,
+        least=36,
+        most=36,
+        nms_iou=(0.2, 0.9),
+    )
+    assert airsplay.digest == transformers.digest != milvlg.digest
+    for detector, weights in ((milvlg, caffe), (airsplay, detectron2), (transformers, detectron2)):
+        assert set(detector.weights) == set(weights)
+        assert all(np.array_equal(detector.weights[name].numpy(), array) for name, array in weights.items())
+        assert detector.classes[-1] == "object 59"
+        assert detector.attributes[-1] == "attribute 39"
+
+
+@pytest.mark.parametrize("variant", ["caffe", "detectron2"])
+def test_anchors_that_a_file_lacks_are_its_ports(variant: Variant, tmp_path: Path) -> None:
+    weights = made_up.weights(variant, blocks=(1, 1, 1, 1))
+    wanted = weights.pop(_ANCHORS)
+    found = read_detector(as_airsplay(weights, tmp_path / "a.pkl")).weights[_ANCHORS]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(anchors(variant), made_up.anchors(variant), rtol=1e-6)
+
+
+def test_a_converted_detector_is_the_same_with_its_names(caffe: Weights, tmp_path: Path) -> None:
+    published = as_milvlg(caffe, tmp_path / "a.pth")
+    names = tmp_path / "objects_vocab.txt"
+    names.write_text("\n".join(f"thing {number}" for number in range(60)) + "\n")
+    out = tmp_path / "new" / "vg.safetensors"
+    made = convert_detector(published, out, classes=names)
+    read = read_detector(out)
+    assert read.digest == made.digest == read_detector(published).digest
+    assert (read.rules, read.classes, read.attributes) == (made.rules, made.classes, made.attributes)
+    assert read.classes[3] == "thing 3"
+    assert read.source == "a.pth"
+    names.write_text("one\ntwo\n")
+    with pytest.raises(UsageError, match=r"objects_vocab.txt has 2 names, the detector 60"):
+        convert_detector(published, out, classes=names)
+    with pytest.raises(UsageError, match=r"ends in .safetensors"):
+        convert_detector(published, tmp_path / "vg.bin")
+
+
+def test_what_is_missing_or_wrong_is_named(caffe: Weights, detectron2: Weights, tmp_path: Path) -> None:
+    head = "roi_heads.box_predictor"
+
+    def refused(weights: Weights, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            read_detector(as_airsplay(weights, tmp_path / "a.pkl"))
+
+    without = {name: array for name, array in caffe.items() if name != "backbone.res4.1.conv2.norm.bias"}
+    refused(without, r"no whole caffe detector .*1 tensors are missing: backbone.res4.1.conv2.norm.bias")
+    partial = {name: array for name, array in caffe.items() if not name.startswith("backbone.res3")}
+    refused(partial, r"tensors are missing: backbone.res3")
+    refused({name: array for name, array in caffe.items() if "cls_embed" not in name}, r"neither .*cls_embed")
+    refused(
+        caffe | {"roi_heads.mask_head.weight": np.zeros(3, np.float32)}, r"do not belong to it: roi_heads.mask_head"
+    )
+    refused(
+        caffe | {f"{head}.cls_score.weight": np.zeros((61, 9), np.float32)}, r"cls_score.weight \[61, 9\] instead of"
+    )
+    grouped = {name: array[:, :1] if ".conv2.weight" in name else array for name, array in detectron2.items()}
+    refused(grouped, r"detectron2 detector .* have another shape: .*conv2.weight")  # ResNeXt, as VinVL's
+    bad = caffe["backbone.stem.conv1.weight"].copy()
+    bad[0, 0, 0, 0] = np.nan
+    refused(caffe | {"backbone.stem.conv1.weight": bad}, r"not finite: backbone.stem.conv1.weight")
+    variance = "backbone.stem.conv1.norm.running_var"
+    refused(caffe | {variance: -caffe[variance]}, r"negative: backbone.stem.conv1.norm.running_var")
+
+
+def test_no_weights_is_a_sentence(tmp_path: Path) -> None:
+    text, folder = tmp_path / "text.pth", tmp_path / "folder"
+    text.write_text("hello")
+    folder.mkdir()
+    for path in (tmp_path / "nowhere.pth", text, folder):
+        with pytest.raises(UsageError, match=str(path.name)):
+            read_detector(path)
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    with pytest.raises(UsageError, match="holds list, not tensors by their names"):
+        read_detector(tmp_path / "list.pth")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="holds no detector"):
+        read_detector(tmp_path / "other.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return exec, ("import sys; sys.modules['imagebert_was_here'] = sys",)
+
+
+def test_nothing_in_a_file_is_executed(caffe: Weights, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": dict(caffe), "more": Evil()}))
+    torch.save({"model": tensors(caffe), "more": Evil()}, tmp_path / "a.pth")
+    for file in ("a.pkl", "a.pth"):
+        with pytest.raises(UsageError, match="cannot be read as the weights of a detector: its pickle names"):
+            read_detector(tmp_path / file)
+    assert "imagebert_was_here" not in sys.modules
+
+
+def test_a_changed_converted_file_is_refused(caffe: Weights, tmp_path: Path) -> None:
+    out = tmp_path / "vg.safetensors"
+    convert_detector(as_milvlg(caffe, tmp_path / "a.pth"), out)
+    data = bytearray(out.read_bytes())
+    data[-5] ^= 1
+    out.write_bytes(data)
+    with pytest.raises(UsageError, match="its tensors are not those that were written"):
+        read_detector(out)
+    data[-5] ^= 1
+    start = data.index(b"short_side")
+    data[start + len('short_side\\": ')] = ord("7")
+    out.write_bytes(data)
+    with pytest.raises(UsageError, match="has changed since it was written"):
+        read_detector(out)
+    out.write_bytes(data[:1000])
+    with pytest.raises(UsageError, match="damaged"):
+        read_detector(out)
+    # The tensors of another variant, with this one's description.
+    convert_detector(as_milvlg(caffe, tmp_path / "a.pth"), out)
+    from safetensors import safe_open
+
+    with safe_open(out, "pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["imagebert_detector"])["rules"]["variant"] == "caffe"
+    save_file(load_file(out) | {"extra": torch.zeros(1)}, out, metadata)
+    with pytest.raises(UsageError, match="its tensors are not those that were written"):
+        read_detector(out)
+
+
+@pytest.mark.parametrize("boxes", ["0", "36-10", "x", "-", "400"])
+def test_impossible_numbers_of_boxes_are_refused(boxes: str) -> None:
+    with pytest.raises(UsageError):
+        Rules(variant="caffe", resize="factor").boxes(boxes)
