@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from imagebert import cli
 from imagebert.data import region_writer
@@ -33,7 +34,7 @@ from imagebert.data.pairs import Caption, PairStore, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS, Tokenizer
-from imagebert.regions import extract, extractor  # noqa: F401  # all that any command imports, so that no child has to
+from imagebert.regions import extract, extractor, vg  # noqa: F401  # all that any command imports, so that no child has to
 from imagebert.retrieval import matrix, mining, search, validation  # noqa: F401
 
 LIMIT_SECONDS, LIMIT_MIB = 60.0, 2048
@@ -299,6 +300,19 @@ def features(seed: int, folder: str, images: int = IMAGES) -> None:
         transaction.put(b"keys", pickle.dumps([key.encode() for key, _ in found]))
 
 
+def detector(seed: int, out: str) -> None:
+    """A small Visual Genome detector, and a picture for it."""
+    import torch
+
+    from benchmarks.made_up import picture, weights
+
+    Path("pictures").mkdir(exist_ok=True)
+    Image.fromarray(picture("small")).save("pictures/small.png")
+    made = weights("detectron2", seed, base=2, blocks=(1, 1, 1, 1), classes=6, attributes=4)
+    torch.save({name: torch.from_numpy(array) for name, array in made.items()}, f"{out}.pth")
+    call("detector", "convert", f"{out}.pth", out)
+
+
 def bert_words(out: str) -> None:
     """The files of a BERT that say what its words are."""
     from transformers import BertTokenizer
@@ -338,6 +352,7 @@ for _seed, _x in enumerate("AB"):
                 call, "mine", "modelA", f"mined{_x}.safetensors", "--regions", f"regions{_x}", "--pairs", f"pairs{_x}"
             ),
         ),
+        f"detector{_x}.safetensors": ((), partial(detector, _seed, f"detector{_x}.safetensors")),
         f"tables{_x}": ((), partial(tables, _seed, f"tables{_x}")),
         f"features{_x}": ((), partial(features, _seed, f"features{_x}")),
         f".unfinished{_x}.incomplete": (

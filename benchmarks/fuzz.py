@@ -234,6 +234,20 @@ def kinds() -> list[Kind]:
             needs=(*CORPUS, "finetune.yaml", "modelA"),
         ),
         Kind(
+            "detector",
+            "detectorA.safetensors",
+            [
+                Command(
+                    "extract",
+                    ("extract", "pictures", "out", "--extractor", "detectorA.safetensors"),
+                    lambda: of_store("out"),
+                    share=0.3,
+                ),
+                verify("detectorA.safetensors"),
+            ],
+            twin="detectorB.safetensors",
+        ),
+        Kind(
             "local copy of a store",
             "localised",
             [

@@ -244,7 +244,8 @@ def find_extractor(given: Any, described: dict[str, Any]) -> Extractor | None:
     """Chooses what finds the regions of pictures, or nothing where nothing can.
 
     Args:
-        given: The path of a YAML description, or an extractor. None takes the demo's own for regions of the demo.
+        given: The path of a YAML description or of a detector's weights, or an extractor. None takes the demo's own for
+            regions of the demo.
         described: What a store or a model says of the extractor that its regions are from.
 
     Returns:
@@ -254,9 +255,9 @@ def find_extractor(given: Any, described: dict[str, Any]) -> Extractor | None:
         UsageError: The description, or a file that it names, is missing or wrong.
     """
     if isinstance(given, str | os.PathLike):
-        from imagebert.regions.extractor import DetectorExtractor
+        from imagebert.regions.extractor import open_extractor
 
-        return DetectorExtractor(Path(given))
+        return open_extractor(Path(given))
     if given is None and described.get("name") == "connected components of rendered scenes":
         from imagebert.demo.extractor import SceneExtractor
 

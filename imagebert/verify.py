@@ -23,6 +23,7 @@ from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.model_folder import open_model
+from imagebert.regions.vg.weights import holds_detector, read_detector
 from imagebert.retrieval.kept import check_kept
 from imagebert.retrieval.queries import FILE as QUERIES
 from imagebert.strict_yaml import to_plain
@@ -98,7 +99,7 @@ _MARKS = {
 def _artefacts(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         if path.suffix == ".safetensors" and path.name != "model.safetensors":
-            yield "hard negatives", path
+            yield _kind_of_tensors(path), path
         elif path.name in ("model.safetensors", "meta.json", "manifest.json", "evaluation.json"):
             yield from _artefacts(path.parent)
         return
@@ -119,7 +120,11 @@ def _artefacts(path: Path) -> Iterator[tuple[str, Path]]:
         if not hidden and below.is_dir() and not below.is_symlink():
             yield from _artefacts(below)
         elif name.endswith(".safetensors") and not {"model", "checkpoint"} & set(kinds):
-            yield "hard negatives", below
+            yield _kind_of_tensors(below), below
+
+
+def _kind_of_tensors(path: Path) -> str:
+    return "detector" if holds_detector(path) else "hard negatives"
 
 
 def _look(kind: str, path: Path, threads: int, tick: Tick) -> Found:
@@ -201,6 +206,11 @@ def _run(path: Path) -> tuple[str, list[str]]:
     return written, problems
 
 
+def _detector(path: Path) -> tuple[str, list[str]]:
+    detector = read_detector(path)
+    return f"{detector.rules.variant}, {len(detector.classes):,} classes", []
+
+
 def _hard_negatives(path: Path) -> tuple[str, list[str]]:
     return f"{check_hard_negatives(path):,} captions", []
 
@@ -211,5 +221,6 @@ _CHECKS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
     "evaluation": _evaluation,
     "index": _index,
     "run": _run,
+    "detector": _detector,
     "hard negatives": _hard_negatives,
 }

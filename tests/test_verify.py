@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import made_up
 from imagebert.cli import main
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
@@ -22,7 +24,7 @@ RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all kinds: data/, run/ with checkpoints and model, an evaluation, hard negatives."""
+    """A folder of all kinds: data/, run/ with checkpoints and model, an evaluation, hard negatives, a detector."""
     folder = tmp_path_factory.mktemp("made")
     source = write_corpus(folder / "data", images=8, captions=2)
     (folder / "data/vocab.txt").unlink()
@@ -33,13 +35,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["evaluate", str(folder / "run"), *data, "--split", "train", "--out", str(folder / "evaluation")]) == 0
     mined = [str(folder / "run"), str(folder / "hard.safetensors"), "--pool", "4", "--keep", "2"]
     assert main(["mine", *mined, *data]) == 0
+    weights = made_up.weights("caffe", base=2, blocks=(1, 1, 1, 1), classes=6, attributes=4)
+    torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, folder.with_suffix(".pth"))
+    assert main(["detector", "convert", str(folder.with_suffix(".pth")), str(folder / "vg.safetensors")]) == 0
     return folder
 
 
 def test_all_kinds_are_found_and_whole(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = verify(made, 1)
     assert sorted({f.kind for f in found}) == sorted(
-        ["region store", "pair store", "model", "checkpoint", "evaluation", "run", "hard negatives"]
+        ["region store", "pair store", "model", "checkpoint", "evaluation", "run", "hard negatives", "detector"]
     )
     assert not any(f.problems for f in found)
     assert main(["verify", str(made), "--json", str(tmp_path / "x.json")]) == 0
@@ -86,7 +91,7 @@ def test_a_missing_file_is_named(made: Path) -> None:
             found = verify(made, 1)
         finally:
             aside.rename(path)
-        assert any(f.problems for f in found) or file == "hard.safetensors", file
+        assert any(f.problems for f in found) or file in ("hard.safetensors", "vg.safetensors"), file
 
 
 def as_before(store: Path, version: int) -> None:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from imagebert.api.data import pairs as pairs
     from imagebert.api.data import survey_features as survey_features
     from imagebert.api.data import verify as verify
+    from imagebert.api.detectors import Checked as Checked
+    from imagebert.api.detectors import Converted as Converted
+    from imagebert.api.detectors import VisualGenome as VisualGenome
+    from imagebert.api.detectors import check_detector as check_detector
+    from imagebert.api.detectors import convert_detector as convert_detector
     from imagebert.api.planning import Cluster as Cluster
     from imagebert.api.planning import ClusterEstimate as ClusterEstimate
     from imagebert.api.planning import Schedule as Schedule
@@ -89,6 +94,7 @@ _MODULES = {
         ),
         *("survey_features", "verify"),
     ),
+    "detectors": ("Checked", "Converted", "VisualGenome", "check_detector", "convert_detector"),
     "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),
     "retrieval": (
         *("Data", "Evaluated", "Indexed", "Mined", "Searched", "compare", "dataset", "evaluate", "index", "mine"),

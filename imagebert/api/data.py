@@ -27,6 +27,7 @@ from imagebert.errors import UsageError
 from imagebert.files import digest_of
 from imagebert.launch import see_own_gpu
 from imagebert.log import Progress, place, track
+from imagebert.regions.vg import VisualGenome
 from imagebert.workers import workers
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Match = Literal["exact", "nfc", "casefold", "stem", "number"]
 def extract(
     images: PathLike,
     out: PathLike,
-    extractor: PathLike,
+    extractor: PathLike | VisualGenome,
     *,
     features: FeatureType = "int8",
     decoder: Literal["auto", "pillow", "dali"] = "auto",
@@ -55,7 +56,8 @@ def extract(
     Args:
         images: The folder of pictures.
         out: The region store to write.
-        extractor: The YAML file that describes the detector and the backbone (docs/extract.md).
+        extractor: The YAML file that describes the detector and the backbone (docs/extract.md), or the Visual Genome
+            detector: its weights, or those with what is asked of it (docs/detector.md).
         features: The type in which features are stored.
         decoder: The program that decodes JPEGs. "auto" takes DALI where it is installed and there is a GPU, else
             Pillow.
@@ -71,12 +73,12 @@ def extract(
         OSError: The disk is full or fails, or another rank is gone.
     """
     from imagebert.regions.extract import extract as extract_pictures
-    from imagebert.regions.extractor import DetectorExtractor
+    from imagebert.regions.extractor import open_extractor
 
     if place().ranks > 1:
         see_own_gpu()
     with workers() as team:
-        detector = DetectorExtractor(Path(extractor))
+        detector = open_extractor(extractor if isinstance(extractor, VisualGenome) else Path(extractor))
         return extract_pictures(Path(images), Path(out), detector, features, overwrite, part, decoder, team)
 
 

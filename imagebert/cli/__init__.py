@@ -16,13 +16,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagebert.cli import data, retrieval, stores, train
+from imagebert.cli import data, detectors, retrieval, stores, train
 from imagebert.cli.commands import Command, build_parser
 
 # As `imagebert --help` lists them.
 COMMANDS = (
     train.demo,
     data.extract,
+    detectors.detector,
     data.pairs,
     data.import_,
     stores.store,

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagebert.cli.commands import command
 from imagebert.cli.options import (
@@ -21,11 +22,25 @@ from imagebert.cli.options import (
 from imagebert.cli.printing import check_json, is_first, print_table, print_transferred, write_json
 from imagebert.errors import UsageError
 
+if TYPE_CHECKING:
+    from imagebert.api import VisualGenome
+
 
 def _extract_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of pictures")
     parser.add_argument("out", type=Path, metavar="OUT", help="region store to write")
-    parser.add_argument("--extractor", type=Path, required=True, help="YAML description of detector and backbone")
+    parser.add_argument(
+        "--extractor",
+        type=Path,
+        required=True,
+        metavar="YAML|vg|WEIGHTS",
+        help="description of detector and backbone; or vg, the Visual Genome detector, with --weights; or its weights",
+    )
+    detector = parser.add_argument_group("the Visual Genome detector")
+    detector.add_argument("--weights", type=Path, metavar="FILE", help="published, or converted")
+    detector.add_argument("--boxes", default="", metavar="N[-M]", help="regions a picture has, such as 36 or 10-100")
+    detector.add_argument("--proposals", type=positive, metavar="N", help="boxes that its second half looks at (300)")
+    detector.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="(%(default)s)")
     parser.add_argument("--features", choices=FEATURES, default="int8")
     parser.add_argument(
         "--decoder",
@@ -44,7 +59,7 @@ def extract(parsed: Namespace) -> int:
     done = api.extract(
         parsed.images,
         parsed.out,
-        parsed.extractor,
+        _extractor(parsed),
         features=parsed.features,
         decoder=parsed.decoder,
         part=parsed.part,
@@ -54,6 +69,25 @@ def extract(parsed: Namespace) -> int:
         others = f"; {done.other_files}" if done.others else ""
         print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
     return 0
+
+
+def _extractor(parsed: Namespace) -> Path | VisualGenome:
+    from imagebert import api
+
+    named: Path = parsed.extractor
+    weights = parsed.weights if str(named) == "vg" else named
+    asked = parsed.boxes or parsed.proposals or parsed.precision != "fp32"
+    if weights is None:
+        raise UsageError("--extractor vg wants --weights FILE")
+    if weights is not parsed.weights and (parsed.weights is not None or (asked and named.suffix in (".yaml", ".yml"))):
+        raise UsageError(
+            "--weights, --boxes, --proposals and --precision are for --extractor vg: write them in its YAML"
+        )
+    if weights is named and not asked:
+        return named
+    return api.VisualGenome(
+        weights=str(weights), boxes=parsed.boxes, proposals=parsed.proposals, precision=parsed.precision
+    )
 
 
 def _pairs_options(parser: ArgumentParser) -> None:

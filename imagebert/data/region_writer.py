@@ -259,7 +259,7 @@ class RegionWriter:
         if not 0 < size <= 511 or "\0" in key:
             raise UsageError(f"image key {key!r} has {size} bytes: LMDB allows 1 to 511, none of them zero")
         if n == 0:
-            raise UsageError(f"image {key!r} has no region: keep at least the whole image as one")
+            raise UsageError(f"image {key!r} has no region: none was found in it, or none was given")
         if n > 65535 or record.width < 1 or record.height < 1:
             raise UsageError(f"image {key!r} has {n} regions on {record.width} x {record.height} pixels")
         known = (record.classes < len(self.classes)) | (record.classes == WHOLE_IMAGE)

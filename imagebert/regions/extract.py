@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from imagebert.config import UsageError
-from imagebert.data.records import FeatureType
+from imagebert.data.records import FeatureType, RegionRecord
 from imagebert.data.region_writer import Target, finished, write_regions
 from imagebert.data.transfer import describe_sources
 from imagebert.log import track
 from imagebert.pictures import UnreadableImage
-from imagebert.regions.decoding import decode, jpeg_decoder
-from imagebert.regions.extractor import Extractor
+from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
+from imagebert.regions.extractor import BatchExtractor, Extractor
 from imagebert.regions.images import find_images
 from imagebert.workers import ALONE, Workers
 
@@ -92,12 +93,11 @@ def extract(
         with write_regions(target, job=job, workers=workers) as writer:
             left = [file for file in files if not writer.has(keys[file])]
             what = f"Extracting {images.name}"
-            for file, image in track(decode(left, jpegs), what, "pictures", len(left)):
-                if isinstance(image, UnreadableImage):
-                    log.warning("%s is skipped: %s", file, image)
+            for file, record in track(_found(decode(left, jpegs), extractor), what, "pictures", len(left)):
+                if isinstance(record, UnreadableImage):
+                    log.warning("%s is skipped: %s", file, record)
                     writer.refused += 1
                     continue
-                record = extractor(image)
                 try:
                     writer.add(keys[file], record)
                 except UsageError as error:
@@ -107,6 +107,18 @@ def extract(
             if refused == len(keys):
                 raise UsageError(f"none of the {len(keys)} pictures in {images} can be read")
     return Extracted(len(keys), len(keys) - refused, refused, others)
+
+
+def _found(
+    pictures: Iterator[tuple[Path, Decoded]], extractor: Extractor
+) -> Iterator[tuple[Path, RegionRecord | UnreadableImage]]:
+    """The regions of each picture, or why it cannot be used; in the order of the pictures."""
+    size = extractor.batch_size if isinstance(extractor, BatchExtractor) else 1
+    while batch := list(islice(pictures, size)):
+        images = [image for _, image in batch if not isinstance(image, UnreadableImage)]
+        records = iter(extractor.many(images) if isinstance(extractor, BatchExtractor) else map(extractor, images))
+        for file, image in batch:
+            yield file, image if isinstance(image, UnreadableImage) else next(records)
 
 
 def _pictures(images: Path, part: tuple[int, int]) -> tuple[list[Path], Mapping[str, int]]:

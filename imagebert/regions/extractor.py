@@ -8,9 +8,10 @@ Region 0 is the whole picture. What the two networks want and give stands in a s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.files import read_text
 from imagebert.regions.networks import NetworkSpec, load_network, prepare
+from imagebert.regions.vg import VisualGenome
 from imagebert.strict_yaml import build, read_yaml
+
+# Of files of the Visual Genome detector's weights.
+_WEIGHTS = (".safetensors", ".pth", ".pkl", ".bin")
 
 
 class Extractor(Protocol):
@@ -40,6 +45,24 @@ class Extractor(Protocol):
 
         Args:
             image: The picture, in RGB.
+        """
+
+
+@runtime_checkable
+class BatchExtractor(Extractor, Protocol):
+    """Finds the regions of several pictures faster together than one after the other.
+
+    Attributes:
+        batch_size: How many pictures it is best given at once.
+    """
+
+    batch_size: int
+
+    def many(self, images: Sequence[Image.Image]) -> list[RegionRecord]:
+        """Finds the regions of several pictures, each as if it came alone.
+
+        Args:
+            images: The pictures, in RGB.
         """
 
 
@@ -82,6 +105,35 @@ class ExtractorSpec:
     def views(self) -> str:
         """How the backbone sees a picture; empty where it does once, at its input's size."""
         return f" scales {self.scales}" if self.scales != (1.0,) else ""
+
+
+def open_extractor(given: Path | VisualGenome) -> Extractor:
+    """What finds regions: a YAML description, or weights of the Visual Genome detector.
+
+    Args:
+        given: a description of `vg: {weights: ...}` names that detector, too
+
+    Raises:
+        UsageError: the description, or a file that it names, is missing or wrong.
+    """
+    if isinstance(given, Path):
+        if given.is_dir() or given.suffix in _WEIGHTS:
+            given = VisualGenome(weights=str(given))
+        else:
+            tree = read_yaml(given)
+            if "vg" not in tree:
+                return DetectorExtractor(given)
+            given = build(_Described, tree, str(given)).vg
+    from imagebert.regions.vg.extractor import VisualGenomeExtractor
+
+    return VisualGenomeExtractor(
+        Path(given.weights), boxes=given.boxes, proposals=given.proposals, precision=given.precision
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    vg: VisualGenome
 
 
 class DetectorExtractor:

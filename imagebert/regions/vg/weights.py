@@ -33,6 +33,7 @@ _VERSION = 1
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 _HEAD = "roi_heads.box_predictor"
 _STAGES = ("backbone.res2", "backbone.res3", "backbone.res4", "roi_heads.res5")
+_LARGEST_HEADER = 1 << 26  # bytes, of a safetensors file
 _NAMED = 3  # tensors, in an error
 
 # transformers' config.yaml -> what it says of the rules.
@@ -286,6 +287,16 @@ def _names(file: Path | None, numbered: list[str]) -> list[str]:
     if len(names) != len(numbered):
         raise UsageError(f"{file} has {len(names)} names, the detector {len(numbered)}: give one a line")
     return names
+
+
+def holds_detector(path: Path) -> bool:
+    """Whether a safetensors file is one of `convert_detector`."""
+    try:
+        with open_regular(path) as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            return f'"{_METADATA}":'.encode() in opened.read(min(size, _LARGEST_HEADER))
+    except (OSError, UsageError):
+        return False
 
 
 def _converted(path: Path) -> Detector:

@@ -1,4 +1,4 @@
-"""The detector beside its public ports: equal regions, with the weights and pictures of made_up.py.
+"""The detector beside its public ports: equal regions, with the weights and pictures of benchmarks/made_up.py.
 
 golden.npz holds what the ports' own programs gave, one picture at a time, in float32: bottom-up-attention.pytorch of
 MILVLG (4dbce86, its caffe mode, under detectron2 be792b9), the lxmert project of transformers
@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.made_up import SIZES, picture, weights
 from imagebert.regions.vg.extractor import VisualGenomeExtractor
 from imagebert.regions.vg.operators import overlaps
 from imagebert.regions.vg.weights import Detector, read_detector
-from tests.regions.vg.made_up import SIZES, picture, weights
 
 PORTS = {
     "milvlg": ("caffe", "factor"),

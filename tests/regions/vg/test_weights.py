@@ -15,11 +15,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from benchmarks import made_up
+from benchmarks.made_up import Variant, Weights
 from imagebert.errors import UsageError
 from imagebert.regions.vg.rules import Rules, anchors
 from imagebert.regions.vg.weights import convert_detector, read_detector
-from tests.regions.vg import made_up
-from tests.regions.vg.made_up import Variant, Weights
 
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 

@@ -1,7 +1,7 @@
 """Weights and pictures that a seed makes, for the Visual Genome detector: a narrow one, of the ports' own names.
 
 The published weights cannot be had in a test. With these, activations stay finite, boxes move, and classes and
-attributes are spread over a range of confidences. The public programs were run on the very same (golden.py).
+attributes are spread over a range of confidences. The public programs were run on the very same (tests/regions/vg/).
 """
 
 from __future__ import annotations
