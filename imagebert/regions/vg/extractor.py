@@ -84,7 +84,7 @@ class VisualGenomeExtractor:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The same as the port's own tensors, in its order."""
-        seen = [resize(image, self.rules) for image in images]
+        seen = [resize(image, self.rules, self.device) for image in images]
         places: dict[torch.Size, list[int]] = {}
         for place, picture in enumerate(seen):
             places.setdefault(picture.pixels.shape, []).append(place)

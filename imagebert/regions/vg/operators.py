@@ -36,7 +36,8 @@ def suppress(boxes: torch.Tensor, overlap: float, *, wider: float = 0.0, most: i
     """
     most = len(boxes) if most is None else most
     if boxes.is_cuda:
-        return _suppress_together(_over(overlaps(boxes, wider=wider), overlap, wider))[:most]
+        over = _over(overlaps(boxes, wider=wider), overlap, wider)
+        return _staying(over.triu(diagonal=1)).nonzero().flatten()[:most]
     left = torch.arange(len(boxes))
     kept: list[int] = []
     while len(left) and len(kept) < most:
@@ -51,19 +52,6 @@ def _over(found: torch.Tensor, overlap: float, wider: float) -> torch.Tensor:
     return found >= overlap if wider else found > overlap
 
 
-def _suppress_together(over: torch.Tensor) -> torch.Tensor:
-    """The same for all boxes at once. Whether a box stays follows from those before it: from any beginning, a round
-    settles at least one more of them, and mostly all that have no longer chain; what a round leaves is the answer."""
-    before = over.triu(diagonal=1).to(torch.float16)  # [n, n]: a box, and those behind it that it would suppress
-    stays = torch.ones(len(over), dtype=torch.bool, device=over.device)
-    while True:
-        earlier = stays
-        for _ in range(_ROUNDS):
-            earlier, stays = stays, (stays.to(torch.float16) @ before) == 0
-        if torch.equal(earlier, stays):
-            return stays.nonzero().flatten()
-
-
 def suppress_classes(found: torch.Tensor, scores: torch.Tensor, overlap: float) -> torch.Tensor:
     """The best score [n] that each box keeps where suppression is done within each class, among all boxes; 0: none.
 
@@ -73,14 +61,37 @@ def suppress_classes(found: torch.Tensor, scores: torch.Tensor, overlap: float) 
     """
     over = found >= overlap
     order = scores.argsort(dim=0, descending=True, stable=True)  # [n, C]
+    if scores.is_cuda:
+        rank = order.argsort(dim=0).T  # [C, n]
+        stays = _staying(over & (rank[:, :, None] < rank[:, None, :]))
+        return scores.masked_fill(~stays.T, 0).amax(dim=1)
     gone = torch.zeros_like(scores, dtype=torch.bool).T.contiguous()  # [C, n]
-    every = torch.arange(scores.shape[1], device=scores.device)
+    every = torch.arange(scores.shape[1])
     for place in range(len(scores)):
         box = order[place]  # [C]
         stays = ~gone[every, box]
         gone |= over[box] & stays[:, None]
         gone[every, box] = ~stays
     return scores.masked_fill(gone.T, 0).amax(dim=1)
+
+
+def _staying(suppresses: torch.Tensor) -> torch.Tensor:
+    """Which boxes [..., n] no better one that stays suppresses, all at once, for a GPU.
+
+    Whether a box stays follows from better ones. So from any beginning each round settles at least one more of them,
+    mostly all that have no longer chain above them; what a round leaves as it is, is the answer.
+
+    Args:
+        suppresses: [..., n, n], whether the first is better and overlaps the second
+    """
+    above = suppresses.to(torch.float16 if suppresses.is_cuda else torch.float32)
+    stays = torch.ones(suppresses.shape[:-1], dtype=torch.bool, device=above.device)
+    while True:
+        for _ in range(_ROUNDS):
+            before = stays
+            stays = (before[..., None, :].to(above.dtype) @ above)[..., 0, :] == 0
+        if torch.equal(before, stays):
+            return stays
 
 
 class RegionPooling:

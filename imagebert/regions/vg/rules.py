@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from imagebert.errors import UsageError
@@ -24,6 +23,7 @@ Variant = Literal["caffe", "detectron2"]
 
 # Of Caffe's ResNet-101, blue, green, red.
 PIXEL_MEAN = (102.9801, 115.9465, 122.7717)
+CPU = torch.device("cpu")
 _STRIDE = 16
 _LARGEST_STEP = math.log(1000 / 16)  # of a box's logarithmic change of size
 
@@ -113,58 +113,56 @@ class Detections(NamedTuple):
 # ------------------------------------------------------------------------------------------------- before the network
 
 
-def resize(image: Image.Image, rules: Rules) -> Resized:
-    """The input that a port makes of a picture (RGB). A side that would have no pixel keeps one."""
+def resize(image: Image.Image, rules: Rules, device: torch.device = CPU) -> Resized:
+    """The input that a port makes of a picture (RGB), on a device. A side that would have no pixel keeps one."""
     width, height = image.size
     if rules.resize == "factor":
-        factor = _factor(width, height, rules)
+        factor = rules.short_side / min(width, height)
+        if round(factor * max(width, height)) > rules.long_side:
+            factor = rules.long_side / max(width, height)
         # Python's round goes to even numbers, as OpenCV's does.
         size = max(1, round(height * factor)), max(1, round(width * factor))
-        pixels = _less_mean(np.asarray(image))
-        return Resized(_read_at_factor(pixels, size, factor), (factor, factor))
+        return Resized(_read_at_factor(_less_mean(_levels(image, device)), size, factor), (factor, factor))
     factor = rules.short_side / min(width, height)
     sides = np.array([height, width], np.float64) * factor
     if sides.max() > rules.long_side:
         sides *= rules.long_side / sides.max()
     tall, wide = (max(1, int(side + 0.5)) for side in sides)
     if rules.resize == "pillow":
-        pixels = _less_mean(np.asarray(image.resize((wide, tall), Image.Resampling.BILINEAR)))
+        levels = _levels(image.resize((wide, tall), Image.Resampling.BILINEAR), device)
     else:
-        levels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)[None]
-        levels = torch.nn.functional.interpolate(levels, (tall, wide), mode="bilinear", align_corners=False)
-        pixels = _less_mean(levels[0].permute(1, 2, 0).numpy())
-    return Resized(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), (wide / width, tall / height))
+        levels = torch.nn.functional.interpolate(
+            _levels(image, device)[None], (tall, wide), mode="bilinear", align_corners=False
+        )[0]
+    return Resized(_less_mean(levels), (wide / width, tall / height))
 
 
-def _factor(width: int, height: int, rules: Rules) -> float:
-    factor = rules.short_side / min(width, height)
-    if round(factor * max(width, height)) > rules.long_side:
-        factor = rules.long_side / max(width, height)
-    return factor
+def _levels(image: Image.Image, device: torch.device) -> torch.Tensor:
+    """[3, height, width] float32, 0 to 255: red, green, blue."""
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1).float()
 
 
-def _less_mean(rgb: NDArray[Any]) -> NDArray[np.float32]:
-    bgr: NDArray[np.float32] = rgb[:, :, ::-1].astype(np.float32) - np.array(PIXEL_MEAN, np.float32)
-    return bgr
+def _less_mean(rgb: torch.Tensor) -> torch.Tensor:
+    return rgb.flip(0) - torch.tensor(PIXEL_MEAN, device=rgb.device)[:, None, None]
 
 
-def _read_at_factor(pixels: NDArray[np.float32], size: tuple[int, int], factor: float) -> torch.Tensor:
+def _read_at_factor(pixels: torch.Tensor, size: tuple[int, int], factor: float) -> torch.Tensor:
     """Bilinear reads at multiples of 1 / factor, whatever the size is rounded to: OpenCV's resize by a factor.
 
     Args:
-        pixels: [height, width, 3]
+        pixels: [3, height, width]
     """
-    found = torch.from_numpy(pixels)
-    for axis in (1, 0):
-        places = (torch.arange(size[axis], dtype=torch.float64) + 0.5) / factor - 0.5
+    found = pixels
+    for axis in (2, 1):
+        places = (torch.arange(size[axis - 1], dtype=torch.float64, device=found.device) + 0.5) / factor - 0.5
         last = found.shape[axis] - 1
         low = places.floor().clamp(0, last)
         share = (places - low).clamp(0, 1).float()
         share[low == last] = 0
-        share = share[None, :, None] if axis == 1 else share[:, None, None]
+        share = share if axis == 2 else share[:, None]
         below, above = low.long(), (low.long() + 1).clamp(max=last)
         found = found.index_select(axis, below) * (1 - share) + found.index_select(axis, above) * share
-    return found.permute(2, 0, 1).contiguous()
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ of the network

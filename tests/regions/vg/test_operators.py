@@ -11,7 +11,7 @@ import torch
 from imagebert.regions.vg.operators import (
     RegionPooling,
     _over,
-    _suppress_together,
+    _staying,
     overlaps,
     suppress,
     suppress_classes,
@@ -40,6 +40,11 @@ def kept_by_definition(boxes: torch.Tensor, limit: float, wider: float) -> list[
     return kept
 
 
+def together(over: torch.Tensor) -> list[int]:
+    """As a GPU suppresses: all at once."""
+    return _staying(over.triu(diagonal=1)).nonzero().flatten().tolist()
+
+
 @pytest.mark.parametrize("wider", [0.0, 1.0])
 @pytest.mark.parametrize("limit", [0.3, 0.7])
 @pytest.mark.parametrize("n", [1, 2, 300])
@@ -48,8 +53,7 @@ def test_suppression_is_as_defined(n: int, limit: float, wider: float) -> None:
     wanted = kept_by_definition(boxes, limit, wider)
     assert suppress(boxes, limit, wider=wider).tolist() == wanted
     assert suppress(boxes, limit, wider=wider, most=3).tolist() == wanted[:3]
-    together = _suppress_together(_over(overlaps(boxes, wider=wider), limit, wider))
-    assert together.tolist() == wanted
+    assert together(_over(overlaps(boxes, wider=wider), limit, wider)) == wanted
 
 
 def test_overlap_at_the_limit_counts_in_caffes_pixels_only() -> None:
@@ -65,7 +69,7 @@ def test_a_chain_of_boxes_is_settled_however_long() -> None:
     boxes = torch.cat([places, torch.zeros(100, 1), places + 10, torch.full((100, 1), 10.0)], dim=1)
     wanted = list(range(0, 100, 2))
     assert suppress(boxes, 0.4).tolist() == wanted
-    assert _suppress_together(_over(overlaps(boxes), 0.4, 0.0)).tolist() == wanted
+    assert together(_over(overlaps(boxes), 0.4, 0.0)) == wanted
 
 
 def test_no_boxes_leave_none() -> None:
@@ -84,6 +88,9 @@ def test_suppression_within_classes_is_as_defined() -> None:
         best[kept] = np.maximum(best[kept], scores[kept, name])
     found = suppress_classes(overlaps(boxes, wider=1.0), scores, 0.3)
     np.testing.assert_array_equal(found.numpy(), best.astype(np.float32))
+    rank = scores.argsort(dim=0, descending=True).argsort(dim=0).T
+    stays = _staying((overlaps(boxes, wider=1.0) >= 0.3) & (rank[:, :, None] < rank[:, None, :]))  # as on a GPU
+    assert torch.equal(scores.masked_fill(~stays.T, 0).amax(dim=1), found)
     assert (found == 0).any()
     assert (found < scores.amax(dim=1)).any()
 
