@@ -63,6 +63,7 @@ def batch_of(work: Work, features: int) -> PackedBatch:
         region_reads=index(regions),
         masked_regions=index(regions),
         moc_labels=index(regions),
+        attribute_labels=index(0),
         itm_labels=torch.zeros(work.pairs),
         block=0,
         image_class=index(0),

@@ -57,6 +57,7 @@ class PackedBatch(NamedTuple):
     region_reads: Tensor  # [M'] indices into Q; fill -q, each q once
     masked_regions: Tensor  # [M'] indices into R: where the target feature lies; fill: other ones
     moc_labels: Tensor  # [M'] the detector's top class; fill -1
+    attribute_labels: Tensor  # [M'] the detector's likeliest attribute, fill -1; [0]: attributes are no labels
     itm_labels: Tensor  # [B] float32, 1: matched; fill -1
     # What pairs are contrasted by: all empty where they are not
     block: int  # pairs that lie one behind the other and are contrasted with each other

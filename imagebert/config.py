@@ -99,6 +99,7 @@ class PretrainingObjectives:
     moc: float = 1.0  # weight of masked object classification: classes of regions that were masked
     mrfr: float = 1.0  # weight of masked region feature regression: features of regions that were masked
     itm: float = 1.0  # weight of image-text matching: does the caption belong to the image
+    attributes: float = 0.0  # weight of masked attribute classification, where regions have some; not in the paper
     dual: float = 0.0  # weight of the dual head's contrastive loss; not in the paper
     contrast: int = 32  # pairs that it is contrasted over: those matched among them
     contrast_over: Literal["block", "step"] = "block"  # step: over all matched pairs of a step, on all ranks
@@ -251,7 +252,10 @@ class RunConfig:
         check.within(0.001, 1000, *((f"data.sources.{n}.weight", s.weight) for n, s in enumerate(self.data.sources)))
         for place, source in enumerate(self.evaluation.sources):
             check_unweighted(f"evaluation.sources.{place}", source)
-        weights = [(f"pretraining.{name}", getattr(self.pretraining, name)) for name in ("mlm", "moc", "mrfr", "itm")]
+        weights = [
+            (f"pretraining.{name}", getattr(self.pretraining, name))
+            for name in ("mlm", "moc", "mrfr", "itm", "attributes")
+        ]
         weights += [(f"retrieval.{name}", getattr(self.retrieval, name)) for name in ("binary", "multiclass")]
         check.within(
             0,
@@ -450,6 +454,11 @@ class RunConfig:
         """Whether it trains vectors of images and texts, and nothing that sees both."""
         r = self.retrieval
         return self.task == "finetune" and r.binary + r.multiclass + r.triplet == 0
+
+    @property
+    def predicts_attributes(self) -> bool:
+        """Whether attributes of regions are labels."""
+        return self.task == "pretrain" and self.pretraining.attributes > 0
 
     @property
     def contrast(self) -> int:

@@ -70,6 +70,7 @@ def processing_of(corpus: Corpus, limits: Limits) -> Processing:
             "feature_size": corpus.feature_size,
             "feature_type": corpus.feature_type,
             "region_classes": corpus.classes,
+            **({"region_attributes": corpus.attributes} if corpus.has_attributes else {}),
             "extractor": store.extractor,
         },
         tokenizer=tokenizer.described(limits.max_words),

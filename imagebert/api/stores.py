@@ -212,6 +212,7 @@ def _write(sources: list[Path], out: Path, keys: list[str] | None, options: Stor
             overwrite=options.overwrite,
             made_from=reader.contents,
             has_classes=reader.has_classes,
+            attributes=reader.attributes,
         )
         chosen = keys and hashlib.sha256("\n".join(keys).encode()).hexdigest()
         return transfer(reader, target, {"stores": reader.contents, "keys": chosen}, strict=True, workers=team)

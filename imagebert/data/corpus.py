@@ -32,6 +32,7 @@ class Items(Protocol):
     image_whole: NDArray[np.bool_]
     feature_size: int
     feature_type: FeatureType
+    has_attributes: bool
     verify: bool
 
     @property
@@ -104,6 +105,8 @@ class Corpus:
                 )
             if store.classes != first_store.classes:
                 raise UsageError(f"{store.path} and {first_store.path} have different region classes")
+            if store.attributes != first_store.attributes:
+                raise UsageError(f"{store.path} and {first_store.path} have different attributes, or one has none")
             if pairs.vocabulary_digest != first_pairs.vocabulary_digest:
                 raise UsageError(
                     f"{pairs.path} and {first_pairs.path} were tokenised with different vocabularies or settings"
@@ -115,6 +118,7 @@ class Corpus:
         self.feature_size = first_store.feature_size
         self.feature_type: FeatureType = first_store.feature_type
         self.classes = first_store.classes
+        self.attributes, self.has_attributes = first_store.attributes, bool(first_store.attributes)
         self.dataset = first_pairs.dataset
 
     def __len__(self) -> int:
@@ -246,6 +250,7 @@ class StoreImages:
         self.store, self.tokenizer = store, tokenizer
         self.feature_size = store.feature_size
         self.feature_type: FeatureType = store.feature_type
+        self.has_attributes = bool(store.attributes)
         self.image_regions = store.region_counts.astype(np.int64)
         self.image_whole = store.whole_image
         self.image_class = _classes_of(store.checksums(np.arange(len(store))), self.image_regions)
@@ -277,6 +282,8 @@ class LooseItems:
         self.tokenizer = tokenizer
         self.feature_type: FeatureType = feature_type
         self.feature_size = records[0].features.shape[1]
+        self.has_attributes = False  # nothing asks for them
+        records = [record._replace(attributes=None, attribute_confidences=None) for record in records]
         self._records = records
         self._encoded = [memoryview(encode_record(record, feature_type)) for record in records]
         self._pieces = [np.array(one, np.uint32) for one in pieces]

@@ -10,6 +10,8 @@
             4 n     confidences, float32
             4 n     scales, float32 (ones unless int8)
             2 n     class ids, uint16; padded to 4 bytes
+            4 n     attribute confidences, float32    } format version 2 only
+            2 n     attribute ids, uint16, as classes }
             n F b   features
             4       CRC-32 of all the above
 
@@ -37,7 +39,7 @@ FEATURE_TYPES: tuple[FeatureType, ...] = ("int8", "float16", "float32")
 # The class of a region that is the whole image: no detector named it, so it is never masked.
 WHOLE_IMAGE = 65535
 
-_VERSION = 1
+_VERSION, _WITH_ATTRIBUTES = 1, 2  # a record without attributes stays what it was before there were any
 _HEADER = struct.Struct("<BBHIII")
 _CHECKSUM = struct.Struct("<I")
 
@@ -52,6 +54,8 @@ class RegionRecord(NamedTuple):
     classes: NDArray[np.uint16]  # [n]
     features: NDArray[np.generic]  # [n, F] int8, float16 or float32
     scales: NDArray[np.float32]  # [n]; a feature is features * scales
+    attributes: NDArray[np.uint16] | None = None  # [n] the likeliest one; None: nothing named any
+    attribute_confidences: NDArray[np.float32] | None = None  # [n]
 
     def dequantized(self) -> NDArray[np.float32]:
         """The features as float32 [n, F]; their own memory where they are that already."""
@@ -67,20 +71,25 @@ class Sections(NamedTuple):
     confidences: Any
     scales: Any
     classes: Any
+    attribute_confidences: Any
+    attributes: Any
     features: Any
     end: Any
 
     @classmethod
-    def of(cls, n: int | NDArray[np.int64], feature_bytes: int) -> Sections:
+    def of(cls, n: int | NDArray[np.int64], feature_bytes: int, has_attributes: bool = False) -> Sections:
         """`feature_bytes` of one region."""
-        boxes, classes = _HEADER.size, _HEADER.size + 24 * n
-        features = classes + (2 * n + 3) // 4 * 4
-        return cls(boxes, boxes + 16 * n, boxes + 20 * n, classes, features, features + n * feature_bytes + 4)
+        boxes, classes, numbers = _HEADER.size, _HEADER.size + 24 * n, (2 * n + 3) // 4 * 4
+        confidences = classes + numbers
+        attributes = confidences + 4 * n * has_attributes
+        features = attributes + numbers * has_attributes
+        end = features + n * feature_bytes + 4
+        return cls(boxes, boxes + 16 * n, boxes + 20 * n, classes, confidences, attributes, features, end)
 
 
-def header_word(n: NDArray[np.int64], feature_type: FeatureType) -> NDArray[np.int64]:
+def header_word(n: NDArray[np.int64], feature_type: FeatureType, has_attributes: bool = False) -> NDArray[np.int64]:
     """The first four bytes of records of n regions, as a number."""
-    return _VERSION | FEATURE_TYPES.index(feature_type) << 8 | n << 16
+    return (_WITH_ATTRIBUTES if has_attributes else _VERSION) | FEATURE_TYPES.index(feature_type) << 8 | n << 16
 
 
 def encode_record(record: RegionRecord, feature_type: FeatureType) -> bytes:
@@ -125,16 +134,26 @@ def pack_record(record: RegionRecord, stored: NDArray[np.generic], scales: NDArr
     """The bytes of a record whose features are `stored` [n, F] with `scales` [n]."""
     n, feature_size = stored.shape
     type_code = FEATURE_TYPES.index(str(stored.dtype))  # type: ignore[arg-type]
+    version, named = _VERSION, []
+    if record.attributes is not None:
+        assert record.attribute_confidences is not None
+        version = _WITH_ATTRIBUTES
+        named = [record.attribute_confidences.astype("<f4", copy=False).tobytes(), _numbers(record.attributes)]
     parts = [
-        _HEADER.pack(_VERSION, type_code, n, record.width, record.height, feature_size),
+        _HEADER.pack(version, type_code, n, record.width, record.height, feature_size),
         record.boxes.astype("<f4", copy=False).tobytes(),
         record.confidences.astype("<f4", copy=False).tobytes(),
         scales.astype("<f4", copy=False).tobytes(),
-        record.classes.astype("<u2", copy=False).tobytes().ljust((2 * n + 3) // 4 * 4, b"\0"),
+        _numbers(record.classes),
+        *named,
         stored.tobytes(),
     ]
     body = b"".join(parts)
     return body + _CHECKSUM.pack(crc32(body))
+
+
+def _numbers(numbers: NDArray[np.uint16]) -> bytes:
+    return numbers.astype("<u2", copy=False).tobytes().ljust((2 * len(numbers) + 3) // 4 * 4, b"\0")
 
 
 def decode_record(data: memoryview | bytes, where: str, verify: bool = True) -> RegionRecord:
@@ -147,12 +166,12 @@ def decode_record(data: memoryview | bytes, where: str, verify: bool = True) -> 
     if size < _HEADER.size + 4:
         raise UsageError(f"{where} is truncated: {size} bytes. Restore the store, or extract this image again")
     version, type_code, n, width, height, feature_size = _HEADER.unpack_from(data)
-    if version != _VERSION or type_code >= len(FEATURE_TYPES):
+    if version not in (_VERSION, _WITH_ATTRIBUTES) or type_code >= len(FEATURE_TYPES):
         raise UsageError(
             f"{where} is damaged or of another format (version {version}, type {type_code}): restore the store"
         )
     dtype = np.dtype(FEATURE_TYPES[type_code])
-    at = Sections.of(n, feature_size * dtype.itemsize)
+    at = Sections.of(n, feature_size * dtype.itemsize, version == _WITH_ATTRIBUTES)
     if size != at.end:
         raise UsageError(f"{where} is truncated: {size} bytes, not {at.end}. Restore the store, or extract it again")
     if verify and crc32(data[: size - 4]) != _CHECKSUM.unpack_from(data, size - 4)[0]:
@@ -162,4 +181,12 @@ def decode_record(data: memoryview | bytes, where: str, verify: bool = True) -> 
     scales = np.frombuffer(data, "<f4", n, at.scales)
     classes = np.frombuffer(data, "<u2", n, at.classes)
     features = np.frombuffer(data, dtype, n * feature_size, at.features).reshape(n, feature_size)
-    return RegionRecord(width, height, boxes, confidences, classes, features, scales)
+    attributes = attribute_confidences = None
+    if version == _WITH_ATTRIBUTES:
+        attributes = np.frombuffer(data, "<u2", n, at.attributes)
+        attribute_confidences = np.frombuffer(data, "<f4", n, at.attribute_confidences)
+    return RegionRecord(
+        *(width, height, boxes, confidences, classes, features, scales),
+        attributes=attributes,
+        attribute_confidences=attribute_confidences,
+    )

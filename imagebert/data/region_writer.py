@@ -67,6 +67,7 @@ class Target(NamedTuple):
     made_from: Sequence[str] = ()  # contents of the stores that it is made of
     feature_size: int | None = None  # that all images have; None: that of the first
     has_classes: bool = True  # whether a detector named the regions; else all are of class 0, which is no class
+    attributes: Sequence[str] = ()  # their names; none: the records have none
 
 
 class Encoded(NamedTuple):
@@ -183,7 +184,7 @@ class RegionWriter:
     """Adds records to a store that is being written; made by `write_regions`."""
 
     def __init__(self, target: Target, rank: int) -> None:
-        self.classes = list(target.classes)
+        self.classes, self.attributes = list(target.classes), list(target.attributes)
         self.feature_type = target.feature_type
         self._folder, self._rank, self._shard_bytes = incomplete(target.path), rank, target.shard_bytes
         self._feature_size = target.feature_size
@@ -269,6 +270,15 @@ class RegionWriter:
             )
         if not np.isfinite(record.boxes).all():
             raise UsageError(f"image {key!r} has a box that is not finite")
+        if (record.attributes is None) == bool(self.attributes):
+            has = "no attributes" if record.attributes is None else "attributes"
+            raise UsageError(
+                f"image {key!r} has {has}, the store is for regions with{'' if self.attributes else 'out'}"
+            )
+        if record.attributes is not None and (record.attributes >= len(self.attributes)).any():
+            raise UsageError(
+                f"image {key!r} has unknown attribute {record.attributes.max()}: there are {len(self.attributes)}"
+            )
 
     def encode(self, key: str, record: RegionRecord, padding: int = 0) -> Encoded:
         """Checks and packs one image, from any thread.
@@ -388,6 +398,7 @@ def write_regions(
         "classes": list(target.classes),
         # Only where it says something, so that stores keep the content that they had before this was known.
         **({} if target.has_classes else {"has_classes": False}),
+        **({"attributes": list(target.attributes)} if target.attributes else {}),
         "extractor": target.extractor,
         "job": digest_of(job) if job else None,
         "made_from": list(target.made_from),

@@ -48,6 +48,7 @@ class RegionStore:
     Attributes:
         content: SHA-256 of what the store holds, whatever shards that is cut into
         has_classes: whether a detector named the regions; else all are of class 0, which is no class
+        attributes: the names of the attributes; none: the records have no attributes
         region_counts: [I] uint16, regions of each image, the whole-image region included
         whole_image: [I] bool, whether an image's first region is the whole image
 
@@ -63,6 +64,7 @@ class RegionStore:
         self.feature_type: FeatureType = self.meta["feature_type"]
         self.classes: list[str] = self.meta["classes"]
         self.has_classes: bool = self.meta.get("has_classes", True)
+        self.attributes: list[str] = self.meta.get("attributes", [])
         self.extractor: dict[str, Any] = self.meta["extractor"]
         self.statistics: dict[str, float] = self.meta["statistics"]
         self.shards: list[dict[str, Any]] = self.meta["shards"]
@@ -107,6 +109,8 @@ class RegionStore:
         record = decode_record(data, where, self.verify)
         found = f"{record.features.dtype}{list(record.features.shape)}"
         expected = f"{self.feature_type}{[int(self.region_counts[image]), self.feature_size]}"
+        found += " with attributes" * (record.attributes is not None)
+        expected += " with attributes" * bool(self.attributes)
         if found != expected:
             raise UsageError(f"{where} has features {found}, the index says {expected}: restore the store")
         if self.verify and int.from_bytes(data[-4:], "little") != self.index[image]["checksum"]:
@@ -137,7 +141,8 @@ class RegionStore:
             os.posix_fadvise(self._file(shard), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _sizes(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
-        sizes: NDArray[np.int64] = Sections.of(self.region_counts[images].astype(np.int64), self._feature_bytes).end
+        counts = self.region_counts[images].astype(np.int64)
+        sizes: NDArray[np.int64] = Sections.of(counts, self._feature_bytes, bool(self.attributes)).end
         return sizes
 
     def folder_of(self, shard: str) -> Path:
@@ -173,7 +178,8 @@ def content_of(meta: dict[str, Any], index: NDArray[Any]) -> str:
     Where a record lies is not part of it: a merged or resumed store has the content of one that was written at once.
     """
     digest = hashlib.sha256()
-    kinds = [name for name in ("feature_size", "feature_type", "classes", "has_classes") if name in meta]
+    named = "feature_size", "feature_type", "classes", "has_classes", "attributes"
+    kinds = [name for name in named if name in meta]
     digest.update(digest_of({name: meta[name] for name in kinds}).encode())
     for name in ("key", "regions", "whole", "checksum"):
         for start in range(0, len(index), 1 << 20):

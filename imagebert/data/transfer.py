@@ -186,11 +186,11 @@ class StoreReader:
         self._stores = [RegionStore(path) for path in paths]
         first = self._stores[0]
         for store in self._stores[1:]:
-            for name in ("feature_size", "classes", "has_classes"):
+            for name in ("feature_size", "classes", "has_classes", "attributes"):
                 if getattr(store, name) != getattr(first, name):
                     raise UsageError(f"{first.path} and {store.path} differ in their {name.replace('_', ' ')}")
         self.feature_type = first.feature_type
-        self.classes, self.has_classes = first.classes, first.has_classes
+        self.classes, self.has_classes, self.attributes = first.classes, first.has_classes, first.attributes
         self.contents = [store.content for store in self._stores]
         self.extractor = first.extractor
         if any(store.extractor != first.extractor for store in self._stores):

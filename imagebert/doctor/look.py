@@ -165,7 +165,7 @@ def _check_optimizer(config: RunConfig) -> None:
 
 def _check_room(config: RunConfig, corpus: Corpus, there: Path, free: int) -> None:
     """Room for the checkpoints that are kept, one that is written, and what is there already."""
-    one = checkpoint_bytes(parameter_count(model_shape(config, sizes_of(corpus))[0], config.task))
+    one = checkpoint_bytes(parameter_count(model_shape(config, sizes_of(config, corpus))[0], config.task))
     kept = len(list((Path(config.output) / "checkpoints").glob("step-*")))
     needed = one * (config.checkpoint.keep + 1 - min(kept, config.checkpoint.keep))
     if free < needed:

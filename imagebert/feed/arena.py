@@ -60,6 +60,7 @@ class Contents(NamedTuple):
     max_seqlen: int
     feature_size: int
     feature_type: str
+    attributes: bool = False  # whether they are labels
 
 
 class Layout:
@@ -76,6 +77,7 @@ class Layout:
             ("int64", (regions + texts,), ["position_ids", "token_type_ids"]),
             ("int64", (texts,), ["text_rows", "input_ids", "text_samples", "text_places"]),
             ("int64", (regions,), ["region_rows", "region_samples", "region_places", "region_classes"]),
+            ("int64", (regions if contents.attributes else 0,), ["region_attributes"]),
             ("int64", (pairs,), ["read_rows", "cls_reads"]),
             ("int64", (pairs if contents.block else 0,), ["image_class", "text_class"]),
             ("int64", (contents.whole_images,), ["global_regions"]),
@@ -120,6 +122,7 @@ class Layout:
             region_reads=none,
             masked_regions=none,
             moc_labels=none,
+            attribute_labels=none,
             **fields,
         )
         return batch, places

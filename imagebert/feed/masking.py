@@ -70,6 +70,7 @@ class Places(NamedTuple):
     region_maskable: Tensor  # [R] bool: a detector named it
     region_matched: Tensor  # [R] bool
     region_classes: Tensor  # [R]
+    region_attributes: Tensor  # [R]; [0] where they are no labels
 
 
 def mask_batch(
@@ -111,6 +112,9 @@ def mask_batch(
     region_fill = torch.arange(rooms[1], device=words.device) - region_count  # [M']
     no_word, no_region = word_fill >= 0, region_fill >= 0
     behind_words = read_count + rooms[0] - word_count
+    attributes = places.region_attributes
+    if len(attributes):
+        attributes = attributes[region_slots].masked_fill(no_region, -1)
     return batch._replace(
         input_ids=torch.where(places.text_maskable, seen, batch.input_ids),
         region_zeroed=zeroed,
@@ -123,6 +127,7 @@ def mask_batch(
         region_reads=torch.where(no_region, -(behind_words + region_fill), place_of[batch.region_rows[region_slots]]),
         masked_regions=region_slots,
         moc_labels=places.region_classes[region_slots].masked_fill(no_region, -1),
+        attribute_labels=attributes,
     )
 
 

@@ -93,13 +93,16 @@ class Packer:
     Args:
         group_size: P, pairs that form a group
         max_damaged: images with a damaged record after which it is an error; 0: none is tolerated
+        attributes: whether regions' attributes are labels of a batch
 
     Attributes:
         damaged: the images met so far that have one, and what is wrong with it
     """
 
-    def __init__(self, corpus: Items, limits: Limits, group_size: int = 1, max_damaged: int = 0) -> None:
-        self.corpus = corpus
+    def __init__(
+        self, corpus: Items, limits: Limits, group_size: int = 1, max_damaged: int = 0, attributes: bool = False
+    ) -> None:
+        self.corpus, self.attributes = corpus, attributes
         self.group_size, self.max_damaged = group_size, max_damaged
         self.damaged: dict[int, str] = {}
         self.limits = limits
@@ -243,6 +246,7 @@ class Packer:
             max_seqlen=self._max_seqlen,
             feature_size=self.corpus.feature_size,
             feature_type=self.corpus.feature_type,
+            attributes=self.attributes,
         )
 
     def _fill_regions(
@@ -255,7 +259,8 @@ class Packer:
     ) -> None:
         skip, feature_bytes = self._skip[images], self._feature_bytes
         stored = self.corpus.image_regions[images]  # [B] regions of the whole record
-        at = Sections.of(stored, feature_bytes)
+        has_attributes = self.corpus.has_attributes
+        at = Sections.of(stored, feature_bytes, has_attributes)
         # A record up to its features goes to a block of 16 bytes' multiple; the features go where they belong.
         blocks = _ends(-(-at.features // 16))
         scratch = arena.take_scratch(int(blocks[-1]) * 16)
@@ -276,7 +281,7 @@ class Packer:
                 damaged.append(number)
         field["region_features"].reshape(-1).view(np.uint8)[to:] = 0  # fill has no scale, but a number it must be
         headers = scratch.view(np.uint32)[4 * blocks[:-1]], scratch.view(np.uint32)[4 * blocks[:-1] + 3]
-        expected = header_word(stored, self.corpus.feature_type), self.corpus.feature_size
+        expected = header_word(stored, self.corpus.feature_type, has_attributes), self.corpus.feature_size
         damaged += np.flatnonzero((headers[0] != expected[0]) | (headers[1] != expected[1])).tolist()
         if damaged:
             raise _Damaged({int(images[number]): self._problem(int(images[number])) for number in damaged})
@@ -293,11 +298,16 @@ class Packer:
         field["region_boxes"][total:] = 0
         field["region_scales"][:total] = words[np.repeat(4 * blocks[:-1] + at.scales // 4, regions) + place]
         field["region_scales"][total:] = 0
-        classes = scratch.view(np.uint16)[np.repeat(8 * blocks[:-1] + at.classes // 2, regions) + place]
+        numbers = scratch.view(np.uint16)
+        classes = numbers[np.repeat(8 * blocks[:-1] + at.classes // 2, regions) + place]
         field["region_classes"][:total] = classes
         field["region_classes"][total:] = 0
         field["region_maskable"][:total] = classes != WHOLE_IMAGE
         field["region_maskable"][total:] = False
+        if self.attributes:
+            found = numbers[np.repeat(8 * blocks[:-1] + at.attributes // 2, regions) + place]
+            field["region_attributes"][:total] = found
+            field["region_attributes"][total:] = 0
 
     def _problem(self, image: int) -> str:
         try:

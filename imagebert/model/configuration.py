@@ -24,6 +24,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
     Args:
         feature_size: The length F of a region feature.
         num_region_classes: The number C of the detector's classes.
+        num_region_attributes: The number of the detector's attributes that pre-training predicts; 0: it does not.
         use_pooler: Whether [CLS] is scored through BERT's tanh pooler instead of directly.
         use_global_image_token: Whether the region of the whole image is marked with an embedding of its own (paper,
             section 5.4: an ablation without clear gain).
@@ -62,6 +63,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         layer_norm_eps: float = 1e-12,
         feature_size: int = 2048,
         num_region_classes: int = 1600,
+        num_region_attributes: int = 0,
         use_pooler: bool = False,
         use_global_image_token: bool = False,
         gradient_checkpointing: bool = False,
@@ -86,6 +88,7 @@ class ImageBertConfig(PretrainedConfig):  # type: ignore[misc]
         self.layer_norm_eps = layer_norm_eps
         self.feature_size = feature_size
         self.num_region_classes = num_region_classes
+        self.num_region_attributes = num_region_attributes
         self.use_pooler = use_pooler
         self.use_global_image_token = use_global_image_token
         self.gradient_checkpointing = gradient_checkpointing

@@ -47,6 +47,8 @@ _OF_MODEL = (WEIGHTS, "config.json")
 _OF_PAIRS = ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
 _OF_TRAINING = ("training.json", "README.md")
 
+_TASKS = ("mlm", "moc", "mrfr", "itm")  # that padded tensors have labels of
+
 Output = TypeVar("Output", ImageBertModelOutput, ImageBertPreTrainingOutput, ImageBertRetrievalOutput)
 
 
@@ -363,6 +365,8 @@ def _fused(encoder: ImageBertModel, dual: DualHead | None, itm: ItmHead | None, 
 class ImageBertForPreTraining(ImageBertPreTrainedModel):
     """Trains on the four pre-training tasks: masked words, masked region classes, masked region features, and matching.
 
+    With `num_region_attributes` it predicts the attributes of masked regions, too, which is not the paper's.
+
     Args:
         config: The model's shape.
     """
@@ -375,6 +379,8 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
         self.mlm = MlmHead(config)
         self.moc = Classifier(config.hidden_size, config.num_region_classes)
         self.mrfr = Regressor(config.hidden_size, config.feature_size)
+        attributes = config.num_region_attributes
+        self.attributes = Classifier(config.hidden_size, attributes) if attributes else None
         self.itm = ItmHead(config)
         self.dual = DualHead(config) if config.dual_size else None
         self.post_init()
@@ -415,22 +421,31 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
             moc=classify(self.moc, hidden, batch.region_reads, batch.moc_labels),
             mrfr=regress(self.mrfr, hidden, batch.region_reads, batch),
             itm=itm_loss(logits.flatten(), group_labels(batch).flatten()),
+            attributes=self._of_attributes(hidden, batch),
         )
         return PackedOutput(losses, vectors)
+
+    def _of_attributes(self, hidden: Tensor, batch: PackedBatch) -> Tensor | None:
+        if self.attributes is None:
+            return None
+        labels = batch.attribute_labels
+        if not len(labels):  # the head takes part all the same
+            labels = torch.full_like(batch.moc_labels, -1)
+        return classify(self.attributes, hidden, batch.region_reads, labels)
 
     def _of_padded(self, padded: PaddedPairs) -> Any:
         if padded.get("all_pairs"):
             raise ValueError("all_pairs is for retrieval: in pre-training image b belongs to text b")
         packed = self._packed(padded, pretraining=True)
         if any(padded.get(name) is not None for name in ("labels", "masked_regions", "region_labels", "matched")):
-            sums = self(packed.batch).result
+            sums = dict(zip(_TASKS, self(packed.batch).result, strict=False))
             counts = PretrainingLosses.counts(packed.batch)
             given = (counts > 0).tolist()
             if padded.get("region_labels") is None:
                 given[1] = False
             if padded.get("matched") is None:
                 given[3] = False
-            losses = {n: s / c for n, s, c, g in zip(sums._fields, sums, counts, given, strict=True) if g}
+            losses = {n: s / c for n, s, c, g in zip(sums, sums.values(), counts, given, strict=True) if g}
             output = ImageBertPreTrainingOutput(loss=sum(losses.values()) if losses else None, losses=losses)
             return self._answer(padded, output, packed)
         regions = padded["region_features"].shape[1]

@@ -242,6 +242,7 @@ def _read(
         "region_reads": read_at[is_masked],
         "masked_regions": chosen.nonzero()[:, 0],
         "moc_labels": classes.masked_fill(classes == IGNORED, -1),
+        "attribute_labels": classes[:0],
         "itm_labels": matches,
     }
 

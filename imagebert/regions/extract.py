@@ -81,7 +81,10 @@ def extract(
         first = workers.rank == 0
         sources = describe_sources([images]) if first else []  # the first alone asks whether the job is the same
         job = {"extract": sources, "extractor": description, "part": list(part)}
-        target = Target(out, extractor.classes, description, feature_type, overwrite=overwrite)
+        attributes = getattr(extractor, "attributes", ())  # which few extractors name
+        target = Target(
+            *(out, extractor.classes, description, feature_type), overwrite=overwrite, attributes=attributes
+        )
         before = finished(target, job) if first and not overwrite else None
         there, refused = workers.total([before is not None, before or 0])
         if there:

@@ -20,6 +20,7 @@ LOSSES = {
     "total": "weighted sum of the losses",
     "mlm": "masked words (MLM)",
     "moc": "masked object classes (MOC)",
+    "attributes": "masked attributes of regions",
     "mrfr": "masked features (MRFR)",
     "itm": "image-text matching (ITM)",
     "binary": "binary classification",

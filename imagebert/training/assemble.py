@@ -77,9 +77,15 @@ def prepare(given: RunConfig) -> Prepared:
             f"{unnamed.path} has no region classes, no detector named its regions: set pretraining.moc=0, or import "
             "features with classes"
         )
+    if config.predicts_attributes and not corpus.has_attributes:
+        raise UsageError(
+            f"{corpus.stores[0].path} has regions without attributes: set pretraining.attributes=0, or extract them "
+            "with the Visual Genome detector"
+        )
     packer = Packer(
         corpus,
         Limits.of(config.data, mark_whole_image=config.model.marks_whole_image),
+        attributes=config.predicts_attributes,
         group_size=config.group_size * config.contrast,
         max_damaged=config.data.max_damaged_records,
     )
@@ -215,7 +221,7 @@ def make_model(config: RunConfig, corpus: Corpus) -> PreTrainedModel:
     Raises:
         UsageError: what is started from is damaged, or is for other data or another vocabulary.
     """
-    shape, origin = model_shape(config, sizes_of(corpus))
+    shape, origin = model_shape(config, sizes_of(config, corpus))
     longest = config.data.max_words + 4  # positions: [CLS], the regions' one, two [SEP], the words
     if longest > shape.max_position_embeddings:
         raise UsageError(f"data.max_words {config.data.max_words} needs {longest} positions: lower it")
@@ -247,12 +253,13 @@ def _embed_text_alone(model: PreTrainedModel, shape: ImageBertConfig, origin: Pa
     embed_text_alone(model, corpus.tokenizer.cls_id, corpus.tokenizer.sep_id)
 
 
-def sizes_of(corpus: Corpus) -> dict[str, int]:
-    """What the data decides of a model's shape."""
+def sizes_of(config: RunConfig, corpus: Corpus) -> dict[str, int]:
+    """What the data and the losses decide of a model's shape."""
     return {
         "vocab_size": len(corpus.tokenizer),
         "feature_size": corpus.feature_size,
         "num_region_classes": len(corpus.classes),
+        "num_region_attributes": len(corpus.attributes) if config.predicts_attributes else 0,
     }
 
 

@@ -185,7 +185,8 @@ def pair_flops(shape: ImageBertConfig, regions: float, words: float, masked: boo
         full = s.num_hidden_layers - s.fusion_layer - 1
         flops += 6 * (pairs * (full * t * products + 2 * t * h * h) + (reads + chosen) * (2 * h * h + 2 * h * i))
         flops += 14 * h * t * t * (pairs * full + (reads + chosen) / t)
-    heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * (s.num_region_classes + s.feature_size))
+    labels = s.num_region_classes + s.num_region_attributes + s.feature_size
+    heads = 6 * h * (masked_words * (s.vocab_size + h) + masked_regions * labels)
     dual = 6 * t * h * h if s.dual_size and not s.fusion_layer else 0
     dual += s.dual_shortcut * (4 * s.feature_size + 6 * s.dual_size)
     return flops + heads + dual + 4 * regions * s.feature_size * h

@@ -99,7 +99,7 @@ def find_data(config: RunConfig, told: Told, notes: list[str]) -> Data:
         longest=int((own + lengths.words).max()) + SPECIAL_TOKENS,
         record=None if told.regions else float(np.mean(records)),
         feature_bytes=feature_bytes,
-        sizes=sizes_of(corpus),
+        sizes=sizes_of(config, corpus),
     )
 
 

@@ -164,6 +164,7 @@ def text_only(texts: list[list[int]]) -> PackedBatch:
         region_reads=none,
         masked_regions=none,
         moc_labels=none,
+        attribute_labels=none,
         itm_labels=torch.ones(len(texts)),
         block=0,
         image_class=none,

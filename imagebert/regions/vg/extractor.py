@@ -127,7 +127,7 @@ class VisualGenomeExtractor:
 
 def _record(image: Image.Image, found: Detections) -> RegionRecord:
     order = found.confidences.argsort(descending=True, stable=True)
-    boxes, classes, confidences, _, _, features = (part[order].cpu().numpy() for part in found[:6])
+    boxes, classes, confidences, attributes, sure, features = (part[order].cpu().numpy() for part in found[:6])
     return RegionRecord(
         width=image.width,
         height=image.height,
@@ -136,4 +136,6 @@ def _record(image: Image.Image, found: Detections) -> RegionRecord:
         classes=classes.astype(np.uint16),
         features=features,
         scales=np.ones(len(boxes), np.float32),
+        attributes=attributes.astype(np.uint16),
+        attribute_confidences=sure,
     )

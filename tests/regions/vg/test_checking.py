@@ -64,6 +64,21 @@ def test_a_description_and_weights_themselves_are_extractors(folder: Path, tmp_p
     assert RegionStore(tmp_path / "c").extractor["digest"] != RegionStore(tmp_path / "a").extractor["digest"]
 
 
+def test_pictures_of_one_pixel_and_of_too_many_are_refused_by_a_sentence(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (1, 1), "red").save(photos / "one.png")
+    Image.new("1", (10_001, 10_000)).save(photos / "many.png")
+    Image.fromarray(picture("square")).save(photos / "square.png")
+    done = api.extract(photos, tmp_path / "out", api.VisualGenome(weights=str(folder / "caffe.pth"), boxes="36"))
+    assert (done.stored, done.refused) == (1, 2)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("one.png is refused: image 'one.png' has no region: none was found in it" in line for line in said)
+    assert any("many.png is skipped: it has more pixels than 100,000,000" in line for line in said)
+
+
 def test_right_weights_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "check.json"
     call = ["detector", "check", str(folder / "caffe.pth"), str(folder / "regions"), str(folder / "photos")]
