@@ -27,21 +27,19 @@ class PretrainingLosses(NamedTuple):
         moc: The sum over masked regions, for their classes.
         mrfr: The sum over masked regions, for their features.
         itm: The sum over pairs.
-        attributes: The sum over masked regions, for their attributes; None where the model does not predict them.
     """
 
     mlm: Tensor
     moc: Tensor
     mrfr: Tensor
     itm: Tensor
-    attributes: Tensor | None = None
 
     @staticmethod
     def counts(batch: PackedBatch) -> Tensor:
-        """Counts the rows that each of the paper's losses is a sum over, by which it is divided.
+        """Counts the rows that each loss is a sum over, by which it is divided.
 
         Returns:
-            The four counts, [4], in the order of the losses. That of attributes is that of `moc`.
+            The four counts, [4], in the order of the losses.
         """
         words, regions, pairs = batch.counts
         chosen = batch.negative_draws.shape[1]

@@ -47,8 +47,6 @@ _OF_MODEL = (WEIGHTS, "config.json")
 _OF_PAIRS = ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
 _OF_TRAINING = ("training.json", "README.md")
 
-_TASKS = ("mlm", "moc", "mrfr", "itm")  # that padded tensors have labels of
-
 Output = TypeVar("Output", ImageBertModelOutput, ImageBertPreTrainingOutput, ImageBertRetrievalOutput)
 
 
@@ -313,10 +311,12 @@ class PackedOutput(NamedTuple):
             matching, or [B, 1 + N'] where the batch asks for N' negatives of each pair: the pair's own, then theirs.
         vectors: The vectors of images and texts, [B, D] each, scaled so that their products are logits. There are none
             without a dual head.
+        attributes: The sum of losses of masked regions' attributes. None where the model does not predict them.
     """
 
     result: Any
     vectors: tuple[Tensor, ...] = ()
+    attributes: Tensor | None = None
 
 
 class Fused(NamedTuple):
@@ -421,9 +421,8 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
             moc=classify(self.moc, hidden, batch.region_reads, batch.moc_labels),
             mrfr=regress(self.mrfr, hidden, batch.region_reads, batch),
             itm=itm_loss(logits.flatten(), group_labels(batch).flatten()),
-            attributes=self._of_attributes(hidden, batch),
         )
-        return PackedOutput(losses, vectors)
+        return PackedOutput(losses, vectors, self._of_attributes(hidden, batch))
 
     def _of_attributes(self, hidden: Tensor, batch: PackedBatch) -> Tensor | None:
         if self.attributes is None:
@@ -438,14 +437,14 @@ class ImageBertForPreTraining(ImageBertPreTrainedModel):
             raise ValueError("all_pairs is for retrieval: in pre-training image b belongs to text b")
         packed = self._packed(padded, pretraining=True)
         if any(padded.get(name) is not None for name in ("labels", "masked_regions", "region_labels", "matched")):
-            sums = dict(zip(_TASKS, self(packed.batch).result, strict=False))
+            sums = self(packed.batch).result
             counts = PretrainingLosses.counts(packed.batch)
             given = (counts > 0).tolist()
             if padded.get("region_labels") is None:
                 given[1] = False
             if padded.get("matched") is None:
                 given[3] = False
-            losses = {n: s / c for n, s, c, g in zip(sums, sums.values(), counts, given, strict=True) if g}
+            losses = {n: s / c for n, s, c, g in zip(sums._fields, sums, counts, given, strict=True) if g}
             output = ImageBertPreTrainingOutput(loss=sum(losses.values()) if losses else None, losses=losses)
             return self._answer(padded, output, packed)
         regions = padded["region_features"].shape[1]

@@ -62,13 +62,13 @@ def make_objective(config: RunConfig) -> Objective:
         p = config.pretraining
         plain = Objective(
             {"mlm": p.mlm, "moc": p.moc, "mrfr": p.mrfr, "itm": p.itm},
-            lambda output, batch: output.result[:4],
+            lambda output, batch: output.result,
             PretrainingLosses.counts,
         )
         if p.attributes:
             plain = Objective(
                 {**plain.weights, "attributes": p.attributes},
-                lambda output, batch: output.result,
+                lambda output, batch: (*output.result, output.attributes),
                 lambda batch: torch.cat([PretrainingLosses.counts(batch), batch.counts[1:2]]),
             )
         return _with_dual(plain, p.dual, p.contrast_over == "step") if config.model.dual_size else plain

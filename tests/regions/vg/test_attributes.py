@@ -139,13 +139,13 @@ def test_the_loss_is_the_cross_entropy_of_masked_regions(folder: Path) -> None:
     batch = packer.pack(samples, Arena(), 0, make_masking(config, corpus))
     sizes = {**sizes_of(config, corpus), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = ImageBertForPreTraining(ImageBertConfig.preset("tiny", **sizes)).eval()
-    found = model(batch).result.attributes
+    found = model(batch).attributes
     hidden = model.imagebert(batch)[batch.region_rows[batch.masked_regions]]
     logits = model.attributes(hidden).double()
     wanted = torch.nn.functional.cross_entropy(logits, batch.attribute_labels, reduction="sum")
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     # Without labels the head takes part all the same: no rank waits for a gradient that never comes.
-    none = model(batch._replace(attribute_labels=batch.attribute_labels[:0])).result.attributes
+    none = model(batch._replace(attribute_labels=batch.attribute_labels[:0])).attributes
     assert none.item() == 0
     none.backward()
     assert model.attributes.weight.grad is not None
