@@ -12,7 +12,7 @@
 #     3. tune large
 #     4. score sanitizer
 #     5. feed-tests feed plan     a second half hour
-#     6. compiled
+#     6. compiled detector
 #
 #     part        what it does                                                               $OUT/..., CARD is told
 #     check       whole steps: kernels against reference, eager = filled = graphed = compiled  check_gpu_CARD.json
@@ -28,12 +28,13 @@
 #     feed        the feeder's rate beside its peers'                                          feed_gpu_CARD.json
 #     plan        constants of `imagebert plan`, and what a checkpoint costs                   calibrate_gpu_CARD.json
 #     compiled    as base, ours and VisualBERT through torch.compile                       train_gpu_CARD_compiled.json
+#     detector    pictures a second of the Visual Genome detector, its tests on the GPU first  extract_gpu_CARD.json
 #
 # A part that fails or takes over 8 minutes does not end the others, but the exit status is 1 then. JSON is written as
 # figures come, and each part's output is in $OUT/PART.log.
 set -eu
 cd "$(dirname "$0")/.."
-PARTS='check tests base real ops tune large score sanitizer feed-tests feed plan compiled'
+PARTS='check tests base real ops tune large score sanitizer feed-tests feed plan compiled detector'
 
 # Makes a folder anew: wheels for Python 3.12 of what a PyTorch image lacks, in the versions that were tested together.
 # DeepSpeed is published as source only; its set-up imports torch.
@@ -154,6 +155,10 @@ run_part() {
         measured feed "feed_gpu_$CARD" --device cuda --gib 1 --seconds 1 --turns 2 --folder "$SCRATCH/feed"
         ;;
     plan) measured calibrate "calibrate_gpu_$CARD" ;;
+    detector)
+        tested tests/regions/vg/test_parity.py tests/regions/vg/test_operators.py -m gpu &&
+            measured extract "extract_gpu_$CARD" --pictures 6
+        ;;
     esac
 }
 

@@ -89,12 +89,12 @@ class VisualGenomeExtractor:
         for place, picture in enumerate(seen):
             places.setdefault(picture.pixels.shape, []).append(place)
         found: dict[int, Detections] = {}
-        for size, group in places.items():
-            if min(size) < _NARROWEST:  # of which the fourth stage has nothing
-                none = self._nothing()
-                found |= dict.fromkeys(group, none)
-            else:
-                found |= dict(zip(group, self._of_one_size([seen[place] for place in group]), strict=True))
+        with torch.backends.cudnn.flags(allow_tf32=False):  # fp32 is fp32, on a GPU, too
+            for size, group in places.items():
+                if min(size[1:]) < _NARROWEST:  # of which the fourth stage has nothing
+                    found |= dict.fromkeys(group, self._nothing())
+                else:
+                    found |= dict(zip(group, self._of_one_size([seen[place] for place in group]), strict=True))
         return [found[place] for place in range(len(images))]
 
     def _nothing(self) -> Detections:

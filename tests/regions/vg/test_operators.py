@@ -131,3 +131,18 @@ def pooled_by_definition(feature_map: np.ndarray, box: list[float]) -> np.ndarra
             if cells.size:
                 pooled[:, row, column] = cells.max(axis=(1, 2))
     return pooled
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_keeps_and_pools_the_same() -> None:
+    boxes = some_boxes(6000, seed=5, size=900)
+    assert suppress(boxes.cuda(), 0.7, most=300).tolist() == suppress(boxes, 0.7, most=300).tolist()
+    few, scores = some_boxes(300, seed=6), torch.rand(300, 1600, generator=torch.Generator().manual_seed(7))
+    on_cpu = suppress_classes(overlaps(few, wider=1.0), scores, 0.3)
+    assert torch.equal(suppress_classes(overlaps(few, wider=1.0).cuda(), scores.cuda(), 0.3).cpu(), on_cpu)
+    maps = torch.randn(2, 5, 38, 57, generator=torch.Generator().manual_seed(8))
+    inside, pictures = boxes[:200], torch.arange(200) % 2
+    assert torch.equal(
+        RegionPooling(maps.cuda())(inside.cuda(), pictures.cuda()).cpu(), RegionPooling(maps)(inside, pictures)
+    )

@@ -67,6 +67,24 @@ def test_regions_are_the_ports(case: str, detectors: dict[str, Detector]) -> Non
     np.testing.assert_allclose(ours["boxes"], theirs["boxes"], atol=1e-4 * max(SIZES[name]), rtol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("case", [case for case in CASES if not case.endswith("small")])
+def test_regions_on_a_gpu_are_the_ports(case: str, detectors: dict[str, Detector]) -> None:
+    """Nearly: what rounding of a GPU's convolutions may exchange are regions that are equally sure."""
+    port, boxes, name = case.split("/")
+    extractor = VisualGenomeExtractor(detectors[port], boxes=boxes)
+    (found,) = extractor.detect([Image.fromarray(picture(name))])
+    wanted = torch.from_numpy(GOLDEN[f"{case}/boxes"])
+    assert len(found.boxes) == len(wanted)
+    if len(wanted):
+        overlap, nearest = overlaps(wanted, found.boxes.cpu()).max(dim=1)
+        same = overlap > 0.999
+        assert same.float().mean() > 0.9
+        features = torch.from_numpy(GOLDEN[f"{case}/features"])
+        torch.testing.assert_close(found.features.cpu()[nearest][same], features[same], atol=1e-2, rtol=0)
+
+
 def test_golden_cases_have_every_port_picture_and_rule() -> None:
     assert {case.split("/")[0] for case in CASES} == set(PORTS)
     assert {case.split("/")[2] for case in CASES} == set(SIZES) - {"line"}  # of which the ports make an error
