@@ -15,6 +15,7 @@ from imagebert.config import UsageError
 from imagebert.pictures import UnreadableImage
 from imagebert.regions import dali_jpegs, decoding
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
+from imagebert.regions.tar_pictures import TarReader
 from tests.test_decoder import exif_of, with_notes, xmp_of
 from tests.test_pictures import many_scans, picture, saved
 
@@ -258,7 +259,7 @@ def test_what_is_ordinary(tmp_path: Path) -> None:
         (plain[:100], False),
     ):
         (tmp_path / "file").write_bytes(data)
-        assert (decoding._look(tmp_path / "file").kind is not None) == expected, data
+        assert (decoding._look(tmp_path / "file", TarReader()).kind is not None) == expected, data
 
 
 def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +287,7 @@ def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypat
 )
 def test_pixels_are_known_before_decoding(tmp_path: Path, kind: str, mode: str, options: dict[str, Any]) -> None:
     (tmp_path / "file").write_bytes(saved(Image.new(mode, (700, 300)), kind, **options))
-    assert decoding._look(tmp_path / "file").pixels == 700 * 300
+    assert decoding._look(tmp_path / "file", TarReader()).pixels == 700 * 300
 
 
 def test_pixels_that_are_not_known_fill_a_batch(tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_pixels_that_are_not_known_fill_a_batch(tmp_path: Path) -> None:
     twice = saved(Image.new("RGB", (7, 3)), "PNG")
     for data in (twice[:33] + twice[8:], saved(Image.new("RGB", (7, 3)), "GIF"), b"RIFF????WEBPVP9 " + bytes(30)):
         (tmp_path / "file").write_bytes(data)
-        assert decoding._look(tmp_path / "file").pixels >= decoding._BATCH_PIXELS
+        assert decoding._look(tmp_path / "file", TarReader()).pixels >= decoding._BATCH_PIXELS
 
 
 def test_nothing_to_decode() -> None:
