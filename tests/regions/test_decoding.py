@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from imagebert.config import UsageError
 from imagebert.pictures import UnreadableImage
 from imagebert.regions import dali_jpegs, decoding
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
-from imagebert.regions.tar_pictures import TarReader
+from imagebert.regions.tar_pictures import TarReader, list_tar
 from tests.test_decoder import exif_of, with_notes, xmp_of
 from tests.test_pictures import many_scans, picture, saved
 
@@ -73,6 +74,18 @@ def test_dali_gives_pillows_pixels_and_refuses_what_pillow_refuses(
     assert refused == ["cut.jpg", "text.jpg"]
     check_equal(decoded(pictures, "dali"), by_pillow)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "dali"])
+def test_pictures_in_a_tar_are_decoded_as_files_are(pictures: list[Path], tmp_path: Path, decoder: str) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for path in pictures:
+            archive.add(path, path.name)
+    listed = list_tar(tmp_path / "all.tar").pictures
+    assert [f"{picture.key}.{picture.suffix}" for picture in listed] == [path.name for path in pictures]
+    with jpeg_decoder(decoder) as jpegs:
+        in_tar = [image for _, image in decode(listed, jpegs)]
+    check_equal(dict(zip(pictures, in_tar, strict=True)), decoded(pictures, "pillow"))
 
 
 # ---------------------------------------------------------------------------------------- a DALI that does what is said
