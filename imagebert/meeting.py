@@ -8,6 +8,7 @@ a pickle.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -103,7 +104,11 @@ class Meeting:
         self._store = join(launch, *launch.master, 60 * minutes)
         self._calls, self._over = 0, False
         self._beats = {rank: (0, time.monotonic()) for rank in range(self.size)}
-        threading.Thread(target=self._live, name="meeting", daemon=True).start()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="meeting", daemon=True)
+        self._thread.start()
+        # Python unwinds a daemon thread that asks the store, in C++, when it ends: that aborts the process.
+        atexit.register(self._end)
 
     def Barrier(self) -> None:
         self._exchange("")
@@ -177,6 +182,11 @@ class Meeting:
                     f"rank {rank} has not been heard of for {_SILENT:.0f} s: it was killed, or its node has gone"
                 )
 
+    def _end(self) -> None:
+        """The process is at its end."""
+        self._ended.set()
+        self._thread.join(5)  # seconds: the store may be gone
+
     def _ask(self, what: str, *arguments: Any) -> Any:
         try:
             return getattr(self._store, what)(*arguments)
@@ -198,7 +208,8 @@ class Meeting:
                     error = f"another rank failed: {self._store.get('failed').decode()}"
             except RuntimeError:
                 error = f"rank {self.rank} lost rank 0: its own message says why"
-            time.sleep(_BEAT)
+            if self._ended.wait(_BEAT):
+                return
         print(f"imagebert: the work failed: {error}", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -19,7 +19,7 @@ source "$IMAGEBERT_HOME/slurm/common.sh" || {
 }
 
 IMAGES='' OUT='' EXTRACTOR='' PARTS=8 MERGE=0 STEP_TASKS=1 REGIONS=() PAIRS=() WRITES=
-option() { # --images DIR, --out STORE, --extractor FILE, --parts N, and --merge 1 for the last job
+option() { # --images DIR|TAR, --out STORE, --extractor FILE, --parts N, and --merge 1 for the last job
     case $1 in
     --images) IMAGES=$2 ;;
     --out) OUT=$2 ;;
@@ -33,8 +33,8 @@ prepare() {
     NODES=1
     ((GPUS < 1)) || GPUS=1
     RUN=$(dirname "$OUT") MOUNTS=("$IMAGES" "$(dirname "$EXTRACTOR")")
-    [[ -d $IMAGES && -f $EXTRACTOR && -n $OUT && $PARTS =~ ^[1-9][0-9]*$ ]] ||
-        wrong "give --images FOLDER, --out STORE, --extractor FILE and --parts N"
+    [[ -e $IMAGES && -f $EXTRACTOR && -n $OUT && $PARTS =~ ^[1-9][0-9]*$ ]] ||
+        wrong "give --images FOLDER|TAR, --out STORE, --extractor FILE and --parts N"
     if ! in_job || ((DRY)); then
         ((MERGE)) || SBATCH+=("--array=0-$((PARTS - 1))")
     elif ((!MERGE)) && [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then

@@ -124,7 +124,7 @@ def test_extraction_is_shared(ranks: int, tmp_path: Path) -> None:
             assert [out for _, out, _ in done[1:]] == [""] * (many - 1)
         found[name] = RegionStore(tmp_path / name)
     assert found["several"].content == found["one"].content
-    assert len(found["several"].shards) == ranks
+    assert len(found["several"].shards) in range(1, ranks + 1)  # one of each rank that was in time to claim a picture
     assert records(tmp_path / "several") == records(tmp_path / "one")
 
 
@@ -175,3 +175,18 @@ with workers() as team:
     assert "another rank failed: rank 0 on" in killed[2][2]
     assert all("the disk is full" in errors for *_, errors in failed)
     assert all(code for code, *_ in [*killed, *failed])
+
+
+def test_nothing_is_asked_of_the_store_when_python_ends() -> None:
+    """A thread that is unwound within PyTorch's C++ aborts the process, whose work was done."""
+    code = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # the last one to be called
+from imagebert import meeting
+from imagebert.workers import workers
+meeting._BEAT = 0.05
+with workers() as team:
+    team.barrier()
+    print([thread.name for thread in threading.enumerate()])
+"""
+    assert srun(2, code) == [(0, "['MainThread', 'meeting']\n['MainThread']\n", "")] * 2

@@ -153,7 +153,7 @@ def test_extraction_is_an_array_and_a_merge(tmp_path: Path) -> None:
         ("stage1.sh", ["--data"], "--data needs a value"),
         ("stage1.sh", ["steps"], "steps is neither an option nor key=value"),
         ("evaluate.sh", ["a.b=1"], "evaluate.sh takes no a.b=1"),
-        ("extract.sh", ["--images", "/nowhere"], "give --images FOLDER"),
+        ("extract.sh", ["--images", "/nowhere"], "give --images FOLDER|TAR,"),
         ("pipeline.sh", ["--run", "x"], "pipeline.sh takes no --run"),
         ("pipeline.sh", ["--from-stage", "stage3"], "--from-stage stage3: there are stage1 stage2 finetune evaluate"),
         ("stage1.sh", ["--gres", "disk:1"], "--gres disk:1: give GPUs"),

@@ -48,13 +48,14 @@ def extract(
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
 ) -> Extracted:
-    """Extracts the regions of every picture below a folder into a region store.
+    """Extracts the regions of every picture below a folder into a region store, and of those in tars below it.
 
-    An image's key is its path below that folder. A call that was killed goes on where it stopped when it is made again.
-    Ranks share the work.
+    An image's key is its path below that folder. A picture in a tar has the key that captions of the same tar name: its
+    name up to the first dot, without a suffix. A call that was killed goes on where it stopped when it is made again.
+    Ranks share the work: each claims some pictures when it is done with those before.
 
     Args:
-        images: The folder of pictures.
+        images: The folder of pictures, of tars as webdataset and img2dataset write them, or of both; or one tar.
         out: The region store to write.
         extractor: The YAML file that describes the detector and the backbone (docs/extract.md), or the Visual Genome
             detector: its weights, or those with what is asked of it (docs/detector.md).
@@ -68,8 +69,8 @@ def extract(
         How many pictures there are, were stored and were refused, and what else the folder holds.
 
     Raises:
-        UsageError: There is no such folder, it has no picture that can be read, or the extractor's description is
-            wrong.
+        UsageError: There is no such folder, it has no picture that can be read, two pictures have one key, or the
+            extractor's description is wrong.
         OSError: The disk is full or fails, or another rank is gone.
     """
     from imagebert.regions.extract import extract as extract_pictures

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def _extract_options(parser: ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of pictures")
+    parser.add_argument(
+        "images", type=Path, metavar="IMAGES", help="folder of pictures, or of tars of them; or one tar"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="region store to write")
     parser.add_argument(
         "--extractor",

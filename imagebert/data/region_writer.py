@@ -216,13 +216,17 @@ class RegionWriter:
         """
         if key in self._seen:
             raise UsageError(f"image {key!r} comes twice: give each image one key")
-        digest = _digest(key.encode("utf-8", "surrogatepass"))
-        at = int(np.searchsorted(self._written, digest))
-        if at == len(self._written) or self._written[at] != digest.rstrip(b"\0"):
+        if not self.wrote(key):
             return False
         self._seen.add(key)
         self.accepted += 1
         return True
+
+    def wrote(self, key: str) -> bool:
+        """Whether an earlier call wrote `key`, at any worker. Unlike `has` it counts nothing and may be asked again."""
+        digest = _digest(key.encode("utf-8", "surrogatepass"))
+        at = int(np.searchsorted(self._written, digest))
+        return at < len(self._written) and bool(self._written[at] == digest.rstrip(b"\0"))
 
     def add(self, key: str, record: RegionRecord) -> None:
         """Appends one image; see `encode` for what is raised."""

@@ -13,11 +13,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from imagebert.errors import UsageError
 from imagebert.files import read_bytes
 from imagebert.pictures import DECODER, FILE_BYTES, LOCAL, UnreadableImage
 from imagebert.regions.dali_jpegs import DaliJpegs, NoDali
+from imagebert.regions.tar_pictures import TarPicture, TarReader, open_tars
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ _BATCH, _BATCH_BYTES, _BATCH_PIXELS = 32, 32 << 20, 48_000_000
 _COMPARED, TOLERANCE = 4, 0.5
 
 Decoded = Image.Image | UnreadableImage
+Place = TypeVar("Place", bound=Path | TarPicture)  # of a picture: a file, or within a tar
 
 
-class _File(NamedTuple):
-    path: Path
+class _File(NamedTuple, Generic[Place]):
+    path: Place
     data: bytes
     refused: UnreadableImage | None  # where it cannot even be read
     pixels: int
@@ -78,8 +80,11 @@ def jpeg_decoder(decoder: str = "auto") -> Iterator[DaliJpegs | None]:
             jpegs.close()
 
 
-def decode(paths: Sequence[Path], jpegs: DaliJpegs | None = None) -> Iterator[tuple[Path, Decoded]]:
+def decode(paths: Iterable[Place], jpegs: DaliJpegs | None = None) -> Iterator[tuple[Place, Decoded]]:
     """Each picture, upright RGB, or why it cannot be used; in the order of `paths`.
+
+    Args:
+        paths: taken one by one, by another thread, two batches ahead at most
 
     Raises:
         OSError: the disk fails, or no decoder can be started.
@@ -88,9 +93,9 @@ def decode(paths: Sequence[Path], jpegs: DaliJpegs | None = None) -> Iterator[tu
     dali = None if jpegs is None else _Dali(jpegs)
     with ThreadPoolExecutor(1, "decoder") as thread, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pillows:
 
-        def next_batch() -> list[tuple[Path, Decoded]]:
+        def next_batch() -> list[tuple[Place, Decoded]]:
             batch = next(batches, [])  # files are read in that thread, too
-            by_dali = [None] * len(batch) if dali is None else dali.decode(batch)
+            by_dali: list[Image.Image | None] = [None] * len(batch) if dali is None else dali.decode(batch)
             by_pillow = pillows.map(_by_pillow, [file for file, image in zip(batch, by_dali, strict=True) if not image])
             return [(file.path, image or next(by_pillow)) for file, image in zip(batch, by_dali, strict=True)]
 
@@ -100,22 +105,24 @@ def decode(paths: Sequence[Path], jpegs: DaliJpegs | None = None) -> Iterator[tu
             yield from found
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[list[_File]]:
-    batch: list[_File] = []
+def _batches(paths: Iterable[Place]) -> Iterator[list[_File[Place]]]:
+    batch: list[_File[Place]] = []
     size = pixels = 0
-    for file in map(_look, paths):
-        size, pixels = size + len(file.data), pixels + file.pixels
-        if batch and (len(batch) == _BATCH or size > _BATCH_BYTES or pixels > _BATCH_PIXELS):
+    with open_tars() as tars:
+        for path in paths:
+            file = _look(path, tars)
+            size, pixels = size + len(file.data), pixels + file.pixels
+            if batch and (len(batch) == _BATCH or size > _BATCH_BYTES or pixels > _BATCH_PIXELS):
+                yield batch
+                batch, size, pixels = [], len(file.data), file.pixels
+            batch.append(file)
+        if batch:
             yield batch
-            batch, size, pixels = [], len(file.data), file.pixels
-        batch.append(file)
-    if batch:
-        yield batch
 
 
-def _look(path: Path) -> _File:
+def _look(path: Place, tars: TarReader) -> _File[Place]:
     try:
-        data = read_bytes(path, FILE_BYTES)
+        data = tars.read(path) if isinstance(path, TarPicture) else read_bytes(path, FILE_BYTES)
     except UsageError as error:
         return _File(path, b"", UnreadableImage(str(error)), 0, None)
     facts = jpeg_facts(data)
@@ -178,7 +185,7 @@ class _Dali:
         self._compared = Counter[bytes]()  # kinds
         self._others: set[bytes] = set()  # kinds that come out otherwise
 
-    def decode(self, batch: Sequence[_File]) -> list[Image.Image | None]:
+    def decode(self, batch: Sequence[_File[Any]]) -> list[Image.Image | None]:
         """None: for Pillow."""
         jpegs = [file for file in batch if file.kind is not None and file.kind not in self._others]
         found = self._jpegs.decode([file.data for file in jpegs], [str(file.path) for file in jpegs])
@@ -188,7 +195,7 @@ class _Dali:
         images = {file.path: image for file, image in zip(jpegs, found, strict=True) if file.kind not in self._others}
         return [images.get(file.path) for file in batch]
 
-    def _compare(self, file: _File, image: Image.Image) -> None:
+    def _compare(self, file: _File[Any], image: Image.Image) -> None:
         assert file.kind is not None
         if file.kind in self._others or self._compared[file.kind] == _COMPARED:
             return
@@ -206,7 +213,7 @@ def _alike(one: Image.Image, other: Decoded) -> bool:
     return float(np.average(np.arange(256), weights=counts)) <= TOLERANCE
 
 
-def _by_pillow(file: _File) -> Decoded:
+def _by_pillow(file: _File[Any]) -> Decoded:
     try:
         return file.refused or DECODER.picture(file.data, LOCAL)
     except UnreadableImage as error:

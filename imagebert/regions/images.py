@@ -1,4 +1,4 @@
-"""Which photographs a folder holds. How they are read stands in pictures.py and decoder.py."""
+"""Which photographs, and tars of some, a folder holds. How they are read: pictures.py, decoder.py, tar_pictures.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+TAR, PACKED_TARS = ".tar", (".tar.gz", ".tgz")
 
 # How files of these kinds begin: downloads are often named by numbers alone.
 _BEGINNING = re.compile(
@@ -23,6 +24,7 @@ class Found(NamedTuple):
     others: Counter[str]  # how many other files of each suffix
     links: int  # folders that are links
     closed: list[OSError]  # of folders that cannot be read
+    tars: list[Path]  # sorted by name
 
 
 def find_images(folder: Path) -> Found:
@@ -30,7 +32,7 @@ def find_images(folder: Path) -> Found:
 
     A folder that is reached by a link is walked as well, each once.
     """
-    pictures, others, closed, links = [], Counter[str](), list[OSError](), 0
+    pictures, tars, others, closed, links = [], list[Path](), Counter[str](), list[OSError](), 0
     seen = set()
     for place, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
         here = os.stat(place)
@@ -43,9 +45,12 @@ def find_images(folder: Path) -> Found:
         for file in (Path(place, name) for name in files):
             if file.is_file() and (file.suffix.lower() in SUFFIXES or (not file.suffix and _begins_as_one(file))):
                 pictures.append(file)
+            elif file.suffix.lower() == TAR and file.is_file():
+                tars.append(file)
             else:
-                others[file.suffix.lower() or "none"] += 1
-    return Found(sorted(pictures), others, links, closed)
+                packed = file.name.lower().endswith(PACKED_TARS)
+                others[PACKED_TARS[0] if packed else file.suffix.lower() or "none"] += 1
+    return Found(sorted(pictures), others, links, closed, sorted(tars))
 
 
 def _begins_as_one(file: Path) -> bool:

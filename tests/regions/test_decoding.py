@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from imagebert.config import UsageError
 from imagebert.pictures import UnreadableImage
 from imagebert.regions import dali_jpegs, decoding
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
+from imagebert.regions.tar_pictures import TarReader, list_tar
 from tests.test_decoder import exif_of, with_notes, xmp_of
 from tests.test_pictures import many_scans, picture, saved
 
@@ -72,6 +74,18 @@ def test_dali_gives_pillows_pixels_and_refuses_what_pillow_refuses(
     assert refused == ["cut.jpg", "text.jpg"]
     check_equal(decoded(pictures, "dali"), by_pillow)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "dali"])
+def test_pictures_in_a_tar_are_decoded_as_files_are(pictures: list[Path], tmp_path: Path, decoder: str) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for path in pictures:
+            archive.add(path, path.name)
+    listed = list_tar(tmp_path / "all.tar").pictures
+    assert [f"{picture.key}.{picture.suffix}" for picture in listed] == [path.name for path in pictures]
+    with jpeg_decoder(decoder) as jpegs:
+        in_tar = [image for _, image in decode(listed, jpegs)]
+    check_equal(dict(zip(pictures, in_tar, strict=True)), decoded(pictures, "pillow"))
 
 
 # ---------------------------------------------------------------------------------------- a DALI that does what is said
@@ -258,7 +272,7 @@ def test_what_is_ordinary(tmp_path: Path) -> None:
         (plain[:100], False),
     ):
         (tmp_path / "file").write_bytes(data)
-        assert (decoding._look(tmp_path / "file").kind is not None) == expected, data
+        assert (decoding._look(tmp_path / "file", TarReader()).kind is not None) == expected, data
 
 
 def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +300,7 @@ def test_large_pictures_are_decoded_in_smaller_batches(tmp_path: Path, monkeypat
 )
 def test_pixels_are_known_before_decoding(tmp_path: Path, kind: str, mode: str, options: dict[str, Any]) -> None:
     (tmp_path / "file").write_bytes(saved(Image.new(mode, (700, 300)), kind, **options))
-    assert decoding._look(tmp_path / "file").pixels == 700 * 300
+    assert decoding._look(tmp_path / "file", TarReader()).pixels == 700 * 300
 
 
 def test_pixels_that_are_not_known_fill_a_batch(tmp_path: Path) -> None:
@@ -294,7 +308,7 @@ def test_pixels_that_are_not_known_fill_a_batch(tmp_path: Path) -> None:
     twice = saved(Image.new("RGB", (7, 3)), "PNG")
     for data in (twice[:33] + twice[8:], saved(Image.new("RGB", (7, 3)), "GIF"), b"RIFF????WEBPVP9 " + bytes(30)):
         (tmp_path / "file").write_bytes(data)
-        assert decoding._look(tmp_path / "file").pixels >= decoding._BATCH_PIXELS
+        assert decoding._look(tmp_path / "file", TarReader()).pixels >= decoding._BATCH_PIXELS
 
 
 def test_nothing_to_decode() -> None:

@@ -72,7 +72,7 @@ class WebdatasetReader:
         if kinds:
             raise UsageError(
                 f"{self._tars[0]} holds {', '.join(sorted(kinds)[:5])}: no npz and no npy, so no region features. Of "
-                "its pictures, unpacked, `imagebert extract` makes some"
+                "its pictures `imagebert extract` makes some"
             )
 
     def size(self, share: int, shares: int) -> int:
