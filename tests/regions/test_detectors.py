@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -453,3 +454,11 @@ def test_descriptions_that_contradict_themselves(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         DetectorExtractor(describe(tmp_path / "e.yaml", detector, **keys))
+
+
+def test_the_documents_examples_are_descriptions() -> None:
+    page = (Path(__file__).parents[2] / "docs/extract.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(name: .*?)^```", page, re.M | re.S)
+    specs = [build(ExtractorSpec, parse_yaml(block, "docs/extract.md"), "docs/extract.md") for block in blocks]
+    assert [spec.detector.layout for spec in specs] == ["yolox", None, None, "torchvision"]
+    assert [spec.backbone is None for spec in specs] == [False, True, False, False]
