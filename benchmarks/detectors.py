@@ -4,8 +4,8 @@
 
 Published weights are not needed: a seed makes those of the base configurations, in transformers' own classes, and they
 are saved, described and run as a user's are, from the picture to its record. GFLOP count a product and its sum as two.
-The Visual Genome detector stands beside them. Nothing is downloaded. Detectors take turns, and what
-counts is the least time of a processor: on a machine that does something else beside, the clock says more.
+The Visual Genome detector stands beside them. Nothing is downloaded. Detectors take turns, and what counts is the least
+time of a processor: on a machine that does something else beside, the clock says more.
 """
 
 from __future__ import annotations
