@@ -24,7 +24,7 @@ TRAIN = [
     *("jinja2>=3.1", "markupsafe>=2.1"),  # a run's page
     "tensorboard>=2.15",  # the shipped recipes log with it
 ]
-EXTRACT = [*DATA, "onnxruntime>=1.17", "pillow>=10.0"]
+EXTRACT = [*DATA, "jinja2>=3.1", "onnxruntime>=1.17", "pillow>=10.0"]
 SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "markupsafe>=2.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
 DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, "scipy>=1.11"]))
 
@@ -75,6 +75,7 @@ setup(
             "ladders/*.yaml",
             "demo/*.html.j2",
             "pages/*.html.j2",
+            "regions/*.html.j2",
             "report/*.html.j2",
             "retrieval/*.html.j2",
             "retrieval/page/*",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from imagebert.api.data import formats as formats
     from imagebert.api.data import import_features as import_features
     from imagebert.api.data import pairs as pairs
+    from imagebert.api.data import preview_regions as preview_regions
     from imagebert.api.data import survey_features as survey_features
     from imagebert.api.data import verify as verify
     from imagebert.api.detectors import Checked as Checked
@@ -92,7 +93,7 @@ _MODULES = {
             "import_features",
             "pairs",
         ),
-        *("survey_features", "verify"),
+        *("preview_regions", "survey_features", "verify"),
     ),
     "detectors": ("Checked", "Converted", "VisualGenome", "check_detector", "convert_detector"),
     "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),

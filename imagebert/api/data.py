@@ -32,6 +32,7 @@ from imagebert.workers import workers
 
 if TYPE_CHECKING:
     from imagebert.regions.extract import Extracted
+    from imagebert.regions.preview import Preview
     from imagebert.verify import Found
 
 PathLike = str | os.PathLike[str]
@@ -81,6 +82,30 @@ def extract(
     with workers() as team:
         detector = open_extractor(extractor if isinstance(extractor, VisualGenome) else Path(extractor))
         return extract_pictures(Path(images), Path(out), detector, features, overwrite, part, decoder, team)
+
+
+def preview_regions(images: PathLike, store: PathLike, count: int, page: PathLike | None = None) -> Preview:
+    """Writes a page of pictures with the boxes, classes and confidences that a region store has of them.
+
+    Whoever looks at it sees whether a detector's weights fit how pictures are prepared for it.
+
+    Args:
+        images: The folder of pictures that the regions were extracted from.
+        store: The region store.
+        count: The number of images to show, 1 to 200, spread evenly over the store.
+        page: The HTML file to write. None puts it beside the store, as STORE.preview.html.
+
+    Returns:
+        Where the page is, how many images it shows, and of how many the picture is gone.
+
+    Raises:
+        UsageError: The store is none or is damaged, the count is out of range, or the page cannot be written.
+        OSError: The disk is full or fails.
+    """
+    from imagebert.regions.preview import page_of, write_preview
+
+    out = page_of(Path(store)) if page is None else Path(page)
+    return write_preview(RegionStore(Path(store)), Path(images), out, count)
 
 
 @dataclass(frozen=True, kw_only=True)

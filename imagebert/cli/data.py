@@ -17,6 +17,7 @@ from imagebert.cli.options import (
     name_and_value,
     part,
     positive,
+    preview,
     store_options,
 )
 from imagebert.cli.printing import check_json, is_first, print_table, print_transferred, write_json
@@ -51,6 +52,9 @@ def _extract_options(parser: ArgumentParser) -> None:
         help="of JPEGs (%(default)s: DALI where it is installed and there is a GPU, else Pillow)",
     )
     parser.add_argument("--part", type=part, default=(0, 1), metavar="K/N", help="every Nth picture from the Kth on")
+    parser.add_argument(
+        "--preview", type=preview, metavar="N", help="also write OUT.preview.html: N pictures, at most 200, with boxes"
+    )
     add_overwrite(parser)
 
 
@@ -70,6 +74,10 @@ def extract(parsed: Namespace) -> int:
     if is_first():
         others = f"; {done.other_files}" if done.others else ""
         print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
+        if parsed.preview:
+            page = api.preview_regions(parsed.images, parsed.out, parsed.preview)
+            missing = f"; of {page.missing} the picture is gone or cannot be read" if page.missing else ""
+            print(f"{page.page} shows the regions of {page.pictures} pictures{missing}")
     return 0
 
 

@@ -60,6 +60,14 @@ def positive(text: str) -> int:
     return value
 
 
+def preview(text: str) -> int:
+    """How many pictures a page of regions shows: a browser holds no more of them."""
+    value = positive(text)
+    if value > 200:
+        raise ArgumentTypeError(f"{value} pictures are more than a page shows: give 1 to 200")
+    return value
+
+
 def numbers(text: str) -> list[int]:
     """Comma-separated."""
     return [positive(word) for word in text.split(",")]

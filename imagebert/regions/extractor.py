@@ -1,14 +1,15 @@
 """Detector and backbone as one extractor: a picture in, a RegionRecord out.
 
-Boxes come from the detector, class-wise non-maximum suppression keeps the best, and each region's vector is pooled
-from the backbone's feature map under its box (RoIAlign, He et al. 2017, section 3: bilinear samples, averaged).
-Region 0 is the whole picture. What the two networks want and give stands in a small YAML description.
+Boxes come from the detector, class-wise non-maximum suppression keeps the best (where the detector has not done that
+itself), and each region's vector is pooled from the backbone's feature map under its box (RoIAlign, He et al. 2017,
+section 3: bilinear samples, averaged). Region 0 is the whole picture. What the networks want and give stands in a small
+YAML description.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from PIL import Image
 from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.files import read_text
-from imagebert.regions.networks import NetworkSpec, load_network, prepare
+from imagebert.regions.networks import Candidates, FeatureMap, Network, NetworkSpec, load_network, prepare
 from imagebert.regions.vg import VisualGenome
 from imagebert.strict_yaml import build, read_yaml
 
@@ -66,23 +67,53 @@ class BatchExtractor(Extractor, Protocol):
         """
 
 
+Layout = Literal["yolox", "boxes_scores", "boxes_labels_scores", "torchvision"]
+
+# What the arrays of a layout are, of A candidates, or of N regions among which the detector has chosen itself.
+_LAYOUTS: dict[Layout, str] = {
+    "yolox": "[1, A, 5 + classes]",
+    "boxes_scores": "[1, A, 4] and [1, A, classes]",
+    "boxes_labels_scores": "boxes [N, 4], labels [N] and scores [N], or each of them in one more bracket",
+    "torchvision": "a list of one dictionary: boxes [N, 4], labels [N] and scores [N]",
+}
+_CHOOSE_THEMSELVES = ("boxes_labels_scores", "torchvision")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorSpec:
-    """Layouts: `yolox`, one output [1, A, 5+C] of grid offsets; `boxes_scores`, [1, A, 4] xyxy and [1, A, C]."""
+    """Give `transformers`, a folder; or `network` with `classes` and `layout`.
 
-    network: NetworkSpec
-    classes: str  # a file, one name a line
-    layout: Literal["yolox", "boxes_scores"]
+    Layouts: `yolox`, one output [1, A, 5+C] of grid offsets; `boxes_scores`, [1, A, 4] xyxy and [1, A, C];
+    `boxes_labels_scores`, [N, 4] xyxy, [N] and [N]; `torchvision`, a module of [{boxes, labels, scores}].
+    """
+
+    network: NetworkSpec | None = None
+    classes: str | None = None  # a file, one name a line
+    layout: Layout | None = None
     strides: tuple[int, ...] = (8, 16, 32)  # yolox
     confidence: float = 0.05
-    nms_iou: float = 0.45
+    nms_iou: float | None = None  # 0.45, or 1, which is none, for detectors that choose themselves
+    # As transformers saves it: config.json, model.safetensors, preprocessor_config.json.
+    transformers: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.network is None) == (self.transformers is None):
+            raise UsageError("a detector has to name either network (onnx or module) or transformers (a folder)")
+        for name, value in (("classes", self.classes), ("layout", self.layout)):
+            if self.network is not None and value is None:
+                raise UsageError(f"detector.{name} is missing: a network does not tell it")
+            if self.network is None and value is not None:
+                raise UsageError(f"detector.{name} is {value}, and the transformers folder says it: leave it out")
+        if self.nms_iou is None:
+            chosen = self.layout is None or self.layout in _CHOOSE_THEMSELVES
+            object.__setattr__(self, "nms_iou", 1.0 if chosen else 0.45)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec:
     name: str
     detector: DetectorSpec
-    backbone: NetworkSpec
+    backbone: NetworkSpec | None = None  # None: the transformers detector's own, its last feature map
     backbone_output: int = 0
     max_regions: int = 100  # detector's regions kept, besides the whole image
     samples: int = 7  # RoIAlign samples along each side of a box
@@ -100,6 +131,14 @@ class ExtractorSpec:
                 raise UsageError(f"{name} is {value}: give {low} to {high}")
         if not self.scales:
             raise UsageError("scales is empty: give at least one, such as 1.0")
+        own = self.backbone is None
+        if own and self.detector.transformers is None:
+            raise UsageError("backbone is missing: only a transformers detector brings one of its own")
+        if self.scales != (1.0,) and (self.backbone is None or self.backbone.input.fit == "as_is"):
+            what = "the detector's own backbone sees" if own else "fit as_is lets the backbone see"
+            raise UsageError(f"scales is {self.scales}, but {what} a picture at one size: leave scales out")
+        if own and self.backbone_output:
+            raise UsageError(f"backbone_output is {self.backbone_output}, but no backbone is named: leave it out")
 
     @property
     def views(self) -> str:
@@ -145,14 +184,11 @@ class DetectorExtractor:
 
     def __init__(self, description: Path) -> None:
         self.spec = build(ExtractorSpec, read_yaml(description), str(description))
-        names = Path(self.spec.detector.classes)
-        try:
-            self.classes = read_text(names, 1 << 24).split("\n")
-        except UsageError as error:
-            raise UsageError(f"{description}: class names: {error}") from None
-        self.classes = [name.strip() for name in self.classes if name.strip()]
-        self._detect, detector_digest = load_network(self.spec.detector.network)
-        self._backbone, backbone_digest = load_network(self.spec.backbone)
+        self._find, self.classes, detector_digest = open_detector(self.spec, description)
+        self._backbone: Network | None = None
+        backbone_digest = ""
+        if self.spec.backbone is not None:
+            self._backbone, backbone_digest = load_network(self.spec.backbone)
         # At one scale the digest is that of stores from before there were several.
         defined = f"{self.spec} {detector_digest} {backbone_digest}{self.spec.views}"
         both = hashlib.sha256(defined.encode()).hexdigest()
@@ -169,48 +205,107 @@ class DetectorExtractor:
             self.description["scales"] = list(self.spec.scales)
 
     def __call__(self, image: Image.Image) -> RegionRecord:
-        boxes, scores = self._boxes(image)
-        boxes, classes, confidences = select(
-            boxes, scores, self.spec.detector.confidence, self.spec.detector.nms_iou, self.spec.max_regions
-        )
+        detector = self.spec.detector
+        assert detector.nms_iou is not None
+        found = self._find(image)
+        found = found._replace(boxes=np.clip(found.boxes, 0, _corners(image.width, image.height)))
+        kept = select(found, detector.confidence, detector.nms_iou, self.spec.max_regions)
         whole = np.array([[0, 0, image.width, image.height]], np.float32)
-        boxes = np.concatenate([whole, boxes])
+        boxes = np.concatenate([whole, kept.boxes])
         return RegionRecord(
             width=image.width,
             height=image.height,
             boxes=boxes,
-            confidences=np.concatenate([np.ones(1, np.float32), confidences]),
-            classes=np.concatenate([np.array([WHOLE_IMAGE], np.uint16), classes.astype(np.uint16)]),
-            features=self._features(image, boxes),
+            confidences=np.concatenate([np.ones(1, np.float32), kept.confidences]),
+            classes=np.concatenate([np.array([WHOLE_IMAGE], np.uint16), kept.classes.astype(np.uint16)]),
+            features=self._features(image, boxes, found.feature_map),
             scales=np.ones(len(boxes), np.float32),
         )
 
-    def _features(self, image: Image.Image, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _features(self, image: Image.Image, boxes: NDArray[np.float32], own: FeatureMap | None) -> NDArray[np.float32]:
         """A vector of each box [n, 4]: the mean of those at all scales."""
-        spec, pooled = self.spec, []
-        for scale in spec.scales:
-            size = spec.backbone.input
-            seen = replace(size, height=max(1, round(size.height * scale)), width=max(1, round(size.width * scale)))
-            array, (scale_x, scale_y) = prepare(image, seen)
-            feature_map = torch.from_numpy(self._backbone(array)[spec.backbone_output][0])
-            relative = torch.from_numpy(boxes / _corners(array.shape[3] / scale_x, array.shape[2] / scale_y))
-            pooled.append(pool(feature_map, relative, spec.samples))
+        maps = [own] if own is not None else [self._look(image, scale) for scale in self.spec.scales]
+        pooled = [
+            pool(seen.values, torch.from_numpy(boxes / _corners(*seen.extent)), self.spec.samples) for seen in maps
+        ]
         mean: NDArray[np.float32] = torch.stack(pooled).mean(0).numpy()
         return mean
 
-    def _boxes(self, image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """All candidate boxes [A, 4] in the picture's pixels and their class scores [A, C]."""
-        spec = self.spec.detector
-        array, (scale_x, scale_y) = prepare(image, spec.network.input)
-        outputs = self._detect(array)
-        if spec.layout == "yolox":
+    def _look(self, image: Image.Image, scale: float) -> FeatureMap:
+        """What the backbone makes of a picture at a multiple of its input's size."""
+        spec, backbone = self.spec.backbone, self._backbone
+        assert spec is not None
+        assert backbone is not None
+        size = spec.input
+        if size.fit != "as_is":
+            size = replace(size, height=max(1, round(size.height * scale)), width=max(1, round(size.width * scale)))
+        array, (scale_x, scale_y) = prepare(image, size)
+        values = torch.from_numpy(backbone(array)[self.spec.backbone_output][0])
+        return FeatureMap(values, (array.shape[3] / scale_x, array.shape[2] / scale_y))
+
+
+Find = Callable[[Image.Image], Candidates]
+
+
+def open_detector(spec: ExtractorSpec, description: Path) -> tuple[Find, list[str], str]:
+    """What finds boxes in pictures, the names of its classes, and the SHA-256 of what defines it.
+
+    Raises:
+        UsageError: a file or folder that is not there or does not work.
+    """
+    detector = spec.detector
+    if detector.transformers is not None:
+        from imagebert.regions.hugging_face import TransformersDetector
+
+        found = TransformersDetector(Path(detector.transformers), own_backbone=spec.backbone is None)
+        return lambda image: found(image, detector.confidence), found.classes, found.digest
+    assert detector.network is not None
+    assert detector.classes is not None
+    try:
+        lines = read_text(Path(detector.classes), 1 << 24).split("\n")
+    except UsageError as error:
+        raise UsageError(f"{description}: class names: {error}") from None
+    classes = [name.strip() for name in lines if name.strip()]
+    network, digest = load_network(detector.network, listed=detector.layout == "torchvision")
+    return lambda image: _find(image, network, detector, len(classes)), classes, digest
+
+
+def _find(image: Image.Image, network: Network, spec: DetectorSpec, classes: int) -> Candidates:
+    """All candidates of a network, in the picture's pixels.
+
+    Raises:
+        UsageError: what it gives is not of that layout, or of other classes.
+    """
+    assert spec.network is not None
+    assert spec.layout is not None
+    array, scale = prepare(image, spec.network.input)
+    outputs = network(array)
+    shapes = [output.shape for output in outputs]
+    match spec.layout, [len(shape) for shape in shapes]:
+        case "yolox", [3]:
             boxes, scores = decode_yolox(outputs[0][0], array.shape[2:], spec.strides)
-        else:
+        case "boxes_scores", [3, 3] if shapes[0][1:] == (shapes[1][1], 4):
             boxes, scores = outputs[0][0], outputs[1][0]
-        if scores.shape[1] != len(self.classes):
-            raise UsageError(f"{spec.classes} names {len(self.classes)} classes, the detector has {scores.shape[1]}")
-        boxes = boxes / _corners(scale_x, scale_y)
-        return np.clip(boxes, 0, _corners(image.width, image.height)), scores
+        case (("boxes_labels_scores" | "torchvision"), [2, 1, 1] | [3, 2, 2]) if shapes[0] == (*shapes[1], 4):
+            boxes, labels, best = outputs[0].reshape(-1, 4), outputs[1].reshape(-1), outputs[2].reshape(-1)
+            return Candidates(boxes / _corners(*scale), _known(labels, spec, classes), best)
+        case _:
+            told = ", ".join(str(list(shape)) for shape in shapes)
+            raise UsageError(f"the detector gives {told}; layout {spec.layout} wants {_LAYOUTS[spec.layout]}")
+    if scores.shape[1] != classes:
+        raise UsageError(f"{spec.classes} names {classes} classes, the detector has {scores.shape[1]}")
+    top = scores.argmax(axis=1)
+    return Candidates(boxes / _corners(*scale), top, scores[np.arange(len(scores)), top])
+
+
+def _known(labels: NDArray[np.float32], spec: DetectorSpec, classes: int) -> NDArray[np.int64]:
+    numbers = labels.astype(np.int64)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
+        wrong = int(numbers.min() if numbers.min() < 0 else numbers.max())
+        raise UsageError(
+            f"the detector found class {wrong}, {spec.classes} names {classes}: name all, from class 0, a line each"
+        )
+    return numbers
 
 
 def _corners(x: float, y: float) -> NDArray[np.float32]:
@@ -238,22 +333,19 @@ def decode_yolox(
     return boxes, output[:, 4:5] * output[:, 5:]
 
 
-def select(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], confidence: float, iou: float, most: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Top class per box, non-maximum suppression within a class, the `most` best: boxes, classes, confidences."""
-    classes = scores.argmax(axis=1)
-    best = scores[np.arange(len(scores)), classes]
+def select(found: Candidates, confidence: float, iou: float, most: int) -> Candidates:
+    """Non-maximum suppression within a class, none at an IoU of 1, and the `most` best, by falling confidence."""
+    boxes, classes, best, _ = found
     extent = boxes[:, 2:] - boxes[:, :2]
     keep = np.flatnonzero((best > confidence) & (extent.min(axis=1) > 1))
     keep = keep[np.argsort(-best[keep], kind="stable")]
-    chosen: list[int] = []
-    while len(keep) and len(chosen) < most:
+    chosen: list[int] = keep[:most].tolist() if iou >= 1 else []
+    while iou < 1 and len(keep) and len(chosen) < most:
         first, rest = keep[0], keep[1:]
         chosen.append(int(first))
         overlap = _iou(boxes[first], boxes[rest])
         keep = rest[(overlap <= iou) | (classes[rest] != classes[first])]
-    return boxes[chosen].astype(np.float32), classes[chosen], best[chosen].astype(np.float32)
+    return Candidates(boxes[chosen].astype(np.float32), classes[chosen], best[chosen].astype(np.float32))
 
 
 def _iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:

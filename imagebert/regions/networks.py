@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,22 +25,43 @@ _LARGEST_SIDE = 1 << 13
 Network = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
+class FeatureMap(NamedTuple):
+    """What a backbone makes of a picture."""
+
+    values: torch.Tensor  # [channels, h, w] float32
+    extent: tuple[float, float]  # x and y of what the map covers, in the picture's pixels; more than it where padded
+
+
+class Candidates(NamedTuple):
+    """What a detector finds in a picture, before the best are kept."""
+
+    boxes: NDArray[np.float32]  # [A, 4] xyxy in the picture's pixels
+    classes: NDArray[np.int64]  # [A]
+    confidences: NDArray[np.float32]  # [A]
+    feature_map: FeatureMap | None = None  # of the detector's own backbone, where it is asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a picture becomes the network's input [1, 3, height, width]: (pixel * scale - mean) / std."""
+    """How a picture becomes the network's input [1, 3, height, width]: (pixel * scale - mean) / std.
 
-    height: int
-    width: int
+    Fits: `stretch`; `letterbox` keeps the aspect, top left, and pads the rest; `as_is` keeps the picture's own size.
+    """
+
+    height: int = 0
+    width: int = 0
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    fit: Literal["stretch", "letterbox"] = "stretch"  # letterbox: keep the aspect, top left, pad the rest
+    fit: Literal["stretch", "letterbox", "as_is"] = "stretch"
     pad: int = 114
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
-            if not 0 < side <= _LARGEST_SIDE:
+            if self.fit == "as_is" and side:
+                raise UsageError(f"input.{name} is {side}, and fit as_is keeps the picture's size: give one of both")
+            if self.fit != "as_is" and not 0 < side <= _LARGEST_SIDE:
                 raise UsageError(f"input.{name} is {side}: give 1 to {_LARGEST_SIDE}")
         if 0 in self.std:
             raise UsageError("input.std has a 0: give what pixels are divided by")
@@ -68,6 +89,8 @@ def prepare(image: Image.Image, spec: InputSpec) -> tuple[NDArray[np.float32], t
         canvas = Image.new("RGB", (spec.width, spec.height), (spec.pad,) * 3)
         canvas.paste(image.resize(size, Image.Resampling.BILINEAR))
         scale = (ratio, ratio)
+    elif spec.fit == "as_is":
+        canvas, scale = image, (1.0, 1.0)
     else:
         canvas = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
         scale = (spec.width / image.width, spec.height / image.height)
@@ -79,15 +102,18 @@ def prepare(image: Image.Image, spec: InputSpec) -> tuple[NDArray[np.float32], t
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), scale
 
 
-def load_network(spec: NetworkSpec) -> tuple[Network, str]:
+def load_network(spec: NetworkSpec, listed: bool = False) -> tuple[Network, str]:
     """A callable from input array to output arrays, and the SHA-256 of what defines it.
+
+    Args:
+        listed: the module is given a list of pictures [3, h, w] and gives [{boxes, labels, scores}], as torchvision's
 
     Raises:
         UsageError: a file or callable that is not there or does not work.
     """
     if (spec.onnx is None) == (spec.module is None):
         raise UsageError("a network has to name either onnx (a file) or module (package.module:callable)")
-    return _load_onnx(Path(spec.onnx)) if spec.onnx else _load_module(spec)
+    return _load_onnx(Path(spec.onnx)) if spec.onnx else _load_module(spec, listed)
 
 
 def _load_onnx(path: Path) -> tuple[Network, str]:
@@ -109,7 +135,7 @@ def _load_onnx(path: Path) -> tuple[Network, str]:
     return lambda array: session.run(None, {name: array}), file_digest(path)
 
 
-def _load_module(spec: NetworkSpec) -> tuple[Network, str]:
+def _load_module(spec: NetworkSpec, listed: bool) -> tuple[Network, str]:
     assert spec.module is not None
     package, _, attribute = spec.module.partition(":")
     try:
@@ -137,13 +163,29 @@ def _load_module(spec: NetworkSpec) -> tuple[Network, str]:
 
     def run(array: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         with torch.inference_mode():
-            outputs = call(torch.from_numpy(array))
-        if isinstance(outputs, torch.Tensor):
-            outputs = [outputs]
-        return [output.float().numpy() for output in outputs]
+            outputs = call(list(torch.from_numpy(array)) if listed else torch.from_numpy(array))
+        return _arrays(outputs, f"{spec.module}.{spec.method}")
 
     # The weights that were really loaded, wherever the callable took them from.
     digest = hashlib.sha256(spec.module.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return run, digest.hexdigest()
+
+
+def _arrays(outputs: Any, where: str) -> list[NDArray[np.float32]]:
+    """Of a tensor, of several, or of torchvision's [{boxes, labels, scores}], in this order.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if isinstance(outputs, torch.Tensor):
+        outputs = [outputs]
+    if isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], Mapping):
+        outputs = [outputs[0].get(name) for name in ("boxes", "labels", "scores")]
+    if not isinstance(outputs, list | tuple) or not all(isinstance(output, torch.Tensor) for output in outputs):
+        raise UsageError(
+            f"{where} gives a {type(outputs).__name__} of no tensors: it has to give tensors, or torchvision's list of"
+            " one dictionary of boxes, labels and scores"
+        )
+    return [output.float().numpy() for output in outputs]

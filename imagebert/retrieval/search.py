@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,13 +240,10 @@ class Finder:
         record = self.store.read(image)
         skip = self.store.whole_image[image] and not self.limits.whole_image
         fed = slice(int(skip), int(skip) + self.limits.max_regions)
-        record = record._replace(
-            boxes=record.boxes[fed],
-            confidences=record.confidences[fed],
-            classes=record.classes[fed],
-            features=record.features[fed],
-            scales=record.scales[fed],
-        )
+        arrays: dict[str, Any] = {
+            name: part[fed] for name, part in record._asdict().items() if isinstance(part, np.ndarray)
+        }
+        record = record._replace(**arrays)
         limits = replace(self.limits, mark_whole_image=self.model.config.marks_whole_image)
         packer, one = Packer(self._loose([self.store.read(image)], [query.pieces]), limits), np.ones(1, np.int64)
         batch = packer.pack(Samples(0 * one, 0 * one, one, one), Arena(), device=self._by_text.device)

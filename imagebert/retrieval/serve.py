@@ -31,7 +31,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from imagebert.config import UsageError
+from imagebert.data.attributes import attributes_of
 from imagebert.data.records import RegionRecord
+from imagebert.data.regions import RegionStore
 from imagebert.pictures import SENT, PictureLimits
 from imagebert.retrieval.pictures import Pictures, open_picture
 from imagebert.retrieval.search import Finder, Hit, Query
@@ -162,7 +164,7 @@ class _Answers:
         return {
             "key": self._finder.store.key(number),
             "words": shown.words,
-            **_regions(shown.record, shown.classes),
+            **_regions(shown.record, shown.classes, self._finder.store),
             "answers": shown.answers(),
             "attention": shown.attention.tolist(),
         }
@@ -186,7 +188,7 @@ class _Answers:
             hits = await self._model(request, partial(self._finder.texts, record, _SHOWN))
         names = [self._finder.store.class_name(number) for number in record.classes.tolist()]
         texts = [{"text": hit.name, "probability": hit.probability} for hit in hits]
-        return JSONResponse({"captions": texts, **_regions(record, names)})
+        return JSONResponse({"captions": texts, **_regions(record, names, self._finder.store)})
 
     def _look(self, data: bytes) -> RegionRecord:
         if self._extract is None:
@@ -295,14 +297,18 @@ class _Gate:
             await say("the server failed at this: its own messages say why", 500)
 
 
-def _regions(record: RegionRecord, classes: list[str]) -> dict[str, Any]:
+def _regions(record: RegionRecord, classes: list[str], store: RegionStore) -> dict[str, Any]:
     """Boxes as shares of the picture."""
+    attributes = [attribute.name for attribute in attributes_of(record, store)]
     boxes = record.boxes / [record.width, record.height, record.width, record.height]
-    rows = zip(boxes.tolist(), classes, record.confidences.tolist(), strict=True)
+    rows = zip(boxes.tolist(), classes, attributes, record.confidences.tolist(), strict=True)
     return {
         "width": record.width,
         "height": record.height,
-        "regions": [{"box": box, "class": name, "confidence": value} for box, name, value in rows],
+        "regions": [
+            {"box": box, "class": name, "attribute": attribute, "confidence": value}
+            for box, name, attribute, value in rows
+        ],
     }
 
 

@@ -18,6 +18,7 @@ from imagebert.data.records import WHOLE_IMAGE
 from imagebert.data.regions import RegionStore
 from imagebert.regions.extract import Extracted, extract
 from imagebert.regions.extractor import DetectorExtractor, decode_yolox, pool, select
+from imagebert.regions.networks import Candidates
 from tests.regions.test_decoding import stand_in
 
 SIZE = 64  # detector's input; strides 8, 16, 32 give 64 + 16 + 4 anchors
@@ -127,7 +128,8 @@ def test_select_equals_a_plain_greedy_search() -> None:
     low = rng.random((200, 2)) * 60
     boxes = np.concatenate([low, low + 4 + rng.random((200, 2)) * 40], axis=1).astype(np.float32)
     scores = rng.random((200, 3)).astype(np.float32) ** 3
-    got, classes, confidences = select(boxes, scores, 0.3, 0.4, 20)
+    top = Candidates(boxes, scores.argmax(axis=1), scores.max(axis=1))
+    got, classes, confidences, _ = select(top, 0.3, 0.4, 20)
 
     def iou(a: np.ndarray, b: np.ndarray) -> float:
         w = max(0, min(a[2], b[2]) - max(a[0], b[0]))

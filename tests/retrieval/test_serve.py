@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,19 @@ def test_pictures_that_cannot_be_shown(scenes: Scenes, tmp_path: Path) -> None:
     assert pictures.thumbnail("exif.jpg", 20) is small
     (folder / "exif.jpg").write_bytes(saved(picture(), "JPEG"))
     assert pictures.thumbnail("exif.jpg", 20) != small
+
+
+def test_regions_are_named_with_their_attributes(scenes: Scenes) -> None:
+    store = RegionStore(scenes.folder / "regions")
+    record = store.read(0)
+    names = [store.class_name(number) for number in record.classes.tolist()]
+    assert {region["attribute"] for region in serving._regions(record, names, store)["regions"]} == {""}
+    store.attributes = ["small", "large"]  # type: ignore[attr-defined, unused-ignore]
+    numbers = np.array([65535, *[1] * (len(names) - 1)], np.uint16)
+    told: Any = SimpleNamespace(**{**record._asdict(), "attributes": numbers})
+    found = serving._regions(told, names, store)["regions"]
+    assert [region["attribute"] for region in found] == ["", *["large"] * (len(names) - 1)]
+    assert [region["class"] for region in found] == names
 
 
 def test_a_picture_has_the_regions_that_extract_stored(tmp_path: Path) -> None:

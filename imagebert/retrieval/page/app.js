@@ -2,6 +2,8 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
+// Of a region: its class, behind what it is like where the detector tells it.
+const named = (region) => [region.attribute, region.class].filter(Boolean).join(" ");
 const percent = (value) => (100 * value).toFixed(value < 0.1 ? 1 : 0) + " %";
 
 function element(name, text, attributes = {}) {
@@ -65,8 +67,11 @@ function search(text) {
 }
 
 function draw(svg, regions) {
-  svg.replaceChildren(...regions.map(({ box: [left, top, right, bottom] }) => {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  const make = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+  svg.replaceChildren(...regions.map((region) => {
+    const [rect, title, [left, top, right, bottom]] = [make("rect"), make("title"), region.box];
+    title.textContent = named(region);
+    rect.append(title);
     const sides = { x: left, y: top, width: right - left, height: bottom - top };
     for (const [key, value] of Object.entries(sides)) rect.setAttribute(key, value);
     return rect;
@@ -87,7 +92,7 @@ async function explain(hit, query) {
       return choice;
     }));
     at("legend").replaceChildren(...found.regions.map((region, place) => {
-      const line = element("li", region.class + (region.class === "whole image" ? "" : ` ${percent(region.confidence)}`));
+      const line = element("li", named(region) + (region.class === "whole image" ? "" : ` ${percent(region.confidence)}`));
       if (found.answers[place].length) line.append(" ← ", element("b", found.answers[place].join(", ")));
       return line;
     }));
