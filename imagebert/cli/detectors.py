@@ -39,7 +39,12 @@ def _check_options(parser: ArgumentParser) -> None:
     add_json(parser)
 
 
-@command("check", "Whether weights fit regions that somebody published; exit 1: they do not", _check_options)
+@command(
+    "check",
+    "Whether weights fit regions that somebody published; exit 1: they do not",
+    _check_options,
+    ranks="first_others_wait",
+)
 def check(parsed: Namespace) -> int:
     from imagebert import api
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from imagebert.data.records import RegionRecord
+from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.regions import RegionStore
 
 
@@ -13,7 +13,7 @@ class Attribute(NamedTuple):
 
     Attributes:
         name: What it is called; empty where the region has none.
-        confidence: How sure the detector was; None where it is not told.
+        confidence: How sure the detector was; None where the region has none.
     """
 
     name: str = ""
@@ -30,10 +30,10 @@ def attributes_of(record: RegionRecord, store: RegionStore) -> list[Attribute]:
     Returns:
         An attribute for each region; without a name where the detector tells none.
     """
-    numbers, confidences = getattr(record, "attributes", None), getattr(record, "attribute_confidences", None)
-    names = getattr(store, "attributes", None) or ()
-    if numbers is None:
+    if record.attributes is None or record.attribute_confidences is None:
         return [Attribute()] * len(record.classes)
-    sure = [None] * len(numbers) if confidences is None else confidences.tolist()
-    known = zip(numbers.tolist(), sure, strict=True)
-    return [Attribute(names[number], value) if number < len(names) else Attribute() for number, value in known]
+    known = zip(record.attributes.tolist(), record.attribute_confidences.tolist(), record.classes.tolist(), strict=True)
+    return [
+        Attribute() if kind == WHOLE_IMAGE else Attribute(store.attributes[number], confidence)
+        for number, confidence, kind in known
+    ]

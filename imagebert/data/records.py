@@ -54,7 +54,7 @@ class RegionRecord(NamedTuple):
     classes: NDArray[np.uint16]  # [n]
     features: NDArray[np.generic]  # [n, F] int8, float16 or float32
     scales: NDArray[np.float32]  # [n]; a feature is features * scales
-    attributes: NDArray[np.uint16] | None = None  # [n] the likeliest one; None: nothing named any
+    attributes: NDArray[np.uint16] | None = None  # [n] the likeliest; None: no names. The whole image's says nothing
     attribute_confidences: NDArray[np.float32] | None = None  # [n]
 
     def dequantized(self) -> NDArray[np.float32]:

@@ -279,10 +279,11 @@ class RegionWriter:
             raise UsageError(
                 f"image {key!r} has {has}, the store is for regions with{'' if self.attributes else 'out'}"
             )
-        if record.attributes is not None and (record.attributes >= len(self.attributes)).any():
-            raise UsageError(
-                f"image {key!r} has unknown attribute {record.attributes.max()}: there are {len(self.attributes)}"
-            )
+        if record.attributes is not None:
+            unknown = (record.attributes >= len(self.attributes)) & (record.classes != WHOLE_IMAGE)
+            if unknown.any():
+                number = record.attributes[unknown][0]
+                raise UsageError(f"image {key!r} has unknown attribute {number}: there are {len(self.attributes)}")
 
     def encode(self, key: str, record: RegionRecord, padding: int = 0) -> Encoded:
         """Checks and packs one image, from any thread.

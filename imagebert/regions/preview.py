@@ -19,6 +19,8 @@ from imagebert.errors import UsageError
 from imagebert.files import check_writable, read_bytes, write_bytes
 from imagebert.pages.page import render
 from imagebert.pictures import DECODER, FILE_BYTES, LOCAL, UnreadableImage
+from imagebert.regions.images import find_images
+from imagebert.regions.tar_pictures import list_tar, open_tars
 
 MOST = 200  # pictures
 _PIXELS = 480
@@ -48,7 +50,7 @@ def write_preview(store: RegionStore, images: Path, page: Path, count: int) -> P
     """Writes the page.
 
     Args:
-        images: the folder below which an image's key is its picture's path
+        images: what `imagebert extract` was given
         count: of images, spread evenly over the store
 
     Raises:
@@ -58,9 +60,10 @@ def write_preview(store: RegionStore, images: Path, page: Path, count: int) -> P
     if not 1 <= count <= MOST:
         raise UsageError(f"a preview of {count} pictures was asked for: give 1 to {MOST}")
     check_writable(page)
+    pictures = _Pictures(images)
     numbers = np.unique(np.linspace(0, len(store) - 1, count).round().astype(np.int64)).tolist()
     records = [store.read(number) for number in numbers]
-    shown = [_shown(store, images, number, record) for number, record in zip(numbers, records, strict=True)]
+    shown = [_shown(store, pictures, number, record) for number, record in zip(numbers, records, strict=True)]
     classes = np.concatenate([record.classes for record in records])
     confidences = np.concatenate([record.confidences for record in records])[classes != WHOLE_IMAGE]
     found = Counter(store.class_name(number) for number in classes[classes != WHOLE_IMAGE].tolist())
@@ -82,9 +85,9 @@ def write_preview(store: RegionStore, images: Path, page: Path, count: int) -> P
     return Preview(page, len(shown), sum(not picture["data"] for picture in shown))
 
 
-def _shown(store: RegionStore, images: Path, number: int, record: RegionRecord) -> dict[str, Any]:
+def _shown(store: RegionStore, pictures: _Pictures, number: int, record: RegionRecord) -> dict[str, Any]:
     key = store.key(number)
-    data = _thumbnail(images, key)
+    data = pictures.thumbnail(key)
     known = zip(
         record.boxes.tolist(),
         record.classes.tolist(),
@@ -113,12 +116,25 @@ def _shown(store: RegionStore, images: Path, number: int, record: RegionRecord) 
     }
 
 
-def _thumbnail(images: Path, key: str) -> bytes | None:
-    """A JPEG; None where the picture is gone, or cannot be read any more."""
-    path = PurePosixPath(key)
-    if path.is_absolute() or ".." in path.parts:  # of a store from elsewhere: only what lies below the folder is shown
-        return None
-    try:
-        return DECODER.thumbnail(read_bytes(images / path, FILE_BYTES), _PIXELS, LOCAL)
-    except (UsageError, UnreadableImage):
-        return None
+class _Pictures:
+    """Pictures by the keys that `imagebert extract` gave them: files below a folder, and those in its tars."""
+
+    def __init__(self, images: Path) -> None:
+        self._images = images
+        tars = [images] if images.is_file() else find_images(images).tars if images.is_dir() else []
+        self._in_tars = {picture.key: picture for tar in tars for picture in list_tar(tar).pictures}
+
+    def thumbnail(self, key: str) -> bytes | None:
+        """A JPEG; None where the picture is gone, or cannot be read any more."""
+        path = PurePosixPath(key)
+        try:
+            if key in self._in_tars:
+                with open_tars() as reader:
+                    data = reader.read(self._in_tars[key])
+            elif path.is_absolute() or ".." in path.parts:  # of a store from elsewhere: what lies below is shown alone
+                return None
+            else:
+                data = read_bytes(self._images / path, FILE_BYTES)
+            return DECODER.thumbnail(data, _PIXELS, LOCAL)
+        except (UsageError, UnreadableImage):
+            return None

@@ -220,8 +220,12 @@ def test_which_ranks_run_what() -> None:
         if command.run is not None:
             by_ranks.setdefault(command.ranks, set()).add(name)
     assert by_ranks["none"] == {"demo"}
-    assert by_ranks["first"] == {"plan", "compare", "onnx", "recipes", "report", "store inspect", "store keys"}
-    assert by_ranks["first_others_wait"] == {"pairs", "verify", "store verify", "export", "search", "serve"}
+    assert by_ranks["first"] == {
+        *("plan", "compare", "onnx", "recipes", "report", "store inspect", "store keys", "detector convert")
+    }
+    assert by_ranks["first_others_wait"] == {
+        *("pairs", "verify", "store verify", "export", "search", "serve", "detector check")
+    }
     assert {"pretrain", "finetune", "evaluate", "mine", "import", "extract", "doctor", "ladder"} < by_ranks["all"]
     shares = {f"store {action}" for action in ("merge", "split", "quantize", "localise", "stage")}
     assert shares < by_ranks["all"]

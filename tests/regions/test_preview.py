@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -105,11 +104,13 @@ def test_pictures_boxes_and_names(tmp_path: Path) -> None:
     assert any("3 of 11 images" in line and "6 regions of 2 classes" in line for line in page.lines)
 
 
-def test_attributes_where_a_record_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = make(tmp_path, ["a.png"], ["cat", "dog"])
-    store.attributes = ["wet", "<b>old</b>"]  # type: ignore[attr-defined, unused-ignore]
-    told = {"attributes": np.array([65535, 1, 0], np.uint16), "attribute_confidences": np.array([0, 0.5, 0.125], "f4")}
-    monkeypatch.setattr(store, "read", lambda number: SimpleNamespace(**{**record()._asdict(), **told}))
+def test_attributes_where_a_record_has_them(tmp_path: Path) -> None:
+    told = {"attributes": np.array([0, 1, 0], np.uint16), "attribute_confidences": np.array([0, 0.5, 0.125], "f4")}
+    named = Target(tmp_path / "store", ["cat", "dog"], {"name": "x", "digest": ""}, attributes=["wet", "<b>old</b>"])
+    with write_regions(named) as writer:
+        writer.add("a.png", record()._replace(**told))
+    store = RegionStore(tmp_path / "store")
+    assert attributes_of(store.read(0), store) == [Attribute(), Attribute("<b>old</b>", 0.5), Attribute("wet", 0.125)]
     write_preview(store, tmp_path / "pictures", tmp_path / "page.html", 1)
     page = Read(tmp_path / "page.html")
     assert [line for line in page.lines if "%dog" in line or "%cat" in line] == [
@@ -122,8 +123,21 @@ def test_attributes_where_a_record_has_them(tmp_path: Path, monkeypatch: pytest.
 def test_a_store_without_attributes_names_none(tmp_path: Path) -> None:
     store = make(tmp_path, ["a.png"], ["cat", "dog"])
     assert attributes_of(record(), store) == [Attribute()] * 3
-    told: Any = SimpleNamespace(classes=np.zeros(2, np.uint16), attributes=np.array([3, 65535], np.uint16))
-    assert attributes_of(told, store) == [Attribute()] * 2
+
+
+def test_pictures_in_tars_are_shown(tmp_path: Path) -> None:
+    store = make(tmp_path, ["a.png"], ["cat", "dog"])
+    with write_regions(Target(tmp_path / "tarred", ["cat", "dog"], {"name": "x", "digest": ""})) as writer:
+        writer.add("0001", record())
+        writer.add("0002", record())
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        tar.add(tmp_path / "pictures" / "a.png", "0001.png")
+    done = write_preview(RegionStore(tmp_path / "tarred"), tmp_path / "shards", tmp_path / "tar.html", 2)
+    assert (done.pictures, done.missing) == (2, 1)
+    plain = write_preview(store, tmp_path / "pictures", tmp_path / "plain.html", 1)
+    pictures = [[image["src"] for image in Read(page).all("img")] for page in (done.page, plain.page)]
+    assert pictures[0] == pictures[1]
 
 
 def test_names_stay_text(tmp_path: Path) -> None:

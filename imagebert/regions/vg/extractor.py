@@ -21,7 +21,8 @@ from imagebert.data.records import RegionRecord
 from imagebert.errors import UsageError
 from imagebert.regions.vg.network import Network
 from imagebert.regions.vg.operators import RegionPooling
-from imagebert.regions.vg.rules import Detections, Resized, Rules, choose, propose, resize
+from imagebert.regions.vg.resizing import resize
+from imagebert.regions.vg.rules import Detections, Resized, Rules, choose, propose
 from imagebert.regions.vg.weights import Detector, read_detector
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks.made_up import picture
+from imagebert.regions.vg.resizing import resize
 from imagebert.regions.vg.rules import (
     Heads,
     Resized,
@@ -18,7 +19,6 @@ from imagebert.regions.vg.rules import (
     clipped,
     moved,
     propose,
-    resize,
 )
 from tests.regions.vg.test_operators import kept_by_definition, some_boxes
 
