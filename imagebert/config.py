@@ -142,6 +142,8 @@ class OptimizerConfig:
     learning_rate_batch: int | None = None  # pairs a step that learning_rate is for; null: the rate is taken as it is
     learning_rate_scaling: Literal["sqrt", "linear"] = "sqrt"  # how it grows with the pairs that there are
     new_rate: float = 1.0  # factor of it for what no text model has: projections of regions, and the dual head
+    # Factor of it for what makes vectors: embeddings, layers before model.fusion_layer, the dual head; 0: it stays
+    side_rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)  # decay of the two moments
     epsilon: float = 1e-6  # added to the root of the second moment
     weight_decay: float = 0.01  # share of the learning rate by which weights shrink in a step
@@ -248,6 +250,7 @@ class RunConfig:
             ("logging.every_steps", self.logging.every_steps),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
             ("optimizer.new_rate", self.optimizer.new_rate),
+            ("optimizer.side_rate", 1 if self.optimizer.side_rate == 0 else self.optimizer.side_rate),
         )
         check.within(0.001, 1000, *((f"data.sources.{n}.weight", s.weight) for n, s in enumerate(self.data.sources)))
         for place, source in enumerate(self.evaluation.sources):
@@ -409,6 +412,12 @@ class RunConfig:
             "model.text_alone",
             "is true, and there is no BERT that is started from",
             "give model.initialize_from, or leave it out",
+        )
+        check(
+            self.optimizer.side_rate == 1 or self.model.dual_size > 0,
+            "optimizer.side_rate",
+            f"is {self.optimizer.side_rate:g}, and there are no vectors",
+            f"give model.dual_size and {name}.dual, or leave it out",
         )
         check(
             not self.model.residual_score or self.model.dual_size > 0,

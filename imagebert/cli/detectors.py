@@ -52,7 +52,8 @@ def check(parsed: Namespace) -> int:
     detector = api.VisualGenome(weights=str(parsed.weights), boxes=parsed.boxes)
     done = api.check_detector(detector, parsed.published, parsed.images, most=parsed.most)
     rows = [picture._asdict() for picture in done.pictures]
-    print_table(f"{len(rows)} pictures of {parsed.published}", rows)
+    shown = [{name: "-" if value is None else value for name, value in row.items()} for row in rows]
+    print_table(f"{len(rows)} pictures of {parsed.published}", shown)
     if done.missing:
         print(f"{done.missing} pictures are not in {parsed.images}, or cannot be read")
     print(done.verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         UsageError: the implementation that was asked for is not there.
     """
     groups: _Groups = []
-    for factor, named in _by_rate(model, config.new_rate):
+    for factor, named in _by_rate(model, config):
         decayed, others = [p for p in named if p.dim() >= 2], [p for p in named if p.dim() < 2]
         groups.append({"params": decayed, "weight_decay": config.weight_decay, "rate": factor})
         groups.append({"params": others, "weight_decay": 0.0, "rate": factor})
@@ -47,14 +48,22 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 _NEW = ("region_projection", "location_projection", "global_image", "dual.")
 
 
-def _by_rate(model: nn.Module, new_rate: float) -> list[tuple[float, list[nn.Parameter]]]:
-    """Factors of the learning rate and the parameters that have it."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if new_rate == 1:
-        return [(1.0, [p for _, p in named])]
-    is_new = [any(part in name for part in _NEW) for name, _ in named]
-    old, new = ([p for (_, p), found in zip(named, is_new, strict=True) if found is wanted] for wanted in (False, True))
-    return [(1.0, old), (new_rate, new)]
+def _by_rate(model: nn.Module, config: OptimizerConfig) -> list[tuple[float, list[nn.Parameter]]]:
+    """Factors of the learning rate and the parameters that have it; those with 1 first."""
+    found: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = config.new_rate if any(part in name for part in _NEW) else 1.0
+            factor *= config.side_rate if config.side_rate != 1 and _makes_vectors(model, name) else 1.0
+            found.setdefault(factor, []).append(parameter)
+    return [(factor, named) for factor, named in found.items() if named]
+
+
+def _makes_vectors(model: nn.Module, name: str) -> bool:
+    """Whether a parameter takes part in the vectors of images and texts."""
+    fusion_layer = int(model.config.fusion_layer)  # type: ignore[union-attr, arg-type]
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    return "embeddings." in name or "dual." in name or (layer is not None and int(layer[1]) < fusion_layer)
 
 
 def _torch_adamw(groups: _Groups, settings: dict[str, Any]) -> torch.optim.Optimizer:

@@ -30,6 +30,24 @@ def test_what_is_new_to_a_text_model_may_have_a_rate_of_its_own() -> None:
     assert {(g["rate"], g["weight_decay"]) for g in groups} == {(1, 0.01), (1, 0), (10, 0.01), (10, 0)}
 
 
+def test_what_makes_vectors_may_stay_as_it_is() -> None:
+    config = ImageBertConfig.preset("tiny", dual_size=8, feature_size=12, fusion_layer=2, residual_score=True)
+    model = ImageBertForImageTextRetrieval(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, OptimizerConfig(side_rate=0, new_rate=10, learning_rate=0.1))
+    for group in optimizer.param_groups:  # as the schedule does
+        group["lr"] = 0.1 * group["rate"]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    sides = ("imagebert.embeddings.", "imagebert.layers.0.", "imagebert.layers.1.", "dual.")
+    assert moved == {name for name in before if not name.startswith(sides)}
+    assert {name.split(".")[2] for name in moved if ".layers." in name} == {"2", "3"}
+    groups = make_optimizer(model, OptimizerConfig(side_rate=0.5)).param_groups
+    assert {group["rate"] for group in groups} == {1, 0.5}
+
+
 def test_lamb_is_the_papers_algorithm() -> None:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3, 2))

@@ -19,6 +19,7 @@ from imagebert.regions.vg.operators import overlaps
 
 # From these on a picture's regions count as found again: resizing and decoders differ between programs.
 IOU, COSINE = 0.8, 0.9
+MOST = 0.5  # of the boxes
 
 
 class CheckedPicture(NamedTuple):
@@ -30,8 +31,8 @@ class CheckedPicture(NamedTuple):
         found: The number of regions that the detector finds.
         iou: The mean intersection over union of each published box with the nearest one found.
         again: The share of published boxes that are found again, at an overlap of 0.8 and more.
-        cosine: The mean cosine of their features with those of the boxes found; NaN where none is found again.
-        classes: The share of them that have the same class; NaN likewise.
+        cosine: The mean cosine of their features with those of the boxes found; None where none is found again.
+        classes: The share of them that have the same class; None where none is found again.
         other_colours: The same cosine where the detector is given red, green and blue in the other order.
     """
 
@@ -40,9 +41,9 @@ class CheckedPicture(NamedTuple):
     found: int
     iou: float
     again: float
-    cosine: float
-    classes: float
-    other_colours: float
+    cosine: float | None
+    classes: float | None
+    other_colours: float | None
 
 
 def check(
@@ -71,11 +72,13 @@ def _nearness(
     features: torch.Tensor,
     classes: np.ndarray[tuple[int], np.dtype[np.uint16]],
     found: RegionRecord,
-) -> tuple[float, float, float, float]:
+) -> tuple[float, float, float | None, float | None]:
     if not len(found.boxes) or not len(boxes):
-        return 0.0, 0.0, float("nan"), float("nan")
+        return 0.0, 0.0, None, None
     overlap, nearest = overlaps(boxes, torch.from_numpy(found.boxes)).max(dim=1)
     again = overlap >= IOU
+    if not again.any():
+        return float(overlap.mean()), 0.0, None, None
     near = torch.from_numpy(found.dequantized())[nearest]
     cosines = torch.nn.functional.cosine_similarity(features, near)
     same = torch.from_numpy(classes == found.classes[nearest.numpy()])
@@ -90,18 +93,21 @@ def _nearness(
 def verdict(pictures: list[CheckedPicture]) -> tuple[bool, str]:
     """Whether the weights fit what was published, and a sentence about it."""
     again = float(np.mean([picture.again for picture in pictures]))
-    cosine, other = (
-        float(np.nanmean([*values, -1.0] if np.isnan(values).all() else values))
-        for values in ([p.cosine for p in pictures], [p.other_colours for p in pictures])
+    cosines, others = (
+        [c for c in each if c is not None]
+        for each in zip(*((p.cosine, p.other_colours) for p in pictures), strict=True)
     )
-    share = f"{again:.0%} of the published boxes are found again, their features at a cosine of {cosine:.3f}"
-    if cosine >= COSINE and again >= 0.5:
+    cosine, other = (float(np.mean(each)) if each else -1.0 for each in (cosines, others))
+    share = f"{again:.0%} of the published boxes are found again" + (
+        f", their features at a cosine of {cosine:.3f}" if cosines else ""
+    )
+    if cosine >= COSINE and again >= MOST:
         return True, f"these weights made those regions, or ones like them: {share}"
     if other >= COSINE and other > cosine:
         return False, (
-            f"with red and blue exchanged the features fit ({other:.3f}; as they are, {cosine:.3f}): the published"
-            " regions were made of pictures read in the wrong order of colours"
+            f"with red and blue exchanged the features fit, at a cosine of {other:.3f}: the published regions were "
+            f"made of pictures read in the wrong order of colours; as they are, {share}"
         )
-    if again >= 0.5:
+    if again >= MOST:
         return False, f"the boxes fit, the features do not: another variant or preprocessing; {share}"
     return False, f"these weights did not make those regions: {share}"
