@@ -26,7 +26,7 @@ from benchmarks import ops, ops_attention, ops_parts
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["check", "tests", "base", "real", "ops", "tune", "large", "score", "sanitizer"]
-PARTS += ["feed-tests", "feed", "plan", "compiled"]
+PARTS += ["feed-tests", "feed", "plan", "compiled", "detector"]
 FIGURES = {
     "check_gpu_h100.json": "check",
     "train_gpu_h100_base.json": "train",
@@ -38,6 +38,7 @@ FIGURES = {
     "feed_gpu_h100.json": "feed",
     "calibrate_gpu_h100.json": "calibrate",
     "train_gpu_h100_compiled.json": "train",
+    "extract_gpu_h100.json": "extract",
 }
 
 PYTHON = r"""
@@ -145,7 +146,7 @@ def test_all_parts_in_order(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> No
     assert "== NVIDIA H100 80GB HBM3\n" in done.stdout
     assert [row[3] for row in rows if row[3] != "-"] == list(FIGURES)
     assert all((suite.out / name).exists() for name in FIGURES)
-    assert len(suite.limits()) == len(PARTS)
+    assert len(suite.limits()) == len(PARTS) + 1  # the detector is tested before it is measured
     assert max(suite.limits()) <= 480
 
     modules, tested = [], []
@@ -170,7 +171,7 @@ def test_all_parts_in_order(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> No
             case _:
                 assert arguments[0] == "-c"
     assert modules == [f"benchmarks.{name}" for name in FIGURES.values()]
-    assert len(tested) == 3
+    assert len(tested) == 4
     assert tested[0][-2:] == ["-n", "12"]
 
 

@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -338,7 +337,7 @@ def test_regions_are_named_with_their_attributes(scenes: Scenes) -> None:
     assert {region["attribute"] for region in serving._regions(record, names, store)["regions"]} == {""}
     store.attributes = ["small", "large"]  # type: ignore[attr-defined, unused-ignore]
     numbers = np.array([65535, *[1] * (len(names) - 1)], np.uint16)
-    told: Any = SimpleNamespace(**{**record._asdict(), "attributes": numbers})
+    told = record._replace(attributes=numbers, attribute_confidences=np.ones(len(names), np.float32))
     found = serving._regions(told, names, store)["regions"]
     assert [region["attribute"] for region in found] == ["", *["large"] * (len(names) - 1)]
     assert [region["class"] for region in found] == names
