@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import time
@@ -89,7 +90,8 @@ def run(config: RunConfig, stop_at: int | None = None, profile: int = 0) -> Stop
                     raise SystemExit(STOPPED) from None
                 raise
             this.end = ended(stopped.step, stopped.finished)
-            return stopped
+    gc.collect()  # an engine refers to itself: model, gradients and moments would stay beside those of the next run
+    return stopped
 
 
 def _run(

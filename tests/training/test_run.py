@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import itertools
 import json
 import os
@@ -148,6 +149,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(recipe: list[str], tmp_path: P
     a, b = (ImageBertForPreTraining.from_pretrained(tmp_path / n / "model").state_dict() for n in ("run", "whole"))
     assert all(torch.equal(a[key], b[key]) for key in b)
     assert run(load_recipe(RECIPE, overrides)).finished  # a finished run stays finished
+
+
+def test_a_run_leaves_no_model_behind(recipe: list[str]) -> None:
+    """Else the rungs of a ladder, or the runs of a notebook, fill the memory of a GPU one after the other."""
+
+    def models() -> int:
+        return sum(type(thing) is ImageBertForPreTraining for thing in gc.get_objects())
+
+    before = models()
+    gc.disable()  # what a collection by chance frees is no merit
+    try:
+        assert run(load_recipe(RECIPE, [*recipe, "schedule.steps=1"])).finished
+        assert models() <= before
+    finally:
+        gc.enable()
 
 
 def test_killed_run_goes_on(recipe: list[str], tmp_path: Path) -> None:
