@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,9 +106,7 @@ def check_detector(
     given = detector if isinstance(detector, VisualGenome) else VisualGenome(weights=os.fspath(detector))
     store = RegionStore(Path(published))
     boxes = given.boxes or str(int(store.region_counts.max()))
-    extractor = VisualGenomeExtractor(
-        Path(given.weights), boxes=boxes, proposals=given.proposals, precision=given.precision
-    )
+    extractor = VisualGenomeExtractor.of(replace(given, boxes=boxes))
     if extractor.network.feature_size != store.feature_size:
         raise UsageError(
             f"{published} has features of {store.feature_size} numbers, the detector {extractor.network.feature_size}"

@@ -294,8 +294,6 @@ def search(
     else:
         limits = LOCAL if extractor is not None else LOCAL._replace(pixels=_DEMO_PIXELS)
         record = extract(open_picture(read_bytes(Path(name), FILE_BYTES), limits))
-        if not len(record.boxes):
-            raise UsageError(f"{name}: no region was found in it")
     return Searched(name, (), tuple(finder.texts(record, top)), photographs)
 
 

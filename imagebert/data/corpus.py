@@ -268,6 +268,9 @@ class LooseItems:
     Args:
         records: one at least, all with features of one size
         pieces: the word pieces of each text, one at least
+
+    Raises:
+        UsageError: a record has no region.
     """
 
     verify = False
@@ -279,6 +282,8 @@ class LooseItems:
         tokenizer: Tokenizer,
         feature_type: FeatureType,
     ) -> None:
+        if not all(len(record.boxes) for record in records):
+            raise UsageError("no region was found in the picture: give another one")
         self.tokenizer = tokenizer
         self.feature_type: FeatureType = feature_type
         self.feature_size = records[0].features.shape[1]

@@ -165,9 +165,7 @@ def open_extractor(given: Path | VisualGenome) -> Extractor:
             given = build(_Described, tree, str(given)).vg
     from imagebert.regions.vg.extractor import VisualGenomeExtractor
 
-    return VisualGenomeExtractor(
-        Path(given.weights), boxes=given.boxes, proposals=given.proposals, precision=given.precision
-    )
+    return VisualGenomeExtractor.of(given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def find_data(config: RunConfig, told: Told, notes: list[str]) -> Data:
     own = lengths.regions[corpus.caption_image]
     weights = np.concatenate(corpus.weights) if corpus.weights is not None else np.ones(len(corpus))
     feature_bytes = np.dtype(corpus.feature_type).itemsize
-    records = Sections.of(corpus.image_regions, corpus.feature_size * feature_bytes).end
+    records = Sections.of(corpus.image_regions, corpus.feature_size * feature_bytes, corpus.has_attributes).end
     return Data(
         pairs=told.pairs or round(weights.sum()),
         images=None if told.pairs else corpus.images,

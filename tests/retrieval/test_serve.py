@@ -23,10 +23,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagebert.data.corpus import LooseItems
 from imagebert.data.pairs import PairStore
 from imagebert.data.records import RegionRecord
 from imagebert.data.regions import RegionStore
 from imagebert.demo.extractor import SceneExtractor
+from imagebert.errors import UsageError
 from imagebert.feed.packer import Limits
 from imagebert.model_folder import open_model
 from imagebert.pictures import LOCAL, SENT, Decoder
@@ -341,6 +343,13 @@ def test_regions_are_named_with_their_attributes(scenes: Scenes) -> None:
     found = serving._regions(told, names, store)["regions"]
     assert [region["attribute"] for region in found] == ["", *["large"] * (len(names) - 1)]
     assert [region["class"] for region in found] == names
+
+
+def test_a_picture_without_regions_is_a_sentence(scenes: Scenes) -> None:
+    store = RegionStore(scenes.folder / "regions")
+    arrays = {name: value[:0] for name, value in store.read(0)._asdict().items() if isinstance(value, np.ndarray)}
+    with pytest.raises(UsageError, match="no region was found in the picture"):
+        LooseItems([store.read(0)._replace(**arrays)], [[5]], PairStore(scenes.folder / "pairs").tokenizer(), "int8")
 
 
 def test_a_picture_has_the_regions_that_extract_stored(tmp_path: Path) -> None:

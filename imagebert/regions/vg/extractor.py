@@ -19,6 +19,7 @@ from PIL import Image
 
 from imagebert.data.records import RegionRecord
 from imagebert.errors import UsageError
+from imagebert.regions.vg import VisualGenome
 from imagebert.regions.vg.network import Network
 from imagebert.regions.vg.operators import RegionPooling
 from imagebert.regions.vg.resizing import resize
@@ -74,6 +75,11 @@ class VisualGenomeExtractor:
             "precision": precision,
         }
         self.batch_size = 16 if self.device.type == "cuda" else 1
+
+    @classmethod
+    def of(cls, named: VisualGenome) -> VisualGenomeExtractor:
+        """The one that somebody named."""
+        return cls(Path(named.weights), boxes=named.boxes, proposals=named.proposals, precision=named.precision)
 
     def __call__(self, image: Image.Image) -> RegionRecord:
         return self.many([image])[0]
