@@ -1,6 +1,6 @@
 """`imagebert extract`: photographs, in folders or tars, to a RegionStore. An unreadable one is named, counted, skipped.
 
-All workers of a job claim pictures piece by piece (claims.py), each with a detector of its own.
+All workers of a job claim pictures piece by piece (imagebert/claims.py), each with a detector of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imagebert.data.regions import RegionStore
 from imagebert.data.transfer import describe_sources
 from imagebert.log import Progress
 from imagebert.pictures import UnreadableImage
-from imagebert.regions.claims import Claims
+from imagebert.claims import Claims
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
 from imagebert.regions.extractor import BatchExtractor, Extractor
 from imagebert.regions.images import PACKED_TARS, TAR, Found, find_images

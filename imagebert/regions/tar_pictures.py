@@ -21,7 +21,7 @@ from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import open_regular, read_sealed, write_sealed
 from imagebert.pictures import FILE_BYTES, UnreadableImage
-from imagebert.regions.claims import Claims
+from imagebert.claims import Claims
 from imagebert.regions.images import SUFFIXES
 from imagebert.workers import Workers
 

@@ -13,7 +13,7 @@ import pytest
 from imagebert.errors import UsageError
 from imagebert.pictures import UnreadableImage
 from imagebert.regions import tar_pictures
-from imagebert.regions.claims import Claims
+from imagebert.claims import Claims
 from imagebert.regions.tar_pictures import TarPicture, TarReader, list_tar, list_tars
 from imagebert.workers import ALONE
 

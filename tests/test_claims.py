@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from imagebert.regions.claims import Claims
+from imagebert.claims import Claims
 from imagebert.workers import ALONE, Workers
 
 Result = TypeVar("Result")

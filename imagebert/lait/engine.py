@@ -1,0 +1,271 @@
+"""A step's tasks, done by whatever is there: this process, processes of its own, ranks, or a Ray cluster.
+
+A task is a function of one file, whose result is a file: NAME.parquet, and what else it writes beside it, in the
+step's folder. Behind each stands NAME.json, sealed, which says what it was made from, what became of its input and
+what its files' digests are; it is written last. A call that was killed is made again, and does what has no such note.
+When all are done the folder gets step.json, by which the next step knows it for whole. Results are the same bytes
+whatever does the tasks, in whatever order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from imagebert.claims import Claims
+from imagebert.data.folder import lock_of, make_folder
+from imagebert.errors import UsageError
+from imagebert.files import digest_of, file_digest, read_sealed, write_sealed
+from imagebert.lait.ray_cluster import ray_pool
+from imagebert.lock import lock
+from imagebert.log import Progress
+from imagebert.workers import ALONE, Workers
+
+log = logging.getLogger(__name__)
+
+STEP = "step.json"
+_DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+_AHEAD = 2  # tasks for each process that are handed out at once
+
+# What a task does: it is given its arguments and the stem of its results' paths; what became of its input is counted.
+Work = Callable[..., Mapping[str, int]]
+
+
+class Task(NamedTuple):
+    """One file of a step.
+
+    Attributes:
+        name: of its results, without a suffix
+        source: plain data that says what it is made from
+        arguments: what its function is given, before the stem of its results
+    """
+
+    name: str
+    source: Any
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What does a step's tasks.
+
+    Attributes:
+        workers: the ranks of this job
+        processes: of each rank; 1: the rank itself
+        ray: the address of a Ray cluster, "auto", or "" for none
+    """
+
+    workers: Workers = ALONE
+    processes: int = 1
+    ray: str = ""
+
+
+class Done(NamedTuple):
+    """A step that is whole.
+
+    Attributes:
+        folder: of its results
+        names: of its tasks, in order
+        counts: what became of its input, of all tasks together
+        digest: of all that it holds
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    counts: dict[str, int]
+    digest: str
+
+    def files(self, suffix: str = ".parquet") -> list[Path]:
+        """The tasks' results of a suffix, in order."""
+        return [self.folder / f"{name}{suffix}" for name in self.names]
+
+
+class Pool(Protocol):
+    """Runs tasks elsewhere."""
+
+    def submit(self, work: Work, *arguments: Any) -> Future[Mapping[str, int]]: ...
+
+
+def run_step(
+    step: str, folder: Path, work: Work, tasks: Sequence[Task], source: Any, engine: Engine = Engine()
+) -> Done:
+    """Does a step's tasks, those that were done before apart, and says that it is whole.
+
+    Args:
+        step: its name, for people
+        work: a function of a module, given a task's arguments and the stem of its results, folder/NAME
+        source: plain data that all tasks depend on: thresholds, models
+
+    Raises:
+        UsageError: a task's input is wrong, or another process writes the folder.
+        OSError: the disk is full or fails, or a process or rank was killed.
+    """
+    workers = engine.workers
+    make_folder(folder)
+    with _locked(folder, workers):
+        made_from = {task.name: digest_of([step, source, task.source]) for task in tasks}
+        claims = Claims(folder, workers)
+        left = workers.agreed(
+            lambda: [number for number, task in enumerate(tasks) if not _is_done(folder, task.name, made_from[task.name])]
+        )
+        with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
+            done = len(tasks) - len(left)
+            for task, counts in _do(work, (tasks[n] for n in claims.pieces(left)), folder, engine):
+                _note(folder, task.name, made_from[task.name], counts)
+                done += 1
+                progress.update(done)
+        workers.barrier()
+        if workers.rank == 0:
+            claims.clear()
+            _finish(step, folder, tasks, made_from)
+        workers.barrier()
+    return read_step(folder)
+
+
+@contextmanager
+def _locked(folder: Path, workers: Workers) -> Iterator[None]:
+    """The step's folder is this job's, held by its first rank."""
+    if workers.rank > 0:
+        workers.barrier()
+        yield
+        return
+    with lock(lock_of(folder), folder):
+        workers.barrier()
+        yield
+
+
+def _do(work: Work, tasks: Iterator[Task], folder: Path, engine: Engine) -> Iterator[tuple[Task, Mapping[str, int]]]:
+    """Each task with what became of its input, as they end."""
+    if engine.processes == 1 and not engine.ray:
+        for task in tasks:
+            yield task, work(*task.arguments, folder / task.name)
+        return
+    running: dict[Future[Mapping[str, int]], Task] = {}
+    with _pool(engine) as (pool, width):
+        more = True
+        while more or running:
+            while more and len(running) < _AHEAD * width:
+                task = next(tasks, None)
+                if task is None:
+                    more = False
+                else:
+                    running[pool.submit(work, *task.arguments, folder / task.name)] = task
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                task = running.pop(future)
+                try:
+                    yield task, future.result()
+                except BrokenProcessPool:
+                    names = ", ".join(sorted([task.name, *(other.name for other in running.values())])[:5])
+                    raise OSError(
+                        f"a process was killed at one of {names}, by a lack of memory most likely: give fewer "
+                        "--processes; the same call goes on"
+                    ) from None
+
+
+def _pool(engine: Engine) -> AbstractContextManager[tuple[Pool, int]]:
+    return ray_pool(engine.ray) if engine.ray else _processes(engine.processes)
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[tuple[Pool, int]]:
+    """Processes that end with this one, however it ends."""
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),))
+    try:
+        yield pool, count
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when
+    if os.getppid() != parent:  # it has gone already
+        os._exit(1)
+
+
+# ------------------------------------------------------------------------------------------------------------- notes
+
+
+def _note(folder: Path, name: str, made_from: str, counts: Mapping[str, int]) -> None:
+    files = sorted(path for path in folder.glob(f"{name}.*") if path.suffix != ".json")
+    described = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files}
+    write_sealed(folder / f"{name}.json", {"made_from": made_from, "counts": dict(sorted(counts.items())), "files": described})
+
+
+def _is_done(folder: Path, name: str, made_from: str) -> bool:
+    note = folder / f"{name}.json"
+    if not note.is_file():
+        return False
+    try:
+        content = read_sealed(note)
+        return content["made_from"] == made_from and all(
+            (folder / file).stat().st_size == entry["bytes"] for file, entry in content["files"].items()
+        )
+    except (UsageError, OSError, KeyError, TypeError):  # what is damaged is made again
+        return False
+
+
+def _finish(step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[str, str]) -> None:
+    """Removes what belongs to no task, as another input's results, and says that the step is whole."""
+    counts, notes = Counter[str](), {}
+    for task in tasks:
+        if not _is_done(folder, task.name, made_from[task.name]):
+            raise OSError(f"{folder / task.name} was not made: make the call again")
+        content = read_sealed(folder / f"{task.name}.json")
+        counts.update(content["counts"])
+        notes[task.name] = content["digest"]
+    for note in folder.glob("*.json"):
+        if note.stem not in notes and note.name != STEP:
+            for path in folder.glob(f"{note.stem}.*"):
+                path.unlink()
+    content = {"step": step, "counts": dict(sorted(counts.items())), "tasks": notes}
+    write_sealed(folder / STEP, content)
+
+
+def read_step(folder: Path, command: str = "the step before") -> Done:
+    """A step's folder, which is whole.
+
+    Raises:
+        UsageError: it is not there, or not whole.
+    """
+    if not (folder / STEP).is_file():
+        raise UsageError(f"{folder} has no {STEP}: {command} has not ended well there, make it again")
+    content = read_sealed(folder / STEP, "make the step again")
+    return Done(folder, tuple(content["tasks"]), content["counts"], content["digest"])
+
+
+def check_step(folder: Path) -> int:
+    """How many files a step's folder holds, each compared with its digest.
+
+    Raises:
+        UsageError: one has changed or is gone.
+    """
+    checked = 0
+    cure = "remove it and make the step again"
+    for name, digest in read_sealed(folder / STEP, cure)["tasks"].items():
+        note = read_sealed(folder / f"{name}.json", cure)
+        if note["digest"] != digest:
+            raise UsageError(f"{folder / name}.json is of another call: {cure}")
+        for file, entry in note["files"].items():
+            if not (folder / file).is_file() or file_digest(folder / file) != entry["sha256"]:
+                raise UsageError(f"{folder / file} has changed since it was written, or is gone: {cure}")
+            checked += 1
+    return checked
+
+
+def identity_of(path: Path) -> list[Any]:
+    """What tells a large input file from others without reading it: its name, size and time."""
+    found = path.stat()
+    return [path.name, found.st_size, found.st_mtime_ns]

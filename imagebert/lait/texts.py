@@ -1,0 +1,185 @@
+"""The texts of a page that may describe a picture, and the sentences in them (paper, section 4, sentence detection).
+
+Each sentence knows where it is from. Its features are what a person would go by: the kind of place, how far it is,
+whether it says what the file's name, the alternative text or the title say, whether other pictures have it too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from imagebert.lait.document import Document, Node, above, text_of
+from imagebert.lait.images import PageImage
+from imagebert.lait.sentences import clean, sentences
+
+# Where a text stands.
+SOURCES = ("alt", "title", "figcaption", "caption", "og", "page_title", "heading", "around")
+FEATURES = (
+    *(f"is_{source}" for source in SOURCES),
+    "distance",
+    "behind",
+    "place",
+    "words",
+    "is_short",
+    "is_whole",
+    "overlap_with_name",
+    "overlap_with_title",
+    "overlap_with_alt",
+    "shared_with_pictures",
+    "named_twice",
+    "log_pictures",
+    "words_cut",
+)
+_LEVELS, _STEPS = 4, 2  # elements around a picture that are climbed, and elements beside each that are looked at
+_BLOCK = 1_200  # characters of a text around: what is longer is cut where it is far from the picture
+_CAPTION = re.compile(r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I)
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_SKIPPED = ("script", "style", "noscript", "template", "svg", "nav", "footer", "aside", "form", "button", "select", "iframe")
+_WORD = re.compile(r"[a-z]{3,}")
+
+
+class Text(NamedTuple):
+    """A text of a page as it stands there."""
+
+    source: str
+    text: str
+    distance: int = 0  # elements between it and the picture
+    behind: bool = True  # or before it
+
+
+class Candidate(NamedTuple):
+    """A sentence that may describe a picture."""
+
+    sentence: str
+    source: str
+    features: list[float]  # as FEATURES
+
+    def overlap(self, what: str) -> float:
+        """The share of the words of the picture's "name", or of the page's "title", that the sentence has."""
+        return self.features[FEATURES.index(f"overlap_with_{what}")]
+
+
+def texts_of(document: Document, image: PageImage, alone: bool) -> Iterator[Text]:
+    """The texts that may describe a picture.
+
+    Args:
+        alone: whether it is the only dominant picture of its page, which what is said of the page is said of
+    """
+    attributes = image.node.attributes
+    for name, source in (("alt", "alt"), ("title", "title"), ("aria-label", "title"), ("data-caption", "caption")):
+        if text := attributes.get(name):
+            yield Text(source, text)
+    meta = document.meta
+    if alone:
+        for name in ("og:image:alt", "twitter:image:alt"):
+            if name in meta:
+                yield Text("caption", meta[name])
+        for name in ("og:description", "description", "twitter:description"):
+            if name in meta:
+                yield Text("og", meta[name])
+        for text in (meta.get("og:title", ""), document.title):
+            if text:
+                yield Text("page_title", text)
+    yield from _around(image.node)
+
+
+def _around(node: Node) -> Iterator[Text]:
+    """What stands beside a picture, and beside what it stands in, until there is another picture."""
+    part, distance = node, 0
+    for parent in (*above(node, _LEVELS), None):
+        if part.tag == "a" and (title := part.attributes.get("title")):
+            yield Text("title", title, distance)
+        if part.tag == "figure":
+            caption = part.css_first("figcaption")
+            if caption is not None:
+                yield Text("figcaption", text_of(caption), distance)
+        for back in (False, True):
+            yield from _beside(part, distance, back)
+        if parent is None or (distance and len(parent.css("img")) > 12):
+            return
+        part, distance = parent, distance + 1
+
+
+def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
+    beside, steps = part.prev if back else part.next, 0
+    while beside is not None and steps < _STEPS:
+        if beside.is_text_node:
+            text = beside.text().strip()
+        elif beside.tag in _SKIPPED or not beside.is_element_node or beside.tag in ("source", "br", "hr"):
+            text = ""
+        elif beside.tag == "img" or beside.css_first("img") is not None:
+            return  # what stands there is of that one
+        else:
+            text = text_of(beside, 20_000)
+        if text:
+            steps += 1
+            kind = "around"
+            if beside.tag in _HEADINGS:
+                kind = "heading"
+            elif beside.tag == "figcaption":
+                kind = "figcaption"
+            elif beside.is_element_node and _CAPTION.search(
+                f"{beside.attributes.get('class') or ''} {beside.attributes.get('id') or ''}"
+            ):
+                kind = "caption"
+            yield Text(kind, text[-_BLOCK:] if back else text[:_BLOCK], distance + steps - 1, not back)
+        beside = beside.prev if back else beside.next
+
+
+def candidates(
+    document: Document, image: PageImage, alone: bool, others: Sequence[PageImage], most_around: int
+) -> list[Candidate]:
+    """The sentences that may describe a picture, each once, where it stands first.
+
+    Args:
+        others: the page's other dominant pictures
+        most_around: sentences of one text around it, those nearest to the picture
+    """
+    name = _words(unquote(urlsplit(image.url).path.rpartition("/")[2]).replace("-", " ").replace("_", " ").lower())
+    title = _words(f"{document.title} {document.meta.get('og:title', '')}".lower())
+    alt = _words(image.alt.lower())
+    other_alts = [other.alt for other in others if other.alt]
+    found: dict[str, tuple[Text, int, str]] = {}
+    twice: dict[str, int] = {}
+    for text in texts_of(document, image, alone):
+        parts = sentences(clean(text.text, document.site))
+        if text.source == "around" or len(parts) > 2 * most_around:
+            parts = parts[:most_around] if text.behind else parts[::-1][:most_around]
+        for place, sentence in enumerate(parts):
+            key = sentence.lower().rstrip(".")
+            twice[key] = twice.get(key, 0) + 1
+            found.setdefault(key, (text, place, sentence))
+    result = []
+    for key, (text, place, sentence) in found.items():
+        words = _words(key)
+        length = sentence.count(" ") + 1
+        values = (
+            *(text.source == source for source in SOURCES),
+            text.distance,
+            text.behind,
+            place,
+            min(length, 40) / 10,
+            length < 5,
+            sentence[-1:] in ".!",
+            _overlap(name, words),
+            _overlap(title, words),
+            _overlap(alt, words) if text.source != "alt" else 0.0,
+            sum(key in other.lower() for other in other_alts) > 0,
+            twice[key] > 1,
+            min(len(others), 20) / 10,
+            len(text.text) > len(sentence) + 60,
+        )
+        result.append(Candidate(sentence, text.source, [float(value) for value in values]))
+    return result
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text))
+
+
+def _overlap(some: frozenset[str], words: frozenset[str]) -> float:
+    """The share of some words that a sentence has."""
+    return len(some & words) / len(some) if some else 0.0
