@@ -26,33 +26,7 @@ Kind = Callable[[Random, Photographs], Image.Image]
 
 KINDS: dict[str, Kind] = {}
 
-WORDS = (
-    "about above account across action address after again against age agency air all almost along amount "
-    "and answer area article assets author average bank base basic beauty before best better between "
-    "board body book box bridge budget building business button camera capital care case cell center "
-    "change chapter chart check child choice city class clear click close coffee color common company "
-    "contact content control cost country course cover credit current customer data date day deal design "
-    "detail device digital direct doctor door download early earth east economy edge edit effect email "
-    "energy engine error event every example express face factor family fast field figure file final fire "
-    "first flow food force form free friend full future game garden general glass global gold good grand "
-    "green group growth guide half hand happy head health heart help high history home hotel hour house "
-    "image impact income index info input inside issue item January join journal just kernel key kind "
-    "kitchen label lake land language large last law lead learn legal less letter level life light limit "
-    "line link list local login look low main make manager map March market master matter mean media "
-    "medical memory menu message method middle milk mind minute mobile model money month more morning "
-    "motor mountain music name nation nature network never news night north note number ocean offer "
-    "office online open order output page paper part past pattern people percent phone place plan plant "
-    "play point policy power press price print private problem process product profit program project "
-    "public quality quarter question quick rate reader record red region report research result return "
-    "review right river road room rule sale sample save school science score sea search season second "
-    "section security select series service settings share shop short sign simple size small social "
-    "software sound source south space special spring staff standard start state station status step "
-    "stock store street strong student study style subject submit summer support surface system table "
-    "target task team test text theory ticket time title today tools total tower town trade train travel "
-    "tree trend trial type under union unit update user value version video view village visit voice "
-    "volume walk wall water weather week weight west white window winter wonder word work world write "
-    "year yellow yield young zone "
-).split()
+WORDS = ["about", "above", "account", "across", "action", "address", "after", "again", "against", "age", "agency", "air", "all", "almost", "along", "amount", "and", "answer", "area", "article", "assets", "author", "average", "bank", "base", "basic", "beauty", "before", "best", "better", "between", "board", "body", "book", "box", "bridge", "budget", "building", "business", "button", "camera", "capital", "care", "case", "cell", "center", "change", "chapter", "chart", "check", "child", "choice", "city", "class", "clear", "click", "close", "coffee", "color", "common", "company", "contact", "content", "control", "cost", "country", "course", "cover", "credit", "current", "customer", "data", "date", "day", "deal", "design", "detail", "device", "digital", "direct", "doctor", "door", "download", "early", "earth", "east", "economy", "edge", "edit", "effect", "email", "energy", "engine", "error", "event", "every", "example", "express", "face", "factor", "family", "fast", "field", "figure", "file", "final", "fire", "first", "flow", "food", "force", "form", "free", "friend", "full", "future", "game", "garden", "general", "glass", "global", "gold", "good", "grand", "green", "group", "growth", "guide", "half", "hand", "happy", "head", "health", "heart", "help", "high", "history", "home", "hotel", "hour", "house", "image", "impact", "income", "index", "info", "input", "inside", "issue", "item", "January", "join", "journal", "just", "kernel", "key", "kind", "kitchen", "label", "lake", "land", "language", "large", "last", "law", "lead", "learn", "legal", "less", "letter", "level", "life", "light", "limit", "line", "link", "list", "local", "login", "look", "low", "main", "make", "manager", "map", "March", "market", "master", "matter", "mean", "media", "medical", "memory", "menu", "message", "method", "middle", "milk", "mind", "minute", "mobile", "model", "money", "month", "more", "morning", "motor", "mountain", "music", "name", "nation", "nature", "network", "never", "news", "night", "north", "note", "number", "ocean", "offer", "office", "online", "open", "order", "output", "page", "paper", "part", "past", "pattern", "people", "percent", "phone", "place", "plan", "plant", "play", "point", "policy", "power", "press", "price", "print", "private", "problem", "process", "product", "profit", "program", "project", "public", "quality", "quarter", "question", "quick", "rate", "reader", "record", "red", "region", "report", "research", "result", "return", "review", "right", "river", "road", "room", "rule", "sale", "sample", "save", "school", "science", "score", "sea", "search", "season", "second", "section", "security", "select", "series", "service", "settings", "share", "shop", "short", "sign", "simple", "size", "small", "social", "software", "sound", "source", "south", "space", "special", "spring", "staff", "standard", "start", "state", "station", "status", "step", "stock", "store", "street", "strong", "student", "study", "style", "subject", "submit", "summer", "support", "surface", "system", "table", "target", "task", "team", "test", "text", "theory", "ticket", "time", "title", "today", "tools", "total", "tower", "town", "trade", "train", "travel", "tree", "trend", "trial", "type", "under", "union", "unit", "update", "user", "value", "version", "video", "view", "village", "visit", "voice", "volume", "walk", "wall", "water", "weather", "week", "weight", "west", "white", "window", "winter", "wonder", "word", "work", "world", "write", "year", "yellow", "yield", "young", "zone"]
 
 
 def kind(make: Kind) -> Kind:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -16,6 +16,7 @@ Node = LexborNode
 
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.I)
 _HEAD_BYTES = 4096  # where a page says its charset; the standard asks for the first 1,024
+_SAFE = "%/:=&?~#+!$,;'@()*[]"  # of an address, that stays as it is
 _HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # As browsers read what calls itself so.
@@ -116,11 +117,15 @@ class Document:
             except ValueError:
                 return ""
         found = found.partition("#")[0]
-        return found.replace(" ", "%20") if " " in found else found
+        return found if found.isascii() and " " not in found else _escaped(found)
 
     def all(self, selector: str) -> list[Node]:
         """The elements that a selector of CSS finds, in the page's order."""
         return self._tree.css(selector)
+
+    def has_pictures(self) -> bool:
+        """Whether it shows any."""
+        return self._tree.css_first("img,amp-img") is not None
 
     def first(self, selector: str) -> Node | None:
         """The first of them."""
@@ -138,6 +143,18 @@ class Document:
                 node.decompose()
             found += " " + self._tree.body.text(separator=" ")[:most]
         return f"{self.title} {found}"[:most]
+
+
+def _escaped(url: str) -> str:
+    """An address as browsers send it: UTF-8 in percents, a host's name in IDNA."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            return ""
+    return f"{scheme}://{host}{slash}{quote(path, safe=_SAFE, errors='replace')}"
 
 
 def above(node: Node, most: int) -> Iterator[Node]:

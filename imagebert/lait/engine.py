@@ -117,7 +117,9 @@ def run_step(
         made_from = {task.name: digest_of([step, source, task.source]) for task in tasks}
         claims = Claims(folder, workers)
         left = workers.agreed(
-            lambda: [number for number, task in enumerate(tasks) if not _is_done(folder, task.name, made_from[task.name])]
+            lambda: [
+                number for number, task in enumerate(tasks) if not _is_done(folder, task.name, made_from[task.name])
+            ]
         )
         with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
             done = len(tasks) - len(left)
@@ -201,7 +203,9 @@ def _begin(parent: int) -> None:
 def _note(folder: Path, name: str, made_from: str, counts: Mapping[str, int]) -> None:
     files = sorted(path for path in folder.glob(f"{name}.*") if path.suffix != ".json")
     described = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files}
-    write_sealed(folder / f"{name}.json", {"made_from": made_from, "counts": dict(sorted(counts.items())), "files": described})
+    write_sealed(
+        folder / f"{name}.json", {"made_from": made_from, "counts": dict(sorted(counts.items())), "files": described}
+    )
 
 
 def _is_done(folder: Path, name: str, made_from: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,13 @@ from pyarrow import parquet
 
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
-from imagebert.files import file_digest, open_regular, replacing
-from imagebert.lait.engine import STEP, Done, Engine, Task, identity_of, read_step, run_step
+from imagebert.files import file_digest, open_regular, read_sealed, replacing, write_sealed
+from imagebert.lait.engine import Done, Engine, Task, identity_of, read_step, run_step
 from imagebert.lait.hashes import hash_of, near
 from imagebert.lait.natural import WEIGHTS, Natural
 from imagebert.lait.nsfw import open_nsfw
 from imagebert.lait.recipe import FilterRecipe, LaitRecipe
+from imagebert.lait.shards import add_file, open_tar
 from imagebert.lait.tables import batches, database, files_of
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
@@ -67,7 +69,13 @@ class _Picture(NamedTuple):
 
 
 def filter_pictures(
-    candidates: Path, pictures: Path, out: Path, recipe: LaitRecipe, engine: Engine, nsfw: Path | None, memory_gib: float
+    candidates: Path,
+    pictures: Path,
+    out: Path,
+    recipe: LaitRecipe,
+    engine: Engine,
+    nsfw: Path | None,
+    memory_gib: float,
 ) -> Done:
     """Filters fetched pictures; see the head of this file.
 
@@ -88,8 +96,6 @@ def filter_pictures(
     source = [looked.digest, found.digest, recipe.filter.hamming]
     if engine.workers.rank == 0 and not _is_chosen(out, source):
         _choose(found, looked, out / _CHOSEN, recipe.filter.hamming, memory_gib)
-        from imagebert.files import write_sealed
-
         write_sealed(out / _CHOSEN / "chosen.json", {"source": source})
     engine.workers.barrier()
     tasks = [
@@ -185,8 +191,6 @@ def _look(data: bytes, recipe: FilterRecipe, natural: Natural, unsafe: Any) -> d
 
 
 def _is_chosen(out: Path, source: list[Any]) -> bool:
-    from imagebert.files import read_sealed
-
     try:
         return bool(read_sealed(out / _CHOSEN / "chosen.json")["source"] == source)
     except UsageError:
@@ -214,7 +218,7 @@ def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_g
         for batch in batches(connection, query):
             numbers = batch.column("tar").to_numpy()
             starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-            for start, end in zip(starts, starts[1:], strict=False):
+            for start, end in pairwise(starts):
                 if start == end:
                     continue
                 if numbers[start] != tar and held:
@@ -262,18 +266,19 @@ def _groups(looked: Done, hamming: int) -> pa.Table:
 
 def keep(tar: Path, chosen: Path, out: Path) -> Counter[str]:
     """Writes the pictures that have sentences into OUT.tar, and these into OUT.parquet."""
-    from imagebert.lait.shards import add_file, open_tar
-
     table = parquet.read_table(chosen)
     keys = set(table["key"].to_pylist())
     counts = Counter({"pictures: kept": len(keys), "sentences": len(table)})
-    with replacing(out.with_name(f"{out.name}.tar")) as part, open_regular(tar) as opened:
-        with open_tar(part) as written:
-            for picture in _pictures(tar, counts):
-                if picture.key in keys:
-                    keys.remove(picture.key)  # of several of one key, which only others' tars have, the first
-                    opened.seek(picture.offset)
-                    add_file(written, f"{picture.key}.{picture.suffix}", opened.read(picture.size))
+    with (
+        replacing(out.with_name(f"{out.name}.tar")) as part,
+        open_regular(tar) as opened,
+        open_tar(part) as written,
+    ):
+        for picture in _pictures(tar, counts):
+            if picture.key in keys:
+                keys.remove(picture.key)  # of several of one key, which only others' tars have, the first
+                opened.seek(picture.offset)
+                add_file(written, f"{picture.key}.{picture.suffix}", opened.read(picture.size))
     if keys:
         raise OSError(f"{tar} has changed while it was filtered: make the call again")
     with replacing(out.with_name(f"{out.name}.parquet")) as part:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +18,6 @@ from imagebert.lait.document import Document, Node, above, element_beside
 FEATURES = (
     "size_known",
     "log_area",
-    "small",
     "log_aspect",
     "is_figure",
     "has_figcaption",
@@ -32,12 +32,14 @@ FEATURES = (
     "alt_words",
     "alt_missing",
     "is_og_image",
+    "log_name",
+    "words_of_name",
     "is_jpeg",
-    "is_gif_or_svg",
     "is_lazy",
     "has_srcset",
     "log_width_of_srcset",
     "links_to_picture",
+    "links_to_file_page",
     "links_to_page",
     "links_away",
     "other_host",
@@ -50,12 +52,16 @@ FEATURES = (
     "log_images",
     "next_to_paragraph",
 )
+SMALLEST = 300  # pixels of a side, as a page says (paper, section 4)
 _ANCESTORS = 7
-_SMALL = 120  # pixels of a side, as a page says: what is shown so is no content
+_FRAMES = {"nav", "header", "footer", "aside"}
+_NO_DIGITS = str.maketrans("", "", "0123456789")
 # Attributes that hold a lazy picture's address, the likeliest first.
-_LAZY = "data-src data-original data-lazy-src data-lazy data-original-src data-full data-large-file data-hi-res-src "
-_LAZY += "data-image data-url data-flickity-lazyload data-echo data-img-src data-actualsrc data-full-src data-zoom-image"
-LAZY = tuple(_LAZY.split())
+LAZY = (
+    *("data-src", "data-original", "data-lazy-src", "data-lazy", "data-original-src", "data-full", "data-large-file"),
+    *("data-hi-res-src", "data-image", "data-url", "data-flickity-lazyload", "data-echo", "data-img-src"),
+    *("data-actualsrc", "data-full-src", "data-zoom-image"),
+)
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 
 _GOOD_CLASS = re.compile(
@@ -69,17 +75,33 @@ _BAD_CLASS = re.compile(
     r"button|\bbtn|payment|rating|star|comment|teaser|more-|also|popular|trending|placeholder|spacer|signature|user",
     re.I,
 )
-_GOOD_ADDRESS = re.compile(r"upload|photo|media|images?/|img/|large|full|original|\d{3,4}x\d{3,4}|gallery|content", re.I)
-_BAD_ADDRESS = re.compile(
-    r"logo|icon|avatar|gravatar|banner|[/._-]ads?[/._-]|advert|doubleclick|adserv|adsystem|sprite|pixel|track|beacon|spacer|"
-    r"blank|placeholder|1x1|loading|spinner|emoji|smil|flag|badge|button|btn|thumb|[_-](?:xs|sm|small|tiny)\b|"
-    r"\b(?:[1-9]\d?|1[0-4]\d)x(?:[1-9]\d?|1[0-4]\d)\b|stat(?:s|istic)|analytic|captcha|qr[_-]?code|paypal|visa|share|social|"
-    r"facebook|twitter|author|profile|head(?:shot|er)|footer|\.svg\b|\.gif\b|\.ico\b",
-    re.I,
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+# Words of addresses for and against a picture. They are looked up, since a pattern of so many is slow.
+_GOOD_ADDRESS = _set(
+    "upload uploads photo photos media image images img large full original originals gallery galleries content"
 )
+_BAD_ADDRESS = _set(
+    "logo logos icon icons favicon avatar avatars gravatar banner banners ad ads advert adverts doubleclick adserver "
+    "adserv adsystem sprite sprites pixel pixels track tracker tracking beacon spacer blank placeholder loading loader "
+    "spinner emoji emojis smiley smileys smilies smilie flag flags badge badges button buttons btn thumb thumbs "
+    "thumbnail thumbnails mail email whatsapp pinterest linkedin instagram youtube rss print search xs sm small tiny "
+    "stat stats statistics analytics captcha qr qrcode paypal visa mastercard share social facebook twitter author "
+    "authors profile profiles headshot header footer user users arrow close menu star stars rating"
+)
+_ADDRESS_WORD = re.compile(r"[a-z]+")
 _STYLE_SIZE = re.compile(r"(?:^|[;\s])(?:max-)?(width|height)\s*:\s*(\d{1,5})(?:\.\d+)?px", re.I)
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-_PICTURE = re.compile(r"\.(?:jpe?g|png|webp|avif)(?:$|\?)", re.I)
+_PICTURE = re.compile(r"^[^?]*\.(?:jpe?g|png|webp|avif)(?:$|\?)", re.I)
+# A page about a picture, as MediaWiki names it.
+_FILE_PAGE = re.compile(r"/[^/?]{1,20}:[^/?]+\.(?:jpe?g|png|webp|gif|svg|tiff?)(?:$|\?)", re.I)
+_JPEG_NAME = re.compile(r"\.(?:jpe?g|webp)\b", re.I)
+_DRAWN = re.compile(r"\.(?:gif|svg|ico)(?:$|\?)", re.I)
+_NAME_WORD = re.compile(r"[^\W\d_]{3,}")
 _JPEG = re.compile(r"\.jpe?g(?:$|\?)", re.I)
 _CANDIDATE = re.compile(r"\s*([^\s,](?:[^\s]*[^\s,])?)(?:\s+([\d.]+)([wx]))?\s*(?:,|$)")
 
@@ -100,57 +122,97 @@ class _Seen(NamedTuple):
 
     node: Node
     url: str
-    attributes: dict[str, str | None]
+    sizes: tuple[int, int]
+    alt: str
     tags: list[str]
+    figure: Node | None
+    good: int  # words of classes around it
+    bad: int
+    hidden: bool
     signature: str
     href: str  # of the link around it
+    to_picture: bool  # which that link leads to
     srcset_width: float
     lazy: bool
 
 
 def images_of(document: Document, most: int) -> list[PageImage]:
-    """The pictures of a page in its order, each address once; no more than `most`."""
-    seen: list[_Seen] = []
-    for node in document.all("img,amp-img")[:most]:
-        found = _look(document, node)
-        if found is not None:
-            seen.append(found)
+    """The pictures of a page in its order, each address once; no more than `most`.
+
+    Those that a page says are smaller than the paper's 300 pixels, and lead to no larger form, are left out, and so is
+    what is drawn (GIF, SVG).
+    """
+    nodes = document.all("img,amp-img")[:most]
+    seen = [found for node in nodes if (found := _look(document, node)) is not None]
     alike = Counter(entry.signature for entry in seen)
-    linked = Counter(entry.signature for entry in seen if entry.href and not _PICTURE.search(entry.href))
+    linked = Counter(entry.signature for entry in seen if entry.href and not entry.to_picture)
     times = Counter(entry.url for entry in seen)
     page_pictures = {
-        document.absolute(document.meta.get(name, "")) for name in ("og:image", "og:image:url", "twitter:image", "image")
+        document.absolute(document.meta.get(name, ""))
+        for name in ("og:image", "og:image:url", "twitter:image", "image")
     } - {""}
-    names = {_stem(url) for url in page_pictures}
+    stems = [stem for url in page_pictures if len(stem := _stem(url)) > 4]
     images, urls = [], set[str]()
     for entry in seen:
         if entry.url in urls:
             continue
         urls.add(entry.url)
         group = alike[entry.signature], linked[entry.signature], times[entry.url]
-        is_og = entry.url in page_pictures or _stem(entry.url) in names
-        images.append(_measure(document, entry, len(images), len(seen), group, is_og))
+        is_og = entry.url in page_pictures or any(stem in entry.url for stem in stems)
+        features = _measure(document, entry, len(images), len(seen), group, is_og)
+        images.append(PageImage(entry.node, entry.url, *entry.sizes, entry.alt, features))
     return images
 
 
 def _look(document: Document, node: Node) -> _Seen | None:
     attributes = node.attributes
+    sizes = _sizes(attributes)
+    is_small = any(0 < side <= SMALLEST for side in sizes)
+    if is_small and not any(parent.tag == "a" for parent in above(node, 3)):
+        return None
     url, width, lazy = _address(document, node, attributes)
     if not url:
         return None
-    tags, words, href = [], [f"{attributes.get('class') or ''} {attributes.get('id') or ''}"], ""
-    for parent in above(node, _ANCESTORS):
+    good, bad = _class_words(attributes.get("class"), attributes.get("id"))
+    hidden = "hidden" in attributes or _is_hidden(attributes.get("style"))
+    tags, href, to_picture, figure = [], "", False, None
+    signature = attributes.get("class") or ""
+    for level, parent in enumerate(above(node, _ANCESTORS)):
         tag = parent.tag or ""
-        tags.append(tag)
         around = parent.attributes
-        words.append(f"{around.get('class') or ''} {around.get('id') or ''}")
-        if tag == "a" and not href and (href := document.absolute(around.get("href") or "")):
-            url = href if _PICTURE.search(href) else url  # the picture itself, where this one is a small form of it
-        if around.get("style") and _HIDDEN.search(around["style"] or ""):
-            words.append("display:none")
-    # What stands alike stands in elements and classes alike, numbers apart.
-    signature = re.sub(r"\d+", "", "/".join(tags[:4]) + "|" + "|".join(words[:3]))
-    return _Seen(node, url, {**attributes, "around": " | ".join(words)}, tags, signature, href, width, lazy)
+        tags.append(tag)
+        if tag == "a" and not href and (href := (around.get("href") or "").strip()):
+            to_picture = _is_picture(href, attributes.get("src") or "")
+            if to_picture and (larger := document.absolute(href)):
+                url, is_small = larger, False  # the picture itself, of which this one is a small form
+        elif tag == "figure" and figure is None and level < 4:
+            figure = parent
+        if is_small and level >= 2:
+            return None
+        if around:
+            more = _class_words(around.get("class"), around.get("id"))
+            good, bad = good + more[0], bad + more[1]
+            hidden = hidden or _is_hidden(around.get("style"))
+            if level < 2:
+                signature += f"|{around.get('class') or ''}"
+    if is_small or _DRAWN.search(url):
+        return None
+    signature = f"{'/'.join(tags[:4])} {signature.translate(_NO_DIGITS)}"
+    alt = (attributes.get("alt") or "").strip()
+    return _Seen(
+        *(node, url, sizes, alt, tags, figure, good, bad, hidden, signature, href, to_picture, width, lazy),
+    )
+
+
+@lru_cache(1 << 16)  # a site has few
+def _class_words(classes: str | None, name: str | None) -> tuple[int, int]:
+    """How many words of an element's classes and name speak for and against a picture in it."""
+    text = f"{(classes or '')[:500]} {(name or '')[:100]}"
+    return len(_GOOD_CLASS.findall(text)), len(_BAD_CLASS.findall(text))
+
+
+def _is_hidden(style: str | None) -> bool:
+    return bool(style) and _HIDDEN.search(style or "") is not None
 
 
 def _address(document: Document, node: Node, attributes: dict[str, str | None]) -> tuple[str, float, bool]:
@@ -187,69 +249,85 @@ def _largest(listed: str, best: str, width: float) -> tuple[str, float]:
 def _stem(url: str) -> str:
     """The name of a picture's file without sizes in it, so that its forms are known for one."""
     name = unquote(urlsplit(url).path.rpartition("/")[2]).rpartition(".")[0].lower()
-    return re.sub(r"[-_]?\d{2,4}x\d{2,4}|[-_@](?:\d+x|\d+w|large|small|medium|full|thumb|orig(?:inal)?|scaled)$", "", name)
+    return re.sub(
+        r"[-_]?\d{2,4}x\d{2,4}|[-_@](?:\d+x|\d+w|large|small|medium|full|thumb|orig(?:inal)?|scaled)$", "", name
+    )
+
+
+def _is_picture(href: str, url: str) -> bool:
+    """Whether the link around a picture leads to a picture itself: by its name, or to what makes the picture too."""
+    if _PICTURE.search(href):
+        return _FILE_PAGE.search(href) is None
+    maker = url.partition("?")[0].rpartition("/")[2]
+    return "?" in url and href.partition("?")[0].rpartition("/")[2] == maker and _JPEG_NAME.search(href) is not None
 
 
 def _sizes(attributes: dict[str, str | None]) -> tuple[int, int]:
-    found = {}
-    for name in ("width", "height"):
-        digits = re.match(r"\s*(\d{1,5})(?:\.\d+)?\s*(?:px)?\s*$", attributes.get(name) or "")
-        found[name] = int(digits[1]) if digits else 0
-    if (style := attributes.get("style")) and not all(found.values()):
-        for name, value in _STYLE_SIZE.findall(style):
-            found[name.lower()] = found[name.lower()] or int(value)
-    return found["width"], found["height"]
+    width, height = _pixels(attributes.get("width")), _pixels(attributes.get("height"))
+    if (style := attributes.get("style")) and not (width and height):
+        found = {name.lower(): int(value) for name, value in _STYLE_SIZE.findall(style)}
+        width, height = width or found.get("width", 0), height or found.get("height", 0)
+    return width, height
+
+
+def _pixels(text: str | None) -> int:
+    """A size in pixels; 0 where it is none, such as a share."""
+    if not text:
+        return 0
+    digits = text.strip().lower().removesuffix("px").partition(".")[0]
+    return int(digits) if digits.isdecimal() and len(digits) < 6 else 0
 
 
 def _measure(
     document: Document, entry: _Seen, place: int, count: int, group: tuple[int, int, int], is_og: bool
-) -> PageImage:
-    attributes, tags = entry.attributes, entry.tags
-    width, height = _sizes(attributes)
-    alt, around, url = (attributes.get("alt") or "").strip(), attributes["around"] or "", entry.url
-    path = url.partition("?")[0].lower()
-    host = url.split("/", 3)[2] if url.count("/") > 2 else url.partition("://")[2]
-    figure = next((parent for parent in above(entry.node, 4) if parent.tag == "figure"), None)
-    to_picture = bool(entry.href and _PICTURE.search(entry.href))
+) -> list[float]:
+    (width, height), tags, url, href = entry.sizes, entry.tags, entry.url, entry.href
+    path = url.partition("?")[0]
+    name = path.rstrip("/").rpartition("/")[2].rpartition(".")[0]
+    host = url.split("/", 3)[2]
+    address = _ADDRESS_WORD.findall(url.lower())
+    to_file_page = bool(href) and ":" in href and _FILE_PAGE.search(href) is not None
     alike, linked, times = group
-    known = [side for side in (width, height) if side]
+    words = entry.alt.count(" ") + 1 if entry.alt else 0
+    is_known = width > 0 or height > 0
     values = (
-        bool(known),
-        math.log((width or height) * (height or width) + 1) if known else 0.0,
-        any(side < _SMALL for side in known),
-        abs(math.log(width / height)) if len(known) == 2 else 0.0,
-        figure is not None,
-        figure is not None and figure.css_first("figcaption") is not None,
+        is_known,
+        math.log((width or height) * (height or width) + 1) if is_known else 0.0,
+        abs(math.log(width / height)) if width and height else 0.0,
+        entry.figure is not None,
+        entry.figure is not None and entry.figure.css_first("figcaption") is not None,
         "article" in tags or "main" in tags,
-        any(tag in ("nav", "header", "footer", "aside") for tag in tags),
+        not _FRAMES.isdisjoint(tags),
         "li" in tags,
         "td" in tags,
-        min(3, len(_GOOD_CLASS.findall(around))),
-        min(3, len(_BAD_CLASS.findall(around))),
-        bool(_GOOD_ADDRESS.search(path)),
-        min(2, len(_BAD_ADDRESS.findall(url))),
-        min(12, alt.count(" ") + 1 if alt else 0),
-        not alt,
+        min(4, entry.good),
+        min(4, entry.bad),
+        not _GOOD_ADDRESS.isdisjoint(address),
+        not _BAD_ADDRESS.isdisjoint(address),
+        min(12, words),
+        words == 0,
         is_og,
-        path.endswith((".jpg", ".jpeg", ".webp")),
-        path.endswith((".gif", ".svg", ".ico")),
+        math.log(len(name) + 1),
+        min(8, len(_NAME_WORD.findall(name))),
+        _JPEG_NAME.search(url) is not None,
         entry.lazy,
         entry.srcset_width > 0,
         math.log(entry.srcset_width + 1),
-        to_picture,
-        bool(entry.href) and not to_picture,
-        bool(entry.href) and document.host not in entry.href,
-        document.host.removeprefix("www.").split(".")[0] not in host,
+        entry.to_picture,
+        to_file_page,
+        bool(href) and not entry.to_picture and not to_file_page,
+        "//" in href and document.host not in href,
+        document.host.removeprefix("www.").partition(".")[0] not in host,
         place / max(1, count - 1),
         place == 0,
         math.log(alike),
         linked / alike,
-        "display:none" in around or bool(_HIDDEN.search(attributes.get("style") or "")) or "hidden" in attributes,
+        entry.hidden,
         times > 1,
         math.log(count),
         _by_paragraph(entry.node),
     )
-    return PageImage(entry.node, url, width, height, alt, [float(value) for value in values])
+    return [float(value) for value in values]
 
 
 def _by_paragraph(node: Node) -> bool:

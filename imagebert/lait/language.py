@@ -18,7 +18,7 @@ class Languages:
 
     def __init__(self) -> None:
         # Not longer than what decides: a language is told by two hundred letters or not at all.
-        self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=200))
+        self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=120))
 
     def score(self, text: str, language: str) -> float:
         """How sure it is, from 0 to 1, that a text is in a language, by its two letters: 0 where another is likelier.

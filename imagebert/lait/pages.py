@@ -87,13 +87,13 @@ class PageReader:
         if meta_opt_out(document.named, AGENT, page.date):
             counts["pages: opted out"] += 1
             return []
-        found = images_of(document, recipe.images)
-        if not found:
+        if not document.has_pictures():
             counts["pages: no picture"] += 1
             return []
         if self._judge.page_score(document.prose(_PROSE)) < recipe.language_score:
             counts["pages: another language"] += 1
             return []
+        found = images_of(document, recipe.images)
         counts["pictures"] += len(found)
         chosen = self._dominant(found)
         counts["pages: used"] += bool(chosen)
@@ -112,21 +112,22 @@ class PageReader:
         self, document: Document, image: PageImage, dominance: float, chosen: list[tuple[PageImage, float]]
     ) -> Iterator[PageSentence]:
         others = [other for other, _ in chosen if other is not image]
-        good = []
-        for candidate in candidates(document, image, not others, others, self._recipe.pages.around):
-            if flaw := self._judge.flaw(candidate.sentence):
+        there = candidates(document, image, not others, others, self._recipe.pages.around)
+        chances = self._ranker.fit(there).tolist()
+        order = list[int]()
+        for i in sorted(range(len(there)), key=lambda i: (-chances[i], i)):
+            if len(order) == self._recipe.pages.sentences:
+                self.counts["sentences: behind those kept"] += 1
+            elif flaw := self._judge.flaw(there[i].sentence):
                 self.counts[f"sentences: {flaw}"] += 1
             else:
-                good.append(candidate)
-        self.counts["pictures: no sentence"] += not good
-        chances = self._ranker.fit(good).tolist()
-        order = sorted(range(len(good)), key=lambda i: (-chances[i], i))[: self._recipe.pages.sentences]
+                order.append(i)
+        self.counts["pictures: no sentence"] += not order
         self.counts["sentences: kept"] += len(order)
-        self.counts["sentences: behind those kept"] += len(good) - len(order)
         key = key_of(image.url)
         for rank, i in enumerate(order):
-            sentence, source, _ = good[i]
-            overlaps = good[i].overlap("name"), good[i].overlap("title")
+            sentence, source, _ = there[i]
+            overlaps = there[i].overlap("name"), there[i].overlap("title")
             place = (key, image.url, document.url, sentence, source)
             yield PageSentence(*place, chances[i], rank, dominance, len(chosen), *overlaps)
 
@@ -152,4 +153,6 @@ def read_archive(archive: Path, out: Path, recipe: LaitRecipe, ranker: Ranker) -
 
 def _table(rows: list[PageSentence]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else ([] for _ in SCHEMA)
-    return pa.table([pa.array(list(column), field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.table(
+        [pa.array(list(column), field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+    )

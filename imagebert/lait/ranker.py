@@ -44,6 +44,21 @@ class Logistic:
         return 1.0 / (1.0 + np.exp(-logits.clip(-60, 60)))
 
 
+def fit_logistic(
+    features: Sequence[str], rows: NDArray[np.float64], labels: NDArray[np.int64] | NDArray[np.bool_]
+) -> dict[str, Any]:
+    """The content of a logistic regression, trained on rows of features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    model = LogisticRegression(max_iter=5000)
+    model.fit(scaler.fit_transform(rows), labels)
+    weights = model.coef_[0] / scaler.scale_
+    bias = float(model.intercept_[0] - (weights * scaler.mean_).sum())
+    return {"features": list(features), "weights": [round(float(w), 6) for w in weights], "bias": round(bias, 6)}
+
+
 class Ranker:
     """The two models of a page's pictures and sentences.
 

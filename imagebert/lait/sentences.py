@@ -1,4 +1,4 @@
-"""What a text of a page says, in whole sentences: boilerplate taken out, and what is no sentence told (paper, section 4).
+"""What a text of a page says, in whole sentences: boilerplate taken out, what is no sentence told (paper, section 4).
 
 Cleaning takes spans out of a text: markup, addresses, file and camera names, credits, dates, calls to click. What is
 left is cut into sentences, and a sentence that is too short, too long, a list of keywords, full of unknown words,
@@ -12,13 +12,21 @@ import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 
 from imagebert.lait.language import Languages, stop_words_of, words_of
 from imagebert.lait.recipe import SentencesRecipe
 
+_SURELY = 0.1  # share of unknown words up to which a sentence with stop words is in the language
+_MANY = 20  # words that say it
 LONGEST = 2_000  # characters of a text that are looked at: captions are shorter
 # The reasons for which a sentence is not kept.
 FLAWS = ("short", "long", "letters", "capitals", "keywords", "repetition", "spam", "unknown_words", "language")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
 
 _MARKUP = re.compile(r"<[/!a-zA-Z][^<>]{0,300}>|\[/?[a-z]{1,8}(?:=[^\]]{0,100})?\]|\{\{[^{}]{0,200}\}\}")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]{1,60}@[\w-]{1,60}\.[\w.]{2,20}", re.I)
@@ -30,9 +38,12 @@ _EXIF = re.compile(
     re.I,
 )
 _HASHTAG = re.compile(r"(?:^|\s)[#@][\w.]{2,40}")
-_MONTH = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)\.?"
+)
 _DATE = re.compile(
-    rf"\b(?:\d{{1,2}}[./-]\d{{1,2}}[./-]\d{{2,4}}|\d{{4}}-\d{{2}}-\d{{2}}(?:T[\d:.]+Z?)?|"
+    r"\b(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}(?:T[\d:.]+Z?)?|"
     rf"(?:on )?{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}|(?:on )?\d{{1,2}}(?:st|nd|rd|th)? {_MONTH},? \d{{4}})\b"
     r"(?:,? (?:at )?\d{1,2}:\d{2}(?: ?[ap]\.?m\.?)?)?",
     re.I,
@@ -46,65 +57,85 @@ _CREDIT = re.compile(
     re.I,
 )
 _AGENCY = re.compile(
-    r"[(\[][^()\[\]]{0,60}\b(?:getty(?: images)?|reuters|afp|ap|epa|shutterstock|istock|alamy|unsplash|flickr)\b[^()\[\]]{0,30}"
-    r"[)\]]|(?:[-–—|/]\s*)?\b(?:getty images|shutterstock|istockphoto|alamy(?: stock photo)?)\b",
+    r"[(\[][^()\[\]]{0,60}\b(?:getty(?: images)?|reuters|afp|ap|epa|shutterstock|istock|alamy|unsplash|flickr)\b"
+    r"[^()\[\]]{0,30}[)\]]|"
+    r"(?:[-\u2013\u2014|/]\s*)?\b(?:getty images|shutterstock|istockphoto|alamy(?: stock photo)?)\b",
     re.I,
 )
 _CALL = re.compile(
     r"[(\[]?\b(?:(?:click|tap)(?: here| the (?:image|picture|photo))?(?: to| for)[ \w]{0,40}|(?:click|tap) here|"
-    r"(?:view|see|show) (?:larger|full[- ]?size|bigger|original|enlarged|gallery|image|all)[ \w]{0,20}|enlarge(?: (?:image|"
-    r"photo|picture))?|zoom (?:in|out)|read more|learn more|continue reading|show more|load(?:ing)? more|share this|share "
-    r"on \w+|tweet this|pin it|follow us[ \w]{0,20}|subscribe[ \w]{0,30}|sign up[ \w]{0,30}|log ?in|add to (?:cart|basket|"
-    r"wishlist|bag)|buy now|shop now|order now|free shipping[ \w]{0,20}|advert(?:isement|ising)?|sponsored|image (?:not "
-    r"available|may contain)[^.]{0,80}|(?:full|high)[- ]res(?:olution)?|hi-?res|download (?:image|photo|wallpaper)s?|"
+    r"(?:view|see|show) (?:larger|full[- ]?size|bigger|original|enlarged|gallery|image|all)[ \w]{0,20}|"
+    r"enlarge(?: (?:image|photo|picture))?|zoom (?:in|out)|read more|learn more|continue reading|show more|"
+    r"load(?:ing)? more|share this|share on \w+|tweet this|pin it|follow us[ \w]{0,20}|subscribe[ \w]{0,30}|"
+    r"sign up[ \w]{0,30}|log ?in|add to (?:cart|basket|wishlist|bag)|buy now|shop now|order now|"
+    r"free shipping[ \w]{0,20}|advert(?:isement|ising)?|sponsored|image (?:not available|may contain)[^.]{0,80}|"
+    r"(?:full|high)[- ]res(?:olution)?|hi-?res|download (?:image|photo|wallpaper)s?|"
     r"related (?:articles?|stories|posts?)|(?:previous|next) (?:image|photo|slide|post)|skip to content|related:|"
-    r"leave a (?:comment|reply)|\d+ (?:comments?|shares?|likes?|views?)|we use cookies[^.]{0,80}|accept (?:all )?cookies)"
-    r"\b[)\]]?[:.!]?",
+    r"leave a (?:comment|reply)|\d+ (?:comments?|shares?|likes?|views?)|we use cookies[^.]{0,80}|"
+    r"accept (?:all )?cookies)\b[)\]]?[:.!]?",
     re.I,
 )
 _OPENING = re.compile(
-    rf"^\W*(?:(?:(?:a|an|the|this|stock|file|featured|main|hero|cover|header|close-?up)\s+)*{_WHOSE}\s*(?:\d+\s*)?(?:of|"
-    r"showing|shows|depicting|for|[:#-])|(?:fig(?:ure)?|slide|photo|image|picture|caption|alt|title)\.?\s*"
-    r"(?:\d+[a-z]?)?(?:\s*(?:of|/)\s*\d+)?\s*[.:)–-]|\d+\s*(?:of|/)\s*\d+\s*[.:)–-]?|\d{1,3}[.)]\s)\s*",
+    rf"^\W*(?:(?:(?:a|an|the|this|stock|file|featured|main|hero|cover|header|close-?up)\s+)*{_WHOSE}\s*(?:\d+\s*)?"
+    r"(?:of|showing|shows|depicting|for|[:#-])|(?:fig(?:ure)?|slide|photo|image|picture|caption|alt|title)\.?\s*"
+    r"(?:\d+[a-z]?)?(?:\s*(?:of|/)\s*\d+)?\s*[.:)\u2013-]|\d+\s*(?:of|/)\s*\d+\s*[.:)\u2013-]?|\d{1,3}[.)]\s)\s*",
     re.I,
 )
 _SPACES = re.compile(r"[\s\u00a0\u2028\u2029]+")
 _BROKEN = re.compile(r"\s+([,.;:!?)])|([(\[])\s+|[(\[]\s*[)\]]|([,;:])(?=\s*[.!?])")
-_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
+_ENDS = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 _ABBREVIATED = re.compile(
     r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|jr|sr|prof|gen|col|inc|ltd|co|u\.s|u\.k|e\.g|i\.e|[a-z])\.$", re.I
 )
-_EDGES = " \t\n\"'“”‘’`*_|/\\•·-–—:;,~<>=+^"
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_SITE = re.compile(r"\s+(?:[|»·•]|[-–—]{1,2}|::)\s+")
+_EDGES = " \t\n\"'`*_|/\\-:;,~<>=+^\u201c\u201d\u2018\u2019\u2022\u00b7\u2013\u2014"
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_SITE = re.compile(r"\s+(?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::)\s+")
 
-_SPAM = frozenset(
+_SPAM = _set(
     "viagra cialis casino porn porno xxx nude nudes naked sex sexy escort escorts hentai milf webcam nsfw payday "
-    "forex bitcoin lottery jackpot poker coupon coupons promo discount cheap cheapest wholesale clickbait torrent "
-    "lorem ipsum undefined null javascript cookie cookies checkout".split()
+    "forex bitcoin lottery jackpot poker coupon coupons promo discount cheap cheapest wholesale clickbait torrent lorem "
+    "ipsum undefined null javascript cookie cookies checkout"
 )
-
-
-# What is taken out, and what a text in lower case has to have for a pattern to be tried: most have nothing of it.
-_DIGITS = tuple("0123456789")
-_SPANS = (
-    (_MARKUP, ("<", "[", "{{")),
-    (_ADDRESS, ("http", "www.", "@")),
-    (_CREDIT, tuple("photo image pic credit source courtesy © (c) copyright reserved illustration handout".split())),
-    (_AGENCY, tuple("getty reuters afp ap epa shutterstock istock alamy unsplash flickr".split())),
-    (_FILE, tuple(".jp .png .gif .webp .bmp .tif .svg .avif .heic".split())),
-    (_CAMERA, _DIGITS),
-    (_EXIF, _DIGITS),
-    (_HASHTAG, ("#", "@")),
-    (_DATE, _DIGITS),
+# The words or signs of which a text has to have one for a pattern to be tried: most texts have none.
+_BY_WORD = (
+    (
+        _CREDIT,
+        _set(
+            "photo photos photograph photographs image images picture pictures pic pics illustration illustrations "
+            "handout credit credits source courtesy c copyright reserved"
+        ),
+    ),
+    (_AGENCY, _set("getty reuters afp ap epa shutterstock istock istockphoto alamy unsplash flickr")),
+    (_FILE, _set("jpg jpeg png gif webp bmp tif tiff svg avif heic")),
     (
         _CALL,
-        tuple(
-            "click tap view see show enlarge zoom more share tweet pin follow subscribe sign log add now free advert "
-            "sponsor image res download related previous next skip leave comment like cookie".split()
+        _set(
+            "click tap view see show enlarge zoom more share tweet pin follow subscribe sign log login add buy shop "
+            "order free advertisement advertising sponsored available may res resolution hi hires download related previous "
+            "next skip leave comment comments shares likes views cookies"
         ),
     ),
 )
+_BY_SIGN = (
+    *((_MARKUP, sign) for sign in ("<", "[", "{{")),
+    *((_ADDRESS, sign) for sign in ("http", "www.", "@")),
+    *((_HASHTAG, sign) for sign in ("#", "@")),
+    (_CREDIT, "\u00a9"),
+)
+_BY_DIGIT = (_CAMERA, _EXIF, _DATE)
+_DIGIT, _LETTERS = re.compile(r"\d"), re.compile(r"[a-z]+")
+
+
+class _Shown(dict[int, str]):
+    """Characters as `str.translate` asks for them: what makes no word is a space (emoji, arrows, half characters)."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        self[code] = " " if category[0] == "C" or category == "So" or code == 0xFFFD else chr(code)
+        return self[code]
+
+
+_SHOWN = _Shown()
 
 
 @lru_cache(4096)  # a page has one text in several places
@@ -118,11 +149,18 @@ def clean(text: str, site: str = "") -> str:
     if "&" in text:
         text = html.unescape(text)
     lowered = text.lower()
-    for pattern, signs in _SPANS:
-        if any(sign in lowered for sign in signs):
+    for pattern, sign in _BY_SIGN:
+        if sign in lowered:
+            text = pattern.sub(" ", text)
+    words = _LETTERS.findall(lowered)
+    for pattern, signs in _BY_WORD:
+        if not signs.isdisjoint(words):
+            text = pattern.sub(" ", text)
+    if _DIGIT.search(text):
+        for pattern in _BY_DIGIT:
             text = pattern.sub(" ", text)
     if not text.isascii():
-        text = unicodedata.normalize("NFC", "".join(map(_shown, text)))
+        text = unicodedata.normalize("NFC", text.translate(_SHOWN))
     text = _SPACES.sub(" ", text)
     if site:
         text = _without_site(text, site)
@@ -130,12 +168,6 @@ def clean(text: str, site: str = "") -> str:
         text = shorter
     text = _BROKEN.sub(lambda found: found[1] or found[2] or "", text)
     return _SPACES.sub(" ", text).strip(_EDGES)
-
-
-def _shown(character: str) -> str:
-    """A character that makes words or ends them; a space for emoji, arrows, control characters and half characters."""
-    category = unicodedata.category(character)
-    return " " if category[0] == "C" or category == "So" or character == "\ufffd" else character
 
 
 def _without_site(text: str, site: str) -> str:
@@ -170,7 +202,7 @@ class Judge:
     def flaw(self, sentence: str) -> str:
         """Why a sentence is not kept, one of FLAWS; "" where it is."""
         recipe = self._recipe
-        words = [word.lower().replace("’", "'") for word in _WORD.findall(sentence)]
+        words = [word.lower().replace("\u2019", "'") for word in _WORD.findall(sentence)]
         if len(words) < recipe.words[0] or len(sentence) < recipe.characters[0]:
             return "short"
         if len(words) > recipe.words[1] or len(sentence) > recipe.characters[1]:
@@ -187,19 +219,21 @@ class Judge:
             return "keywords"
         if self.repetition(words) > recipe.repetition:
             return "repetition"
-        if self.unknown(words) > recipe.unknown_words:
+        unknown = self.unknown(words)
+        if unknown > recipe.unknown_words:
             return "unknown_words"
-        if self._languages.score(sentence, self._language) < recipe.language_score:
+        # What nearly all words are of is in the language; a model is asked of the others, and of what is full of names.
+        if unknown > _SURELY and self._languages.score(sentence, self._language) < recipe.language_score:
             return "language"
         return ""
 
     def repetition(self, words: list[str]) -> float:
-        """The share of a sentence's words that are its most frequent one, stop words apart; of pairs where those say more."""
+        """The share of a sentence's words that are its most frequent one, stop words apart, or of pairs come again."""
         plain = [word for word in words if word not in self._stop_words]
-        if len(plain) < 4:
+        if len(plain) < 4 or len(set(plain)) == len(plain):
             return 0.0
         (_, most), *_ = Counter(plain).most_common(1)
-        pairs = Counter(zip(words, words[1:], strict=False))
+        pairs = Counter(pairwise(words))
         again = sum(count - 1 for count in pairs.values())
         return max((most / len(plain)) if most > 2 else 0.0, again / len(words))
 
@@ -213,5 +247,12 @@ class Judge:
         return "-" in word and all(part in self._words for part in word.split("-") if part)
 
     def page_score(self, text: str) -> float:
-        """How sure it is that a page's text is in the recipe's language; see Languages.score."""
+        """How sure it is that a page's text is in the recipe's language; see Languages.score.
+
+        Of most pages the words say it, without the model: nearly all are known, and a fifth are stop words.
+        """
+        words = _WORD.findall(text.lower())
+        stops = sum(word in self._stop_words for word in words)
+        if len(words) >= _MANY and stops >= 0.2 * len(words) and self.unknown(words) <= _SURELY:
+            return 1.0
         return self._languages.score(text, self._language)

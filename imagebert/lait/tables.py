@@ -1,4 +1,4 @@
-"""The two questions that look at everything at once, asked of Parquet files within a bound of memory. The gate of DuckDB.
+"""What looks at everything at once, asked of Parquet files within a bound of memory. The gate of DuckDB.
 
 What does not fit into memory goes to a folder beside the results. Whatever is written has an order of its own, so that
 it is the same bytes with any number of threads.

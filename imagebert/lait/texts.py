@@ -35,9 +35,16 @@ FEATURES = (
 )
 _LEVELS, _STEPS = 4, 2  # elements around a picture that are climbed, and elements beside each that are looked at
 _BLOCK = 1_200  # characters of a text around: what is longer is cut where it is far from the picture
-_CAPTION = re.compile(r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I)
+_CAPTION = re.compile(
+    r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I
+)
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-_SKIPPED = ("script", "style", "noscript", "template", "svg", "nav", "footer", "aside", "form", "button", "select", "iframe")
+_SKIPPED = frozenset(
+    (
+        *("script", "style", "noscript", "template", "svg", "nav", "footer", "aside", "form", "button", "select"),
+        *("iframe", "source", "br", "hr"),
+    )
+)
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -108,7 +115,7 @@ def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
     while beside is not None and steps < _STEPS:
         if beside.is_text_node:
             text = beside.text().strip()
-        elif beside.tag in _SKIPPED or not beside.is_element_node or beside.tag in ("source", "br", "hr"):
+        elif beside.tag in _SKIPPED or not beside.is_element_node:
             text = ""
         elif beside.tag == "img" or beside.css_first("img") is not None:
             return  # what stands there is of that one

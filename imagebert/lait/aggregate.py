@@ -1,0 +1,82 @@
+"""Step 5: scored sentences to pairs (paper, section 4, aggregation).
+
+Sentences below the threshold go. A sentence that too many pictures share goes from all of them: equal ones, and those
+that differ in digits, case and signs only. Of what is left each picture keeps its best. What comes out is a table as
+img2dataset writes them, which `imagebert pairs` reads as it is: `key` names the picture in the kept tars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from imagebert.files import file_digest, replacing, write_sealed
+from imagebert.lait.engine import read_step
+from imagebert.lait.recipe import PairsRecipe
+from imagebert.lait.tables import batches, database, files_of
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "url", "caption", "status", "error_message", "page", "source")),
+        ("relevance", pa.float32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: float) -> dict[str, int]:
+    """Writes the pairs, and OUT.json beside it, which says what they were made from and what went.
+
+    Args:
+        out: the Parquet file
+
+    Raises:
+        UsageError: the step before is not whole.
+        OSError: the disk is full or fails.
+    """
+    step = read_step(scored, "imagebert lait score")
+    with database(out.parent, memory_gib) as connection:
+        rows = files_of(step.files())
+        # Sorted once by what decides; windows are streamed, so that only their sorting takes memory.
+        query = f"""
+            WITH good AS (
+                SELECT *, regexp_replace(lower(sentence), '[^\\p{{L}}]+', ' ', 'g') AS plain
+                FROM {rows} WHERE relevance >= {recipe.relevance}
+            ), shared AS (
+                SELECT plain FROM good GROUP BY plain HAVING count(DISTINCT key) > {recipe.sharing}
+            ), ranked AS (
+                SELECT good.*, row_number() OVER (PARTITION BY key ORDER BY relevance DESC, sentence) AS place
+                FROM good ANTI JOIN shared USING (plain)
+            )
+            SELECT key, url, sentence AS caption, 'success' AS status, NULL::VARCHAR AS error_message, page, source,
+                relevance, width, height
+            FROM ranked WHERE place = 1 ORDER BY key"""
+        pairs = 0
+        with replacing(out) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
+            for batch in batches(connection, query):
+                writer.write_table(pa.Table.from_batches([batch]).cast(SCHEMA))
+                pairs += batch.num_rows
+        counts = _counts(connection, rows, recipe, pairs)
+    content: dict[str, Any] = {"step": "pairs", "made_from": step.digest, "recipe": asdict(recipe), "counts": counts}
+    write_sealed(out.with_name(f"{out.name}.json"), {**content, "sha256": file_digest(out)})
+    return counts
+
+
+def _counts(connection: Any, rows: str, recipe: PairsRecipe, pairs: int) -> dict[str, int]:
+    ((sentences, pictures, good, able),) = connection.execute(
+        f"SELECT count(*), count(DISTINCT key), count(*) FILTER (relevance >= {recipe.relevance}), "
+        f"count(DISTINCT key) FILTER (relevance >= {recipe.relevance}) FROM {rows}"
+    ).fetchall()
+    return {
+        "sentences": sentences,
+        "sentences: below the threshold": sentences - good,
+        "pictures": pictures,
+        "pictures: no sentence above the threshold": pictures - able,
+        "pictures: only sentences that too many share": able - pairs,
+        "pairs": pairs,
+    }
