@@ -1,4 +1,4 @@
-"""Everything around: the head with what it says to machines, menu, columns, footer; and the page as bytes of a charset."""
+"""Everything around: the head with what it says to machines, menu, columns and footer; and the page as bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from imagebert.demo.web.draft import Draft
-from imagebert.demo.web.kinds import KINDS, advertisement, comments, related, some_kinds
+from imagebert.demo.web.kinds import KINDS, advertisement, comments, related
 from imagebert.demo.web.page import Page, Subject
 from imagebert.demo.web.site import Site
 from imagebert.errors import UsageError
@@ -60,11 +60,18 @@ def make_web(subjects: Sequence[Subject], pages: int, seed: int) -> list[Page]:
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two subjects have one name: give each its own")
     random = Random(f"web {seed}")
-    sites = [
-        Site(seed, number, some_kinds(random), english=random.random() < 0.8) for number in range(max(8, pages // 6))
-    ]
     endless = _endless(subjects, random)
-    return [_page(random.choice(sites), number, seed, endless, subjects) for number in range(pages)]
+    of_kind: dict[str, list[Site]] = {kind: [] for kind in KINDS}
+    for number in range(max(len(KINDS), pages // 6)):
+        site = Site(seed, number, english=number % 5 < 4)
+        for kind in {list(KINDS)[number % len(KINDS)]: 0, **dict.fromkeys(random.sample(list(KINDS), 2))}:
+            of_kind[kind].append(site)
+    hundred = [kind for kind, (_, share) in KINDS.items() for _ in range(share)]
+    kinds = [kind for _ in range(0, pages, len(hundred)) for kind in random.sample(hundred, len(hundred))][:pages]
+    return [
+        _page(random.choice(of_kind[kind]), kind, (seed, number), endless, subjects)
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def _endless(subjects: Sequence[Subject], random: Random) -> Iterator[Subject]:
@@ -76,22 +83,22 @@ def _endless(subjects: Sequence[Subject], random: Random) -> Iterator[Subject]:
                 yield subjects[random.randrange(len(subjects))]
 
 
-def _page(site: Site, number: int, seed: int, endless: Iterator[Subject], subjects: Sequence[Subject]) -> Page:
-    random = Random(f"page {seed} {number}")
+def _page(
+    site: Site, kind: str, seed: tuple[int, int], endless: Iterator[Subject], subjects: Sequence[Subject]
+) -> Page:
+    random, number = Random(f"page {seed}"), seed[1]
     used: set[str] = set()
 
-    def draw(count: int) -> list[Subject]:
-        drawn = []
-        for _ in range(min(2 * count, 4 * len(subjects))):
-            subject = next(endless)
-            if subject.name not in used:
+    def draw(count: int, elsewhere: bool) -> list[Subject]:
+        source = iter(random.sample(subjects, min(2 * count, len(subjects)))) if elsewhere else endless
+        drawn: list[Subject] = []
+        for _ in range(2 * count + 4):
+            subject = next(source, None) if len(drawn) < count else None
+            if subject and subject.name not in used:
                 used.add(subject.name)
                 drawn.append(subject)
-            if len(drawn) == count:
-                break
-        return drawn or [subjects[0]]
+        return drawn
 
-    kind = random.choice(site.kinds)
     path = random.choice(
         [f"/2019/05/{number}/", f"/{kind}/{number}.html", f"/index.php?page={number}", f"/a/b/{number}"]
     )
