@@ -50,6 +50,7 @@ class Draft:
         self.english = site.tongue is ENGLISH
         self.heading = self.topic = self.prose("headline")
         self.beside = random.choice(["before", "after"])  # where paragraphs about pictures are
+        self.title = ""  # where it is another than the heading
         self.described = ""  # og:description
         self.lead: tuple[Subject, str] | None = None  # and its URL
         self.base = url if random.random() < 0.9 else f"{site.scheme}://{site.host}/assets/pages/"
@@ -196,7 +197,8 @@ class Draft:
             case "og":
                 self.described = clean
             case "headline":
-                self.heading = clean.rstrip(".")
+                self.title = clean.rstrip(".")
+                self.heading = self.title if random.random() < 0.7 else self.heading
                 alt = random.choice(["", None, self.heading])
         text = clean if random.random() < 0.6 else f"{clean}{self.site.tongue.between}{self.prose()}"
         return Told(clean, alt, title, caption, text * (place == "before"), text * (place == "after"))

@@ -53,10 +53,9 @@ def advertisement(draft: Draft) -> str:
     return draft.box("advert", draft.tag("a", "", [("href", f"{host}/click?to={random.randrange(10**6)}")], image))
 
 
-def related(draft: Draft, most: int = 9) -> str:
-    """Teasers of other pages, with small versions of their pictures."""
-    teasers = []
-    width = draft.random.choice([0, 90, 150, 240])
+def related(draft: Draft, most: int = 9, widths: tuple[int, ...] = (0, 90, 150, 240)) -> str:
+    """Teasers of other pages, with versions of their pictures."""
+    teasers, width = [], draft.random.choice(widths)
     for subject in draft.others(draft.random.randrange(3, most)):
         heading = draft.text(draft.prose("headline"))
         link = draft.tag("a", "", [("href", f"/story/{draft.random.randrange(10**6)}")], heading)
@@ -236,7 +235,9 @@ def homepage(draft: Draft) -> str:
 
 def listing(draft: Draft) -> str:
     """A front page: teasers of articles. None of its pictures is the page's own."""
-    return "\n".join([draft.tag("h1", inner=draft.text(draft.heading)), related(draft, 25), related(draft, 12)])
+    return "\n".join(
+        [draft.tag("h1", inner=draft.text(draft.heading)), related(draft, 5, (240, 480, 640)), related(draft, 25)]
+    )
 
 
 def letter(draft: Draft) -> str:

@@ -138,7 +138,7 @@ def _whole(draft: Draft, kind: str, main: str, said: list[tuple[str, str]]) -> s
         columns = [side, middle + said_after] if site.side_first else [middle + said_after, side]
         body = draft.tag("body", inner="\n".join([_header(draft), *columns, _footer(draft)]))
     language = site.tongue.code if random.random() < 0.8 else random.choice(["en", "de", "en-US", "x-default"])
-    direction = ' dir="rtl"' if site.tongue.code == "ar" else ""
+    direction = (' dir="rtl"' if site.tongue.code == "ar" else "") + (" amp" if kind == "amp" else "")
     opened = f'<html lang="{language}"{direction}>' if random.random() < 0.8 else f"<html{direction}>"
     doctype = random.choice(
         ["<!DOCTYPE html>", "<!doctype html>", '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01//EN">', ""]
@@ -164,12 +164,12 @@ def _spoilt(random: Random, html: str) -> str:
 
 def _head(draft: Draft, kind: str, said: list[tuple[str, str]]) -> str:
     random, site, tag = draft.random, draft.site, draft.tag
-    parts = [_declared(site), tag("title", inner=draft.text(f"{draft.heading} | {site.title}"))]
+    parts = [_declared(site), tag("title", inner=draft.text(f"{draft.title or draft.heading} | {site.title}"))]
     parts.append(f'<base href="{draft.base}">' if draft.base != draft.url else "")
     about = draft.described or random.choice(["", draft.prose()])
     parts.append(tag("meta", "", [("name", "description"), ("content", about)]) if about else "")
     if draft.described or random.random() < 0.6:
-        parts.append(tag("meta", "", [("property", "og:title"), ("content", draft.heading)]))
+        parts.append(tag("meta", "", [("property", "og:title"), ("content", draft.title or draft.heading)]))
         parts.append(tag("meta", "", [("property", "og:description"), ("content", about)]))
         parts.append(_preview(draft))
     for place, text in said:
@@ -201,7 +201,7 @@ def _declared(site: Site) -> str:
 def _content_type(site: Site) -> str:
     match site.declared:
         case "header" | "both":
-            return f"text/html; charset={site.charset}"
+            return ["text/html; charset=", "text/html;charset=", "Text/HTML; Charset="][site.layout % 3] + site.charset
         case "wrong":
             return f"text/html; charset={'iso-8859-1' if site.charset == 'utf-8' else 'utf-8'}"
         case _:
@@ -261,6 +261,8 @@ def _footer(draft: Draft) -> str:
     parts.append(draft.icon(f"/p?id={random.randrange(10**9)}&ev=view", (1, 1), "", "https://pixel.tracker.example"))
     parts.append(tag("noscript", inner=draft.icon("/tr?noscript=1", (1, 1), None, "https://stats.example")))
     parts.append(draft.icon("spacer.gif", (1, 20)))
+    sprite = draft.reference(draft.name_image(site.furniture("sprite.png")), strict=True)
+    parts.append(f'<i class="icon" style="background:url({sprite}) 0 -48px"></i>')
     parts.append(
         random.choice(['<img src="">', "<img>", '<img src="about:blank" alt="">', '<a href="javascript:;">Top</a>', ""])
     )
