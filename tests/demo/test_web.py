@@ -52,35 +52,42 @@ def decoded(page_html: bytes) -> str:
         return page_html.decode("windows-1252", "replace")
 
 
-def candidates(srcset: str) -> list[str]:
-    """URLs of a srcset, by the rules of the standard: a URL has no space in it and no comma behind it."""
+def candidates(srcset: str) -> list[tuple[str, str]]:
+    """URLs of a srcset and their descriptors, by the standard: a URL has no space, and no comma behind it."""
     found, left = [], srcset.strip()
     while left:
-        url, _, left = left.partition(" ") if " " in left else (left, "", "")
-        found.append(url.rstrip(","))
+        url, _, left = left.partition(" ")
+        descriptor = ""
         if not url.endswith(","):
-            _, _, left = left.partition(",")
+            descriptor, _, left = left.partition(",")
+        found.append((url.rstrip(","), descriptor.strip()))
         left = left.strip()
     return found
 
 
+def base_of(page: Page) -> str:
+    return next((tag.attributes["href"] for tag in tags_of(page.html) if tag.name == "base"), page.url)
+
+
+def resolved(base: str, url: str) -> str:
+    """As browsers do: without what is around, without a fragment, percent-encoded."""
+    return quote(urljoin(base, url.strip()).partition("#")[0], safe="%/:=&?~+!$,;'@()*[]")
+
+
 def named(page: Page) -> set[str]:
     """Absolute URLs of all images that the page names."""
-    tags = tags_of(page.html)
-    base = next((tag.attributes["href"] for tag in tags if tag.name == "base"), page.url)
     written: list[str] = []
-    for name, given in tags:
+    for name, given in tags_of(page.html):
         if name in ("img", "amp-img", "source"):
             written += [given.get(key, "") for key in ("src", "data-src", "data-original", "data-lazy-src")]
-            written += [url for key in ("srcset", "data-srcset") for url in candidates(given.get(key, ""))]
+            written += [url for key in ("srcset", "data-srcset") for url, _ in candidates(given.get(key, ""))]
         elif name == "meta" and given.get("property") == "og:image":
             written.append(given["content"])
         elif name == "a" and given.get("rel") == "lightbox":
             written.append(given["href"])
         written += [given["poster"]] if "poster" in given else []
-    written = [url.strip() for url in written if url.strip() and not url.startswith(("data:", "about:"))]
-    absolute = (urljoin(base, url).partition("#")[0] for url in written)
-    return {quote(url, safe="%/:=&?~#+!$,;'@()*[]") for url in absolute if not url.endswith(".mp4")}
+    written = [url for url in written if url.strip() and not url.startswith(("data:", "about:"))]
+    return {resolved(base_of(page), url) for url in written if not url.endswith(".mp4")}
 
 
 def texts(page: Page) -> str:
@@ -141,19 +148,40 @@ def test_the_truth_is_in_the_page() -> None:
         assert len({page.images[url] for url in page.pictures}) == len(page.pictures), page.url
 
 
+def test_the_url_is_that_of_the_largest_version() -> None:
+    compared = {"widths": 0, "densities": 0, "links": 0}
+    for page in PAGES:
+        base = base_of(page)
+        for _, given in tags_of(page.html):
+            choices = candidates(given.get("srcset", given.get("data-srcset", "")))
+            units = {descriptor[-1:] for _, descriptor in choices}
+            if "w" in units and given.get("type") != "image/webp":
+                *smaller, largest = sorted((int(width[:-1]), resolved(base, url)) for url, width in choices)
+                assert largest[1] in page.pictures, page.url
+                assert not {url for _, url in smaller} - {largest[1]} & set(page.pictures), page.url
+                compared["widths"] += 1
+            elif units == {"", "x"}:
+                assert resolved(base, choices[1][0]) in page.pictures, page.url
+                compared["densities"] += 1
+            elif given.get("rel") == "lightbox":
+                assert resolved(base, given["href"]) in page.pictures, page.url
+                compared["links"] += 1
+    assert min(compared.values()) > 10
+
+
 def test_what_is_dominant_is_nowhere_said_to_be_small() -> None:
     """Sizes in attributes and styles; of a picture that leads to a larger one there are none."""
     measured = 0
     for page in PAGES:
-        for tag in tags_of(page.html):
-            given = tag.attributes
+        for name, given in tags_of(page.html):
             style = re.search(r"width:(\d+)px;height:(\d+)px", given.get("style", ""))
             sides = style.groups() if style else (given.get("width", ""), given.get("height", ""))
-            urls = {quote(urljoin(page.url, given.get("src", "-")), safe="%/:=&?,"), given.get("data-src")}
-            if tag.name == "img" and all(side.isdigit() for side in sides) and urls & set(page.pictures):
-                assert min(int(side) for side in sides) > 300
+            written = [given[key] for key in ("src", "data-src", "data-original", "data-lazy-src") if given.get(key)]
+            shown = {resolved(base_of(page), url) for url in written} & set(page.pictures)
+            if name in ("img", "amp-img") and all(side.isdigit() for side in sides) and shown:
+                assert min(int(side) for side in sides) > 300, page.url
                 measured += 1
-    assert measured > 50
+    assert measured > 100
 
 
 def test_kinds_without_content_have_none_and_others_have() -> None:
