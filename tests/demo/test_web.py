@@ -283,6 +283,9 @@ def test_warcs_have_what_crawls_have(tmp_path: Path) -> None:
     assert {"Content-Encoding", "Transfer-Encoding", "X-Crawl-Content-Encoding", "Content-Length"} <= headers
     ids = [record.headers["WARC-Record-ID"] for record, _ in records]
     assert len(set(ids)) == len(ids) == len(members(path))
+    for member in members(path):
+        head, _, rest = gzip.decompress(member).partition(b"\r\n\r\n")
+        assert rest[int(head.partition(b"\r\nContent-Length: ")[2]) :] == b"\r\n\r\n"
     with path.open("rb") as file:
         assert all(record.verify_block_digest() for record in ArchiveIterator(file, parse_http=False))
 

@@ -100,7 +100,13 @@ def _page(
         return drawn
 
     path = random.choice(
-        [f"/2019/05/{number}/", f"/{kind}/{number}.html", f"/index.php?page={number}", f"/a/b/{number}"]
+        [
+            f"/2019/05/{number}/",
+            f"/{kind}/{number}.html",
+            f"/index.php?page={number}",
+            f"/bilder/{number}.html",
+            f"/photos/{number}/view",
+        ]
     )
     draft = Draft(site, random, f"{site.scheme}://{site.host}{path}", draw)
     main = KINDS[kind][0](draft)
