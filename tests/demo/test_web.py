@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -225,6 +226,8 @@ def test_a_picture_is_seen_on_several_pages_and_all_are_seen() -> None:
             seen.setdefault(subject.name, set()).add(url)
     assert len(seen) == len(SUBJECTS)
     assert sum(len(urls) > 1 for urls in seen.values()) > 50
+    shown = Counter(url for page in PAGES for url in page.pictures)
+    assert max(shown.values()) > 1, "one URL on several pages"
 
 
 # ---------------------------------------------------------------------------------------------------------------- WARCs

@@ -288,7 +288,8 @@ def comments(draft: Draft) -> str:
     """What readers say, with their portraits."""
     random, made = draft.random, []
     for _ in range(random.randrange(12)):
-        who, said = name_of(random), draft.text(draft.prose("comment"))
+        grammar = PROSE if random.random() < 0.15 else draft.site.tongue.grammar  # some write English anywhere
+        who, said = name_of(random), draft.text(grammar.sentence(random, "comment"))
         face = draft.icon(f"/avatar/{random.randrange(16**8):08x}?s=48", (48, 48), who, "https://gravatar.example")
         made.append(draft.box("comment", face, draft.tag("b", inner=who), draft.tag("p", inner=said)))
     return "\n".join(made)

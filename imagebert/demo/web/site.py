@@ -56,14 +56,17 @@ class Site:
         ending = random.choice(["com", "org", "net", "co.uk"]) if english else random.choice(["com", self.tongue.code])
         self.title = name.replace("-", " ").title()
         self.host = f"{random.choice(['www.', 'blog.', ''])}{name}{number}.{ending}"
-        self.media = random.choice([self.host, f"media.{name}{number}.{ending}", f"d{number:04x}kq.cdn.example"])
+        agency = "images.agency.example"  # of several sites, so that they show a picture by one URL
+        self.media = random.choice(
+            [self.host, f"media.{name}{number}.{ending}", f"d{number:04x}kq.cdn.example", agency]
+        )
         self.scheme = random.choice(["https", "https", "http"])
         round_of = number // 5 // len(OTHERS)  # so that few sites have many languages and charsets
         self.charset = self.tongue.charsets[(number if english else round_of) % len(self.tongue.charsets)]
         self.declared = random.choice(["header", "meta", "both", "both", "both", "http-equiv", "none", "wrong"])
         self.references = random.choice(_REFERENCES)
         self.layout = random.randrange(8)  # of pictures with their captions
-        self.addressing = random.randrange(8)
+        self.addressing = 2 if self.media == agency else random.randrange(8)
         self.sizes = random.choice(["attributes", "attributes", "style", "absent", "percent"])
         self.upper = random.random() < 0.08
         self.quote = random.choice(['"', '"', '"', '"', "'", ""])
