@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from imagebert.demo.web.page import Subject
 from imagebert.demo.web.site import Site
 from imagebert.demo.web.tongues import ENGLISH
-from imagebert.demo.web.words import SHARED, SHOUTS, boilerplate, credit, no_description, paragraphs, spam, with_noise
+from imagebert.demo.web.words import BOILERPLATE, SHARED, SHOUTS, credit, no_description, paragraphs, with_noise
 
 SHORTEST = 300  # pixels: both sides of a dominant picture are longer
 _EMPTY = {"img", "source", "meta", "link", "br", "hr", "input", "frame"}
@@ -39,18 +39,29 @@ class Draft:
     """A page while it is written.
 
     Args:
-        draw: gives so many subjects that differ from all that it gave for this page, or fewer
+        draw: gives so many subjects that differ from all that it gave for this page, or fewer; where the second
+            argument is true, any that other pages may show, too
     """
 
-    def __init__(self, site: Site, random: Random, url: str, draw: Callable[[int], list[Subject]]) -> None:
-        self.site, self.random, self.url, self.draw = site, random, url, draw
+    def __init__(self, site: Site, random: Random, url: str, draw: Callable[[int, bool], list[Subject]]) -> None:
+        self.site, self.random, self.url, self._draw = site, random, url, draw
         self.images: dict[str, Subject | None] = {}
         self.pictures: dict[str, str] = {}
         self.english = site.tongue is ENGLISH
-        self.heading = self.prose("headline")
+        self.heading = self.topic = self.prose("headline")
+        self.beside = random.choice(["before", "after"])  # where paragraphs about pictures are
+        self.title = ""  # where it is another than the heading
         self.described = ""  # og:description
         self.lead: tuple[Subject, str] | None = None  # and its URL
         self.base = url if random.random() < 0.9 else f"{site.scheme}://{site.host}/assets/pages/"
+
+    def subjects(self, count: int) -> list[Subject]:
+        """Photographs to show, so many or fewer; the first call gives one at least."""
+        return self._draw(count, False)
+
+    def others(self, count: int) -> list[Subject]:
+        """Photographs of other pages, so many or fewer."""
+        return self._draw(count, True)
 
     # ------------------------------------------------------------------------------------------------------------ text
 
@@ -168,10 +179,11 @@ class Draft:
         if chance < 0.08 and english:  # nothing is said of it, or what is said of others, too
             said = random.choice(SHARED if chance < 0.04 else SHOUTS)
             return Told("", said, caption=random.choice(["", credit(random)]))
-        place = random.choice(list(places))
-        alt = random.choice([None, "", self.junk(), self.junk(), self.heading])
-        title = random.choice(["", "", "", self.junk()])
-        caption = random.choice(["", "", credit(random), boilerplate(random), self.prose() if chance > 0.94 else ""])
+        place = random.choice([way for way in places if way not in ("before", "after") or way == self.beside])
+        alt = random.choice([None, "", no_description(random), no_description(random), self.topic])
+        title = random.choice(["", "", "", no_description(random)])
+        captions = ["", "", credit(random), random.choice(BOILERPLATE), self.prose() if chance > 0.94 else ""]
+        caption = random.choice(captions)
         match place:
             case "alt":
                 alt = random.choice(
@@ -185,14 +197,11 @@ class Draft:
             case "og":
                 self.described = clean
             case "headline":
-                self.heading = clean.rstrip(".")
+                self.title = clean.rstrip(".")
+                self.heading = self.title if random.random() < 0.7 else self.heading
                 alt = random.choice(["", None, self.heading])
-        beside = clean if random.random() < 0.6 else f"{clean}{self.site.tongue.between}{self.prose()}"
-        return Told(clean, alt, title, caption, beside * (place == "before"), beside * (place == "after"))
-
-    def junk(self) -> str:
-        """An alt or a title that is no sentence about the picture."""
-        return no_description(self.random) if self.random.random() < 0.9 else spam(self.random)
+        text = clean if random.random() < 0.6 else f"{clean}{self.site.tongue.between}{self.prose()}"
+        return Told(clean, alt, title, caption, text * (place == "before"), text * (place == "after"))
 
     # --------------------------------------------------------------------------------------------------------- pictures
 
@@ -280,21 +289,23 @@ class Draft:
 
     def _lazy(self, subject: Subject, told: Told, shown: int, role: str) -> tuple[str, str]:
         """A placeholder, and the picture in an attribute that a script reads, or for those without scripts only."""
-        random, url = self.random, self.version(subject, shown)
+        random = self.random
         blank: str | None = random.choice([_BLANK, None, "", "spacer"])
         if blank == "spacer":
             blank = self.reference(self.name_image(self.site.furniture("placeholder.png")))
         size = self._size(subject, shown)
-        plain = self.tag("noscript", inner=self.img([("src", self.reference(url))], told, size, role))
         way = random.choice(["data-src", "data-original", "data-lazy-src", "data-src", "data-srcset", "noscript"])
+        url = "" if way == "data-srcset" else self.version(subject, shown)
         if way == "noscript":
-            return self.img([("src", blank)], Told("", ""), None, role) + plain, url
-        value = self.reference(url)
-        if way == "data-srcset":
-            value, url = self.candidates(subject)
-            plain = ""
-        written = self.img([("src", blank), (way, value), ("loading", "lazy")], told, size, role)
-        return written + (plain if random.random() < 0.4 else ""), url
+            first = self.img([("src", blank)], Told("", ""), None, role)
+        elif way == "data-srcset":
+            choices, url = self.candidates(subject)
+            return self.img([("src", blank), (way, choices), ("loading", "lazy")], told, size, role), url
+        else:
+            first = self.img([("src", blank), (way, self.reference(url)), ("loading", "lazy")], told, size, role)
+            if random.random() < 0.6:
+                return first, url
+        return first + self.tag("noscript", inner=self.img([("src", self.reference(url))], told, size, role)), url
 
     def _amp(self, subject: Subject, told: Told, shown: int, role: str) -> tuple[str, str]:
         choices, url = self.candidates(subject)
@@ -338,13 +349,13 @@ class Draft:
             case _:
                 return self.tag("p", inner=f"{picture}<br>\n{self.tag('em', inner=caption)}")
 
-    # ------------------------------------------------------------------------------------------------- what is no content
+    # ----------------------------------------------------------------------------------------------- what is no content
 
     def thumbnail(self, subject: Subject, width: int = 0, target: str = "") -> str:
         """A small version that leads to another page."""
         width = width or self.random.choice([80, 120, 150, 180, 240, 300])
         size = self._size(subject, width)
-        told = Told("", self.random.choice([self.prose("headline"), "", self.junk()]))
+        told = Told("", self.random.choice([self.prose("headline"), "", no_description(self.random)]))
         image = self.img([("src", self.reference(self.version(subject, width)))], told, size, "thumb")
         return self.tag("a", "", [("href", target or f"/{self.random.randrange(10**6)}.html")], image)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import zip_longest
-from random import Random
 
 from imagebert.demo.web.draft import Draft
 from imagebert.demo.web.words import PROSE, name_of
@@ -54,11 +53,10 @@ def advertisement(draft: Draft) -> str:
     return draft.box("advert", draft.tag("a", "", [("href", f"{host}/click?to={random.randrange(10**6)}")], image))
 
 
-def related(draft: Draft, most: int = 9) -> str:
-    """Teasers of other pages, with small versions of their pictures."""
-    teasers = []
-    width = draft.random.choice([0, 90, 150, 240])
-    for subject in draft.draw(draft.random.randrange(3, most)):
+def related(draft: Draft, most: int = 9, widths: tuple[int, ...] = (0, 90, 150, 240)) -> str:
+    """Teasers of other pages, with versions of their pictures."""
+    teasers, width = [], draft.random.choice(widths)
+    for subject in draft.others(draft.random.randrange(3, most)):
         heading = draft.text(draft.prose("headline"))
         link = draft.tag("a", "", [("href", f"/story/{draft.random.randrange(10**6)}")], heading)
         teasers.append(draft.box("teaser", draft.thumbnail(subject, width), draft.tag("h3", inner=link)))
@@ -67,18 +65,18 @@ def related(draft: Draft, most: int = 9) -> str:
 
 def _one(draft: Draft, mode: str = "", places: tuple[str, ...] = _SINGLE) -> str:
     """The one picture that a page is about."""
-    subject = draft.draw(1)[0]
+    subject = draft.subjects(1)[0]
     told = draft.tell(subject, places)
     return draft.captioned(draft.photo(subject, told, mode), told)
 
 
-def _several(draft: Draft, least: int, most: int, mode: str = "") -> list[str]:
-    """Pictures, each with what is said of it."""
-    subjects = draft.draw(draft.random.randrange(least, most + 1))
-    told = [draft.tell(subject) for subject in subjects]
-    return [
-        draft.captioned(draft.photo(subject, each, mode), each) for subject, each in zip(subjects, told, strict=True)
-    ]
+def _several(draft: Draft, least: int, most: int, *modes: str) -> list[str]:
+    """Pictures, each with what is said of it; where there are several modes, each in one of them."""
+    made = []
+    for subject in draft.subjects(draft.random.randrange(least, most + 1)):
+        told = draft.tell(subject)
+        made.append(draft.captioned(draft.photo(subject, told, draft.random.choice(modes or ("",))), told))
+    return made
 
 
 def news(draft: Draft) -> str:
@@ -98,7 +96,7 @@ def blog(draft: Draft) -> str:
 
 def shop(draft: Draft) -> str:
     """A product: its photograph, smaller ones of the same, others that are recommended."""
-    random, subject = draft.random, draft.draw(1)[0]
+    random, subject = draft.random, draft.subjects(1)[0]
     draft.heading = PROSE.sentence(random, "product") if draft.english else draft.prose("headline")
     told = draft.tell(subject, ("alt", "title", "after", "headline", "og", "caption"))
     picture = draft.captioned(draft.photo(subject, told), told)
@@ -127,11 +125,11 @@ def gallery(draft: Draft) -> str:
     if way == "index":
         width = random.choice([120, 150, 200])
         cells = [
-            draft.box("teaser", draft.thumbnail(subject, width)) for subject in draft.draw(random.randrange(6, 20))
+            draft.box("teaser", draft.thumbnail(subject, width)) for subject in draft.others(random.randrange(6, 20))
         ]
     else:
         cells = []
-        for subject in draft.draw(random.randrange(4, 17)):
+        for subject in draft.subjects(random.randrange(4, 17)):
             told = draft.tell(subject, ("alt", "title", "caption"))
             mode = "linked" if way == "linked" else ""
             cells.append(draft.captioned(draft.photo(subject, told, mode), told))
@@ -146,7 +144,7 @@ def forum(draft: Draft) -> str:
     for number in range(count):
         who = name_of(random)
         avatar = draft.icon(
-            f"/avatars/{who.replace(' ', '_').lower()}.jpg", (80, 80), random.choice([who, "avatar", ""])
+            f"avatars/{who.replace(' ', '_').lower()}.jpg", (80, 80), random.choice([who, "avatar", ""])
         )
         parts = draft.paragraphs(random.randrange(1, 4))
         if random.random() < 0.5:
@@ -161,7 +159,7 @@ def forum(draft: Draft) -> str:
 def encyclopedia(draft: Draft) -> str:
     """An article with a table of facts and its photograph, flags, and more pictures, whose links lead to pages."""
     random = draft.random
-    subject = draft.draw(1)[0]
+    subject = draft.subjects(1)[0]
     told = draft.tell(subject, ("alt", "caption", "caption", "title"))
     flag = draft.icon("flags/23px-Flag_of_the_Country.svg.png", (23, 15), "Flag of the Country")
     rows = [
@@ -172,23 +170,25 @@ def encyclopedia(draft: Draft) -> str:
     cells = [draft.tag("tr", inner=draft.tag("th", inner=a) + draft.tag("td", inner=b)) for a, b in rows]
     box = draft.tag("table", "side", [("summary", "infobox")], "\n".join(cells))
     parts = []
-    for other in draft.draw(random.randrange(4)):
+    for other in draft.subjects(random.randrange(4)):
         each = draft.tell(other, ("alt", "caption", "caption"))
         link = draft.tag("a", "", [("href", f"/wiki/File:{other.name}.jpg")], draft.photo(other, each, "srcset"))
         parts.append(draft.captioned(link, each))
-    small = [
-        draft.captioned(draft.thumbnail(other, 220, f"/wiki/File:{other.name}.jpg"), told) for other in draft.draw(1)
-    ]
+    for other in draft.others(random.randrange(2)):  # too small, and leads to another page
+        parts.append(draft.captioned(draft.thumbnail(other, 220, f"/wiki/File:{other.name}.jpg"), draft.tell(other)))
     notes = draft.tag("ol", inner="".join(draft.tag("li", inner=draft.text(draft.prose())) for _ in range(12)))
     heading = draft.tag("h1", inner=draft.text(draft.heading))
-    return heading + box + _woven(draft, parts, 40) + "\n".join(small if random.random() < 0 else []) + notes
+    return heading + box + _woven(draft, parts, 40) + notes
 
 
 def recipe(draft: Draft) -> str:
     """A dish: its photograph, what goes in, steps, and what readers say."""
     random = draft.random
     picture = _one(draft, "", ("alt", "caption", "headline", "og", "before", "after"))
-    say = (lambda: PROSE.sentence(random, "step")) if draft.english else draft.prose
+
+    def say() -> str:
+        return PROSE.sentence(random, "step") if draft.english else draft.prose()
+
     inside = draft.tag("ul", inner="".join(draft.tag("li", inner=f"{random.randrange(1, 500)} g") for _ in range(8)))
     steps = draft.tag(
         "ol", inner="".join(draft.tag("li", inner=draft.text(say())) for _ in range(random.randrange(4, 14)))
@@ -207,15 +207,14 @@ def travel(draft: Draft) -> str:
 
 def portfolio(draft: Draft) -> str:
     """A photographer's work, loaded when it is scrolled to."""
-    return draft.tag("h1", inner=draft.text(draft.heading)) + draft.box("gallery", *_several(draft, 3, 9, "lazy"))
+    works = [draft.tag("li", "teaser", inner=picture) for picture in _several(draft, 3, 9, "lazy")]
+    return draft.tag("h1", inner=draft.text(draft.heading)) + draft.tag("ul", "gallery", inner="\n".join(works))
 
 
 def responsive(draft: Draft) -> str:
     """An article whose photographs come in several sizes."""
-    pictures = [
-        _several(draft, 1, 1, draft.random.choice(["srcset", "picture"])) for _ in range(draft.random.randrange(1, 4))
-    ]
-    return _top(draft) + draft.box("body", _woven(draft, [one for some in pictures for one in some])) + related(draft)
+    pictures = _several(draft, 1, 3, "srcset", "picture")
+    return _top(draft) + draft.box("body", _woven(draft, pictures)) + related(draft)
 
 
 def amp(draft: Draft) -> str:
@@ -236,7 +235,9 @@ def homepage(draft: Draft) -> str:
 
 def listing(draft: Draft) -> str:
     """A front page: teasers of articles. None of its pictures is the page's own."""
-    return "\n".join([draft.tag("h1", inner=draft.text(draft.heading)), related(draft, 25), related(draft, 12)])
+    return "\n".join(
+        [draft.tag("h1", inner=draft.text(draft.heading)), related(draft, 5, (240, 480, 640)), related(draft, 25)]
+    )
 
 
 def letter(draft: Draft) -> str:
@@ -250,14 +251,14 @@ def logos(draft: Draft) -> str:
     """Partners and their logos, some of them large."""
     random = draft.random
     size = random.choice([(120, 60), (400, 200), (320, 320)])
-    names = random.sample("acme globex initech umbrella hooli vandelay soylent stark".split(), 6)
+    names = random.sample(["acme", "globex", "initech", "umbrella", "hooli", "soylent", "stark"], 6)
     marks = [draft.icon(f"partners/{name}-logo.png", size, f"{name.title()} logo") for name in names]
     return draft.tag("h1", inner=draft.text(draft.heading)) + draft.box("logo", *marks) + "\n".join(draft.paragraphs(3))
 
 
 def small(draft: Draft) -> str:
     """An article whose photograph is too small, as its attributes say."""
-    random, subject = draft.random, draft.draw(1)[0]
+    random, subject = draft.random, draft.others(1)[0]
     told = draft.tell(subject, _SINGLE)
     width = random.choice([120, 160, 200, 240])
     size = (width, round(width * subject.height / subject.width)) if random.random() < 0.7 else (width, 180)
@@ -287,38 +288,19 @@ def comments(draft: Draft) -> str:
     """What readers say, with their portraits."""
     random, made = draft.random, []
     for _ in range(random.randrange(12)):
-        who, said = name_of(random), draft.text(draft.prose("comment"))
+        grammar = PROSE if random.random() < 0.15 else draft.site.tongue.grammar  # some write English anywhere
+        who, said = name_of(random), draft.text(grammar.sentence(random, "comment"))
         face = draft.icon(f"/avatar/{random.randrange(16**8):08x}?s=48", (48, 48), who, "https://gravatar.example")
         made.append(draft.box("comment", face, draft.tag("b", inner=who), draft.tag("p", inner=said)))
     return "\n".join(made)
 
 
-# How often each comes, of 100 pages.
+# How many of 100 pages each is.
 KINDS: dict[str, tuple[Callable[[Draft], str], int]] = {
     kind.__name__: (kind, share)
-    for kind, share in (
-        (news, 18),
-        (blog, 10),
-        (shop, 12),
-        (gallery, 7),
-        (forum, 6),
-        (encyclopedia, 6),
-        (recipe, 6),
-        (travel, 6),
-        (portfolio, 4),
-        (responsive, 6),
-        (amp, 3),
-        (homepage, 3),
-        (listing, 3),
-        (letter, 2),
-        (logos, 2),
-        (small, 3),
-        (video, 2),
-        (frames, 1),
+    for share, kind in (
+        *((18, news), (12, shop), (10, blog), (7, gallery), (6, forum), (6, encyclopedia), (6, recipe), (6, travel)),
+        *((6, responsive), (4, portfolio), (3, amp), (3, homepage), (3, listing), (3, small), (2, letter), (2, logos)),
+        *((2, video), (1, frames)),
     )
 }
-
-
-def some_kinds(random: Random) -> list[str]:
-    """Kinds of page of one site."""
-    return random.choices(list(KINDS), [share for _, share in KINDS.values()], k=random.randrange(1, 4))

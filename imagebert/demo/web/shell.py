@@ -1,4 +1,4 @@
-"""Everything around: the head with what it says to machines, menu, columns, footer; and the page as bytes of a charset."""
+"""Everything around: the head with what it says to machines, menu, columns and footer; and the page as bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from imagebert.demo.web.draft import Draft
-from imagebert.demo.web.kinds import KINDS, advertisement, comments, related, some_kinds
+from imagebert.demo.web.kinds import KINDS, advertisement, comments, related
 from imagebert.demo.web.page import Page, Subject
 from imagebert.demo.web.site import Site
 from imagebert.errors import UsageError
@@ -60,11 +60,18 @@ def make_web(subjects: Sequence[Subject], pages: int, seed: int) -> list[Page]:
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two subjects have one name: give each its own")
     random = Random(f"web {seed}")
-    sites = [
-        Site(seed, number, some_kinds(random), english=random.random() < 0.8) for number in range(max(8, pages // 6))
-    ]
     endless = _endless(subjects, random)
-    return [_page(random.choice(sites), number, seed, endless, subjects) for number in range(pages)]
+    of_kind: dict[str, list[Site]] = {kind: [] for kind in KINDS}
+    for number in range(max(len(KINDS), pages // 6)):
+        site = Site(seed, number, english=number % 5 < 4)
+        for kind in {list(KINDS)[number % len(KINDS)]: 0, **dict.fromkeys(random.sample(list(KINDS), 2))}:
+            of_kind[kind].append(site)
+    hundred = [kind for kind, (_, share) in KINDS.items() for _ in range(share)]
+    kinds = [kind for _ in range(0, pages, len(hundred)) for kind in random.sample(hundred, len(hundred))][:pages]
+    return [
+        _page(random.choice(of_kind[kind]), kind, (seed, number), endless, subjects)
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def _endless(subjects: Sequence[Subject], random: Random) -> Iterator[Subject]:
@@ -76,24 +83,30 @@ def _endless(subjects: Sequence[Subject], random: Random) -> Iterator[Subject]:
                 yield subjects[random.randrange(len(subjects))]
 
 
-def _page(site: Site, number: int, seed: int, endless: Iterator[Subject], subjects: Sequence[Subject]) -> Page:
-    random = Random(f"page {seed} {number}")
+def _page(
+    site: Site, kind: str, seed: tuple[int, int], endless: Iterator[Subject], subjects: Sequence[Subject]
+) -> Page:
+    random, number = Random(f"page {seed}"), seed[1]
     used: set[str] = set()
 
-    def draw(count: int) -> list[Subject]:
-        drawn = []
-        for _ in range(min(2 * count, 4 * len(subjects))):
-            subject = next(endless)
-            if subject.name not in used:
+    def draw(count: int, elsewhere: bool) -> list[Subject]:
+        source = iter(random.sample(subjects, min(2 * count, len(subjects)))) if elsewhere else endless
+        drawn: list[Subject] = []
+        for _ in range(2 * count + 4):
+            subject = next(source, None) if len(drawn) < count else None
+            if subject and subject.name not in used:
                 used.add(subject.name)
                 drawn.append(subject)
-            if len(drawn) == count:
-                break
-        return drawn or [subjects[0]]
+        return drawn
 
-    kind = random.choice(site.kinds)
     path = random.choice(
-        [f"/2019/05/{number}/", f"/{kind}/{number}.html", f"/index.php?page={number}", f"/a/b/{number}"]
+        [
+            f"/2019/05/{number}/",
+            f"/{kind}/{number}.html",
+            f"/index.php?page={number}",
+            f"/bilder/{number}.html",
+            f"/photos/{number}/view",
+        ]
     )
     draft = Draft(site, random, f"{site.scheme}://{site.host}{path}", draw)
     main = KINDS[kind][0](draft)
@@ -131,7 +144,7 @@ def _whole(draft: Draft, kind: str, main: str, said: list[tuple[str, str]]) -> s
         columns = [side, middle + said_after] if site.side_first else [middle + said_after, side]
         body = draft.tag("body", inner="\n".join([_header(draft), *columns, _footer(draft)]))
     language = site.tongue.code if random.random() < 0.8 else random.choice(["en", "de", "en-US", "x-default"])
-    direction = ' dir="rtl"' if site.tongue.code == "ar" else ""
+    direction = (' dir="rtl"' if site.tongue.code == "ar" else "") + (" amp" if kind == "amp" else "")
     opened = f'<html lang="{language}"{direction}>' if random.random() < 0.8 else f"<html{direction}>"
     doctype = random.choice(
         ["<!DOCTYPE html>", "<!doctype html>", '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01//EN">', ""]
@@ -157,12 +170,12 @@ def _spoilt(random: Random, html: str) -> str:
 
 def _head(draft: Draft, kind: str, said: list[tuple[str, str]]) -> str:
     random, site, tag = draft.random, draft.site, draft.tag
-    parts = [_declared(site), tag("title", inner=draft.text(f"{draft.heading} | {site.title}"))]
+    parts = [_declared(site), tag("title", inner=draft.text(f"{draft.title or draft.heading} | {site.title}"))]
     parts.append(f'<base href="{draft.base}">' if draft.base != draft.url else "")
     about = draft.described or random.choice(["", draft.prose()])
     parts.append(tag("meta", "", [("name", "description"), ("content", about)]) if about else "")
     if draft.described or random.random() < 0.6:
-        parts.append(tag("meta", "", [("property", "og:title"), ("content", draft.heading)]))
+        parts.append(tag("meta", "", [("property", "og:title"), ("content", draft.title or draft.heading)]))
         parts.append(tag("meta", "", [("property", "og:description"), ("content", about)]))
         parts.append(_preview(draft))
     for place, text in said:
@@ -194,7 +207,7 @@ def _declared(site: Site) -> str:
 def _content_type(site: Site) -> str:
     match site.declared:
         case "header" | "both":
-            return f"text/html; charset={site.charset}"
+            return ["text/html; charset=", "text/html;charset=", "Text/HTML; Charset="][site.layout % 3] + site.charset
         case "wrong":
             return f"text/html; charset={'iso-8859-1' if site.charset == 'utf-8' else 'utf-8'}"
         case _:
@@ -254,6 +267,8 @@ def _footer(draft: Draft) -> str:
     parts.append(draft.icon(f"/p?id={random.randrange(10**9)}&ev=view", (1, 1), "", "https://pixel.tracker.example"))
     parts.append(tag("noscript", inner=draft.icon("/tr?noscript=1", (1, 1), None, "https://stats.example")))
     parts.append(draft.icon("spacer.gif", (1, 20)))
+    sprite = draft.reference(draft.name_image(site.furniture("sprite.png")), strict=True)
+    parts.append(f'<i class="icon" style="background:url({sprite}) 0 -48px"></i>')
     parts.append(
         random.choice(['<img src="">', "<img>", '<img src="about:blank" alt="">', '<a href="javascript:;">Top</a>', ""])
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from random import Random
 
 from imagebert.demo.web.tongues import ENGLISH, OTHERS, Tongue
+from imagebert.demo.web.words import listed
 
 # What authors call the parts of a page. A site chooses one of each, or lets a tool make names that mean nothing.
 _CALLED = {
@@ -38,33 +38,35 @@ _REFERENCES = (
     ["relative"],
     ["absolute", "protocol", "root", "relative"],
 )
-_NOUNS = "daily city green north river home photo travel kitchen market garden sport open little blue valley".split()
-_THINGS = "post times corner notes world life journal club shop guide lens review table house board press".split()
+_NOUNS = listed("daily city green north river home photo travel kitchen market garden sport open little blue", " ")
+_THINGS = listed("post times corner notes world life journal club shop guide lens review table house board press", " ")
 
 
 class Site:
     """A website, drawn from its number.
 
     Args:
-        kinds: those of its pages
         english: whether it is in English
     """
 
-    def __init__(self, seed: int, number: int, kinds: Sequence[str], english: bool) -> None:
+    def __init__(self, seed: int, number: int, english: bool) -> None:
         self._random = random = Random(f"site {seed} {number}")
-        self.kinds = kinds
-        self.tongue: Tongue = ENGLISH if english else random.choice(OTHERS)
+        self.tongue: Tongue = ENGLISH if english else OTHERS[number // 5 % len(OTHERS)]
         name = f"{random.choice(_NOUNS)}{random.choice(['', '-'])}{random.choice(_THINGS)}"
         ending = random.choice(["com", "org", "net", "co.uk"]) if english else random.choice(["com", self.tongue.code])
         self.title = name.replace("-", " ").title()
         self.host = f"{random.choice(['www.', 'blog.', ''])}{name}{number}.{ending}"
-        self.media = random.choice([self.host, f"media.{name}{number}.{ending}", f"d{number:04x}kq.cdn.example"])
+        agency = "images.agency.example"  # of several sites, so that they show a picture by one URL
+        self.media = random.choice(
+            [self.host, f"media.{name}{number}.{ending}", f"d{number:04x}kq.cdn.example", agency]
+        )
         self.scheme = random.choice(["https", "https", "http"])
-        self.charset = random.choice(self.tongue.charsets)
+        round_of = number // 5 // len(OTHERS)  # so that few sites have many languages and charsets
+        self.charset = self.tongue.charsets[(number if english else round_of) % len(self.tongue.charsets)]
         self.declared = random.choice(["header", "meta", "both", "both", "both", "http-equiv", "none", "wrong"])
         self.references = random.choice(_REFERENCES)
         self.layout = random.randrange(8)  # of pictures with their captions
-        self.addressing = random.randrange(8)
+        self.addressing = 2 if self.media == agency else random.randrange(8)
         self.sizes = random.choice(["attributes", "attributes", "style", "absent", "percent"])
         self.upper = random.random() < 0.08
         self.quote = random.choice(['"', '"', '"', '"', "'", ""])
@@ -75,7 +77,7 @@ class Site:
         self.side_first = random.random() < 0.3
         self.main = random.choice(["article", "main", "div", "div", "section", "td"])
         self._named = random.choice(["plain", "plain", "prefix", "block", "camel", "hashed"])
-        self._prefix = random.choice("c o site tpl el x".split())
+        self._prefix = random.choice("costx")
         self._names: dict[str, str] = {}
         self.styles, self.script = _styles(random, self), _script(random)
 
@@ -87,7 +89,7 @@ class Site:
             self._names[role] = {
                 "plain": called,
                 "prefix": f"{self._prefix}-{called}",
-                "block": f"{self._prefix}-{random.choice('page article layout'.split())}__{called} {called}",
+                "block": f"{self._prefix}-{random.choice(['page', 'article', 'layout'])}__{called} {called}",
                 "camel": "".join(part.title() for part in called.split("-")),
                 "hashed": f"css-{zlib.crc32(f'{self.host}{role}'.encode()):x}",
             }[self._named]
@@ -116,23 +118,14 @@ class Site:
 
 def _styles(random: Random, site: Site) -> str:
     """Rules enough to weigh what those of real pages weigh."""
-    properties = [
-        "margin:0 auto",
-        "padding:8px 16px",
-        "color:#333",
-        "font:400 16px/1.5 Georgia,serif",
-        "display:flex",
-        "max-width:100%",
-        "border:1px solid rgba(0,0,0,.1)",
-        "background:url(data:image/gif;base64,R0lGODlhAQABAAAAACw=) no-repeat",
-        "transition:opacity .2s ease-in-out",
-        "grid-template-columns:repeat(3,1fr)",
-        "text-transform:uppercase",
-        "position:absolute",
-    ]
+    properties = listed(
+        "margin:0 auto|padding:8px 16px|color:#333|font:400 16px/1.5 Georgia,serif|display:flex|max-width:100%|"
+        "border:1px solid rgba(0,0,0,.1)|background:url(data:image/gif;base64,R0lGODlhAQABAAAAACw=) no-repeat|"
+        "transition:opacity .2s ease-in-out|grid-template-columns:repeat(3,1fr)|text-transform:uppercase"
+    )
     names = [site.named(role) for role in _CALLED]
     rules = []
-    for _ in range(random.randrange(10, 160)):
+    for _ in range(random.randrange(20, 320)):
         chosen = ";".join(random.sample(properties, random.randrange(1, 5)))
         rules.append(
             f".{random.choice(names).split()[0]} {random.choice(['', '> a', 'img', 'li:first-child'])}{{{chosen}}}"
@@ -143,7 +136,7 @@ def _styles(random: Random, site: Site) -> str:
 def _script(random: Random) -> str:
     """Code that does nothing, with a tag in a text that is none."""
     lines = ["window.dataLayer=window.dataLayer||[];function gtag(){dataLayer.push(arguments)}"]
-    for number in range(random.randrange(5, 130)):
+    for number in range(random.randrange(20, 280)):
         name, other = (f"{random.choice('abcdefgh')}{random.randrange(99)}" for _ in range(2))
         lines.append(
             random.choice(

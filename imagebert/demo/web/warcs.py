@@ -29,9 +29,9 @@ def write_warcs(
 ) -> list[Path]:
     """Writes pages as WARC files, web-00000.warc.gz and so on, and among them what else a crawl has.
 
-    Each page has a request, its response (plain, in chunks, packed by gzip or both; or unpacked, with the headers of the
-    packing renamed, as Common Crawl has it) and metadata. Among them are revisits, redirects, pages that are not found,
-    answers that are no HTML, answers of name servers and robots.txt. The same pages give the same bytes.
+    Each page has a request, its response (plain, in chunks, packed by gzip or both; or unpacked, with the headers of
+    the packing renamed, as Common Crawl has it) and metadata. Among them are revisits, redirects, pages that are not
+    found, answers that are no HTML, answers of name servers and robots.txt. The same pages give the same bytes.
 
     Args:
         folder: made where it is not there; files in it are written over
@@ -102,7 +102,9 @@ def _fetched(url: str, status: str, headers: Headers, body: bytes, random: Rando
     """The request for a URL, and the answer: as it was sent if there is no random."""
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    asked = _lines(f"GET {target} HTTP/1.1", [("Host", parts.netloc), ("User-Agent", "examplebot/1.0"), ("Accept", "*/*")])
+    asked = _lines(
+        f"GET {target} HTTP/1.1", [("Host", parts.netloc), ("User-Agent", "examplebot/1.0"), ("Accept", "*/*")]
+    )
     yield _Record("request", url, f"{_HTTP}request", asked)
     packing, sent = _packed(body, random)
     block = _lines(f"HTTP/1.1 {status}", [("Date", "Thu, 21 Sep 2023 10:00:00 GMT"), *headers, *packing]) + sent
@@ -112,7 +114,7 @@ def _fetched(url: str, status: str, headers: Headers, body: bytes, random: Rando
 def _packed(body: bytes, random: Random | None) -> tuple[list[tuple[str, str]], bytes]:
     """Headers of one of the ways to send a body, and what is sent."""
     chance = random.random() if random else 1.0
-    headers, sent, mark = [], body, ""
+    headers, sent = [], body
     if chance < 0.15:  # the crawler has unpacked it
         packed = ("X-Crawl-Content-Encoding", "gzip"), ("X-Crawl-Transfer-Encoding", "chunked")
         return [*packed, ("Content-Length", str(len(body)))], body
@@ -124,8 +126,7 @@ def _packed(body: bytes, random: Random | None) -> tuple[list[tuple[str, str]], 
         pieces, at = [], 0
         while at < len(sent):
             piece = sent[at : at + random.randrange(500, 9000)]
-            mark = random.choice(["", ";name=value"]) if random.random() < 0.05 else ""
-            pieces.append(f"{len(piece):x}{mark}\r\n".encode() + piece + b"\r\n")
+            pieces.append(b"%x\r\n%b\r\n" % (len(piece), piece))
             at += len(piece)
         return headers, b"".join([*pieces, b"0\r\n\r\n"])
     return [*headers, ("Content-Length", str(len(sent)))], sent
@@ -143,7 +144,7 @@ def _besides(page: Page, random: Random) -> Iterator[_Record]:
     """What a crawl has beside the page: now and then something that is none."""
     parts, number = urlsplit(page.url), random.randrange(10**6)
     site = f"{parts.scheme}://{parts.netloc}"
-    photo = f'<p>See our photograph:</p><img src="/gone/{number}.jpg" width="800" height="600" alt="A dog runs on a beach.">'
+    photo = f'<p>Our photograph:</p><img src="/gone/{number}.jpg" width="800" height="600" alt="A dog on a beach.">'
     html, plain = ("Content-Type", "text/html; charset=utf-8"), ("Content-Type", "text/plain")
     elsewhere = ("Location", f"{site}/moved/{number}")
     match random.randrange(18):
@@ -166,7 +167,9 @@ def _besides(page: Page, random: Random) -> Iterator[_Record]:
         case 5:
             yield from _fetched(f"{site}/{number}.css", "200 OK", [("Content-Type", "text/css")], b"p{}", random)
         case 6:
-            yield _Record("response", f"dns:{parts.netloc}", "text/dns", f"20230921\n{parts.netloc} A 192.0.2.1".encode())
+            yield _Record(
+                "response", f"dns:{parts.netloc}", "text/dns", f"20230921\n{parts.netloc} A 192.0.2.1".encode()
+            )
         case 7:
             yield from _fetched(f"{site}/empty/{number}", "200 OK", [html], b"", None)
         case 8:
@@ -198,9 +201,9 @@ def damage_warc(path: Path, way: str, seed: int = 0) -> int:
 
     Args:
         way: "cut": it ends in the middle of a member. "flipped": a byte in the middle of a member is another one.
-            "garbage": 1,000 bytes that are none of gzip's lie before a member. "zeros": the second half of a member is NUL
-            bytes. "longer" and "shorter": a record's Content-Length is, than its block. "whole": the file is one member.
-            "plain": it is not packed, whatever its name says. The last two lose nothing.
+            "garbage": 1,000 bytes that are none of gzip's lie before a member. "zeros": the second half of a member is
+            NUL bytes. "longer" and "shorter": a record's Content-Length is, by 700, than its block. "whole": the file
+            is one member. "plain": it is not packed, whatever its name says. The last two lose nothing.
         seed: of the choice of a response of a page
 
     Returns:
@@ -217,7 +220,8 @@ def damage_warc(path: Path, way: str, seed: int = 0) -> int:
         return -1
     good = [at for at, record in enumerate(records) if b"\r\nWARC-Type: response\r\n" in record and len(record) > 2000]
     if way not in DAMAGES or not good:
-        raise UsageError(f"{path} cannot be damaged by {way!r}: give a WARC with pages, and one of {', '.join(DAMAGES)}")
+        ways = ", ".join(DAMAGES)
+        raise UsageError(f"{way!r} cannot be done to {path}: give a WARC with pages, and one of {ways}")
     at = random.choice(good)
     member, middle = all_members[at], len(all_members[at]) // 2
     behind = all_members[at + 1 :]
