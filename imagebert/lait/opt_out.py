@@ -1,8 +1,8 @@
 """Whether a site says that a picture is not for this: by X-Robots-Tag, or by a page's meta tags of the same words.
 
 As Google specifies the header: it may come several times, each holds rules between commas, and a name in front of a
-rule says for which crawler it and those behind it are. Names have no values, rules may have one (`max-snippet: 20`), and
-only the date of `unavailable_after` has commas and colons of its own. What is not known is no rule, and stops no other.
+rule says for which crawler it and those behind it are. A few rules have a value (`max-snippet: 20`), and the date of
+`unavailable_after` has commas and colons of its own. What is not known is no rule, and stops no other.
 """
 
 from __future__ import annotations

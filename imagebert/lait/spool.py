@@ -43,7 +43,7 @@ class Body:
     """A picture's bytes while they come."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115  # closed with the picture
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115  # closed with the picture
         self.size = 0
 
     def write(self, data: bytes) -> None:
