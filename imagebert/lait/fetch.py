@@ -235,6 +235,7 @@ class _Fetcher:
         too_large = Failed("too_large", f"it has more than {limits.picture_bytes:,} bytes", status)
         if (response.content_length or 0) > limits.picture_bytes:
             raise too_large
+        no_size = Failed("no_picture", f"its bytes do not say its size, up to {HEAD_BYTES:,} of them", status)
         head, look_at = None, _FIRST_LOOK
         async for data in chunks(response):
             body.write(data)
@@ -243,9 +244,9 @@ class _Fetcher:
             if head is None and body.size >= look_at:
                 head, look_at = self._look(body), 2 * body.size
                 if head is None and body.size >= HEAD_BYTES:
-                    raise Failed("no_picture", f"its first {HEAD_BYTES:,} bytes do not say its size", status)
+                    raise no_size
         if head is None and (head := self._look(body)) is None:
-            raise Failed("no_picture", "its bytes end before they say its size", status)
+            raise no_size
         return _Came(head, response.headers.get("Content-Type", "")[:200])
 
     def _look(self, body: Body) -> Head | None:

@@ -213,7 +213,7 @@ def resolver(hosts: dict[str, list[str]]) -> Any:
     return look_up
 
 
-def test_names_without_an_address_closed_ports_and_no_tls(
+def test_names_without_an_address_and_closed_ports(
     server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolver({"a.test": ["127.0.0.1"]}))
@@ -225,13 +225,13 @@ def test_names_without_an_address_closed_ports_and_no_tls(
             "http://gone.test/1.jpg": "dns_failed",
             f"http://{'a' * 64}.test/1.jpg": "dns_failed",
             f"http://a.test:{closed}/1.jpg": "connection_failed",
-            f"https://a.test:{server.port}/jpeg/1": "tls_failed",
         }
         for url, kind in kinds.items():
             assert (url, status_of(url, tmp_path).status) == (url, kind)
 
 
-def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
+def certified(tmp_path: Path) -> ssl.SSLContext:
+    """TLS with a certificate that nobody signed."""
     pem = tmp_path / "own.pem"
     words = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
     try:
@@ -242,20 +242,31 @@ def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
         pytest.skip("there is no openssl to make a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{pem}.crt", pem)
+    return context
+
+
+@pytest.mark.parametrize(("speaks", "kind"), [("own", "tls_failed"), ("plain", "tls_failed"), ("", "timed_out")])
+def test_hosts_that_are_not_to_be_trusted(speaks: str, kind: str, tmp_path: Path) -> None:
+    context = certified(tmp_path) if speaks == "own" else None
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        kept = []
 
         def serve() -> None:
             while True:
                 try:
                     connection, _ = listening.accept()
-                    context.wrap_socket(connection, server_side=True).close()
+                    kept.append(connection)
+                    if context is not None:
+                        context.wrap_socket(connection, server_side=True).close()
+                    elif speaks:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
                 except OSError:
                     if listening.fileno() < 0:
                         return
 
         threading.Thread(target=serve, daemon=True).start()
-        row = status_of(f"https://127.0.0.1:{listening.getsockname()[1]}/1.jpg", tmp_path)
-        assert row.status == "tls_failed"
+        limits = replace(LIMITS, seconds=0.5, follow_robots=False)
+        assert status_of(f"https://127.0.0.1:{listening.getsockname()[1]}/1.jpg", tmp_path, limits).status == kind
 
 
 @pytest.mark.parametrize(
