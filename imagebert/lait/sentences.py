@@ -93,8 +93,8 @@ _SITE = re.compile(r"\s+(?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::)\s+")
 
 _SPAM = _set(
     "viagra cialis casino porn porno xxx nude nudes naked sex sexy escort escorts hentai milf webcam nsfw payday "
-    "forex bitcoin lottery jackpot poker coupon coupons promo discount cheap cheapest wholesale clickbait torrent lorem "
-    "ipsum undefined null javascript cookie cookies checkout"
+    "forex bitcoin lottery jackpot poker coupon coupons promo discount cheap cheapest wholesale clickbait torrent "
+    "lorem ipsum undefined null javascript cookie cookies checkout"
 )
 # The words or signs of which a text has to have one for a pattern to be tried: most texts have none.
 _BY_WORD = (
@@ -111,8 +111,8 @@ _BY_WORD = (
         _CALL,
         _set(
             "click tap view see show enlarge zoom more share tweet pin follow subscribe sign log login add buy shop "
-            "order free advertisement advertising sponsored available may res resolution hi hires download related previous "
-            "next skip leave comment comments shares likes views cookies"
+            "order free advertisement advertising sponsored available may res resolution hi hires download related "
+            "previous next skip leave comment comments shares likes views cookies"
         ),
     ),
 )

@@ -64,16 +64,22 @@ def write_shard(shard: Path, rows: Sequence[Row], picture: Callable[[Row], bytes
 
 
 def _write_tar(path: Path, rows: Iterable[Row], picture: Callable[[Row], bytes]) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with open_tar(path) as tar:
         for row in rows:
             if row.status != "success":
                 continue
             told = {name: value for name, value in row._asdict().items() if name not in ("suffix", "error_message")}
-            _add(tar, f"{row.key}.{row.suffix}", picture(row))
-            _add(tar, f"{row.key}.json", json.dumps(told, indent=2).encode())
+            add_file(tar, f"{row.key}.{row.suffix}", picture(row))
+            add_file(tar, f"{row.key}.json", json.dumps(told, indent=2).encode())
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def open_tar(path: Path) -> tarfile.TarFile:
+    """A new tar, to write into."""
+    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to a tar."""
     member = tarfile.TarInfo(name)  # of nobody, at no time
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

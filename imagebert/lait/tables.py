@@ -64,4 +64,5 @@ def files_of(paths: Sequence[Path]) -> str:
 
 def batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
     """What a query finds, some rows at a time."""
-    yield from connection.execute(query).to_arrow_reader(_ROWS)
+    found: Iterator[pa.RecordBatch] = connection.sql(query).to_arrow_reader(_ROWS)
+    yield from found

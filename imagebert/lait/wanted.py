@@ -1,18 +1,62 @@
-"""Which pictures are to be fetched: each address of the candidates once, in shards of one tar each."""
+"""Step 2: the pictures of the candidates, each address once, in shards of one tar each; fetched, or from archives.
+
+A list of what is wanted is written first, wanted/NNNNN.parquet, so that a shard is a task of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from imagebert.files import replacing
-from imagebert.lait.engine import Done
+from imagebert.files import file_digest, replacing
+from imagebert.lait.engine import Done, Engine, Task, read_step, run_step
+from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
+from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.tables import batches, database, files_of
 
 SCHEMA = pa.schema([("key", pa.string()), ("url", pa.string())])
+
+
+def fetch_pictures(
+    candidates: Path, out: Path, recipe: LaitRecipe, engine: Engine, blocked: Sequence[str], memory_gib: float
+) -> Done:
+    """Fetches the pictures of all candidates into tars.
+
+    Args:
+        blocked: hosts that are never asked
+
+    Raises:
+        UsageError: the step before is not whole.
+        OSError: the disk or the network of this machine fails.
+    """
+    found = read_step(candidates, "imagebert lait pages")
+    settings = asdict(recipe.fetch)
+    shard = settings.pop("shard")
+    limits = FetchLimits(**settings, side=recipe.filter.side, aspect=recipe.filter.aspect)
+    lists = list_wanted(found, out, shard, engine, memory_gib)
+    tasks = [Task(path.stem, file_digest(path), (path, limits, tuple(sorted(blocked)))) for path in lists]
+    return run_step("fetch", out, fetch, tasks, [asdict(limits), sorted(blocked)], engine)
+
+
+def fetch(wanted: Path, limits: FetchLimits, blocked: Sequence[str], out: Path) -> Counter[str]:
+    """Fetches one shard into OUT.tar and OUT.parquet; how many pictures have each status."""
+    rows = parquet.read_table(wanted).to_pylist()
+    pictures = [Wanted(row["key"], row["url"]) for row in rows]
+    return fetch_shard(pictures, out.with_name(f"{out.name}.tar"), limits, blocked)
+
+
+def list_wanted(found: Done, out: Path, shard: int, engine: Engine, memory_gib: float) -> list[Path]:
+    """The lists of what is wanted, which the first rank has written."""
+    folder = out / "wanted"
+    if engine.workers.rank == 0:
+        write_wanted(found, folder, shard, memory_gib)
+    engine.workers.barrier()
+    return sorted(folder.glob("*.parquet"))
 
 
 def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) -> list[Path]:

@@ -115,7 +115,9 @@ def _response(record: WarcRecord, kinds: tuple[str, ...], most: int, counts: Cou
         return None
     encoding = (headers.get("Content-Encoding") or "").lower().strip()
     # What was kept as it was sent is smaller than what it holds, and no larger than what is read of a plain one.
+    expected = min(record.content_length, most + 1)
     body = record.reader.read(most + 1)
+    counts["cut records"] += len(body) < expected  # the archive ends in the middle of it
     cut = len(body) > most
     if (headers.get("Transfer-Encoding") or "").lower().strip() == "chunked":
         body = _joined(body)
@@ -142,7 +144,7 @@ def _date(record: WarcRecord) -> datetime:
 
 def _joined(body: bytes) -> bytes:
     """A chunked body's bytes; what is not chunked stays as it is, since archives keep headers of what they unpacked."""
-    parts, at = [], 0
+    parts, at = list[bytes](), 0
     while (end := body.find(b"\r\n", at, at + 20)) >= 0:
         try:
             size = int(body[at:end].partition(b";")[0], 16)
