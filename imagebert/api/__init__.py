@@ -10,7 +10,8 @@ Paths are text or os.PathLike. None stands for what the model, the run or the re
 found or made, and prints nothing but progress. A call that is wrong raises UsageError, whose one sentence says what to
 do; a disk, a machine or another rank that fails raises OSError. Under a launcher (srun, torchrun, mpirun) all ranks
 make the same call and share the work of pretrain, finetune, evaluate, mine, index, ladder, extract, import_features,
-merge, split, quantize and doctor; figures are rank 0's. Functions are imported when they are first asked for.
+merge, split, quantize, doctor and the steps of LAIT; figures are rank 0's. Functions are imported when they are first
+asked for.
 """
 
 from __future__ import annotations
@@ -36,6 +37,18 @@ if TYPE_CHECKING:
     from imagebert.api.detectors import VisualGenome as VisualGenome
     from imagebert.api.detectors import check_detector as check_detector
     from imagebert.api.detectors import convert_detector as convert_detector
+    from imagebert.api.lait import LaitOptions as LaitOptions
+    from imagebert.api.lait import LaitStep as LaitStep
+    from imagebert.api.lait import lait_build as lait_build
+    from imagebert.api.lait import lait_fetch as lait_fetch
+    from imagebert.api.lait import lait_filter as lait_filter
+    from imagebert.api.lait import lait_pages as lait_pages
+    from imagebert.api.lait import lait_pairs as lait_pairs
+    from imagebert.api.lait import lait_plan as lait_plan
+    from imagebert.api.lait import lait_report as lait_report
+    from imagebert.api.lait import lait_sample as lait_sample
+    from imagebert.api.lait import lait_score as lait_score
+    from imagebert.api.lait import lait_train_scorer as lait_train_scorer
     from imagebert.api.planning import Cluster as Cluster
     from imagebert.api.planning import ClusterEstimate as ClusterEstimate
     from imagebert.api.planning import Schedule as Schedule
@@ -96,6 +109,19 @@ _MODULES = {
         *("preview_regions", "survey_features", "verify"),
     ),
     "detectors": ("Checked", "Converted", "VisualGenome", "check_detector", "convert_detector"),
+    "lait": (
+        *(
+            "LaitOptions",
+            "LaitStep",
+            "lait_build",
+            "lait_fetch",
+            "lait_filter",
+            "lait_pages",
+            "lait_pairs",
+            "lait_plan",
+        ),
+        *("lait_report", "lait_sample", "lait_score", "lait_train_scorer"),
+    ),
     "planning": ("Cluster", "ClusterEstimate", "Schedule", "Told", "plan", "plan_evaluation"),
     "retrieval": (
         *("Data", "Evaluated", "Indexed", "Mined", "Searched", "compare", "dataset", "evaluate", "index", "mine"),

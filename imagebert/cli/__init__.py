@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagebert.cli import data, detectors, retrieval, stores, train
+from imagebert.cli import data, detectors, lait, retrieval, stores, train
 from imagebert.cli.commands import Command, build_parser
 
 # As `imagebert --help` lists them.
@@ -27,6 +27,7 @@ COMMANDS = (
     data.pairs,
     data.import_,
     stores.store,
+    lait.lait,
     data.verify,
     train.pretrain,
     train.finetune,

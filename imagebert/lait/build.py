@@ -42,7 +42,7 @@ def read_pages(crawl: list[Path], out: Path, recipe: LaitRecipe, engine: Engine)
     """
     archives = archives_of(crawl)
     ranker = Ranker()
-    names = [_name_of(archive) for archive in archives]
+    names = [name_of(archive) for archive in archives]
     tasks = [
         Task(name, identity_of(archive), (archive, recipe, ranker))
         for name, archive in sorted(zip(names, archives, strict=True))
@@ -56,7 +56,7 @@ def read(archive: Path, recipe: LaitRecipe, ranker: Ranker, out: Path) -> dict[s
     return read_archive(archive, out.with_name(f"{out.name}.parquet"), recipe, ranker)
 
 
-def _name_of(archive: Path) -> str:
+def name_of(archive: Path) -> str:
     """A name of its own, whatever else is in the crawl: the file's, and some digits of where it lies."""
     stem = archive.name.split(".warc")[0][:60]
     return f"{stem}-{hashlib.sha256(str(archive.absolute()).encode()).hexdigest()[:8]}"

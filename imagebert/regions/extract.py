@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from imagebert.claims import Claims
 from imagebert.config import UsageError
 from imagebert.data.folder import incomplete
 from imagebert.data.records import FeatureType, RegionRecord
@@ -22,7 +23,6 @@ from imagebert.data.regions import RegionStore
 from imagebert.data.transfer import describe_sources
 from imagebert.log import Progress
 from imagebert.pictures import UnreadableImage
-from imagebert.claims import Claims
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
 from imagebert.regions.extractor import BatchExtractor, Extractor
 from imagebert.regions.images import PACKED_TARS, TAR, Found, find_images

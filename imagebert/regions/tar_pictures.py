@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from imagebert.claims import Claims
 from imagebert.data.folder import make_folder
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import open_regular, read_sealed, write_sealed
 from imagebert.pictures import FILE_BYTES, UnreadableImage
-from imagebert.claims import Claims
 from imagebert.regions.images import SUFFIXES
 from imagebert.workers import Workers
 

@@ -1,0 +1,97 @@
+"""Step 2 without a network: pictures of the candidates that the archives themselves hold, as a crawl of all files does.
+
+A task is one archive; a picture that several archives hold comes once from each, and filtering keeps one of equal ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from imagebert.lait.build import archives_of, name_of
+from imagebert.lait.engine import Done, Engine, Task, identity_of, read_step, run_step
+from imagebert.lait.failures import Failed
+from imagebert.lait.opt_out import header_opt_out
+from imagebert.lait.pages import key_of
+from imagebert.lait.picture_head import NoPicture, ends, read_head
+from imagebert.lait.recipe import AGENT, LaitRecipe
+from imagebert.lait.shards import Row, write_shard
+from imagebert.lait.wanted import list_wanted
+from imagebert.lait.warc import responses
+
+
+def take_pictures(
+    candidates: Path, crawl: Sequence[Path], out: Path, recipe: LaitRecipe, engine: Engine, memory_gib: float
+) -> Done:
+    """Takes the pictures of all candidates from archives into tars.
+
+    Raises:
+        UsageError: the step before is not whole, or there is no archive.
+        OSError: the disk is full or fails.
+    """
+    found = read_step(candidates, "imagebert lait pages")
+    lists = list_wanted(found, out, recipe.fetch.shard, engine, memory_gib)
+    limits = (recipe.fetch.picture_bytes, recipe.filter.side, recipe.filter.aspect)
+    tasks = [
+        Task(name_of(archive), identity_of(archive), (archive, lists, limits)) for archive in archives_of(list(crawl))
+    ]
+    return run_step("take", out, take, sorted(tasks), [found.digest, limits], engine)
+
+
+def take(archive: Path, lists: Sequence[Path], limits: tuple[int, int, float], out: Path) -> Counter[str]:
+    """Takes what one archive holds of the wanted pictures into OUT.tar and OUT.parquet."""
+    most, side, aspect = limits
+    wanted = _keys(lists)
+    counts, rows, bodies = Counter[str](), dict[str, Row](), dict[str, bytes]()
+    for answer in responses(archive, ("image/",), most, counts):
+        key = key_of(answer.url)
+        place = int(np.searchsorted(wanted, np.uint64(int(key, 16))))
+        if place == len(wanted) or wanted[place] != int(key, 16):
+            counts["not wanted"] += 1
+            continue
+        if key in bodies:  # archived again
+            continue
+        try:
+            if header_opt_out(answer.robots, AGENT, answer.date):
+                raise Failed("opted_out", "X-Robots-Tag says no", 200)
+            rows[key] = _row(key, answer.url, answer.kind, answer.body, answer.cut, side, aspect)
+            bodies[key] = answer.body
+        except Failed as failed:
+            rows[key] = Row(key, answer.url, failed.kind, failed.status, error_message=failed.why)
+    ordered = [rows[key] for key in sorted(rows)]
+    write_shard(out.with_name(f"{out.name}.tar"), ordered, lambda row: bodies[row.key])
+    return counts + Counter(row.status for row in ordered)
+
+
+def _keys(lists: Sequence[Path]) -> NDArray[np.uint64]:
+    """Of all wanted pictures, sorted: 8 bytes each, since there are millions."""
+    parts = [
+        np.array([int(key, 16) for key in parquet.read_table(path, columns=["key"])["key"].to_pylist()], np.uint64)
+        for path in lists
+    ]
+    return np.sort(np.concatenate([np.empty(0, np.uint64), *parts]))
+
+
+def _row(key: str, url: str, kind: str, body: bytes, cut: bool, side: int, aspect: float) -> Row:
+    try:
+        head = read_head(body)
+    except NoPicture as error:
+        raise Failed("no_picture", str(error), 200) from None
+    if head is None:
+        raise Failed("no_picture", "its bytes do not say how large it is", 200)
+    if min(head.width, head.height) <= side:
+        raise Failed("too_small", f"it has {head.width} x {head.height} pixels", 200, head)
+    if max(head.width, head.height) > aspect * min(head.width, head.height):
+        raise Failed("too_narrow", f"it has {head.width} x {head.height} pixels", 200, head)
+    if cut:
+        raise Failed("too_large", f"it has more than {len(body):,} bytes", 200, head)
+    if not ends(body, head.suffix):
+        raise Failed("cut_off", "the picture's own end is missing", 200, head)
+    digest = hashlib.sha256(body).hexdigest()
+    return Row(key, url, "success", 200, head.width, head.height, len(body), digest, kind, head.suffix)

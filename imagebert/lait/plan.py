@@ -1,0 +1,109 @@
+"""What it takes to make so many pairs: pages, core hours, requests, disk and GPUs, from figures that were measured.
+
+The constants are shares and rates of `python -m benchmarks.lait`, on pages of a made-up web, and of what others
+published of the real one; whoever has built a first archive gives his own (`imagebert lait plan --like OUT`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagebert.lait.engine import STEP, read_step
+
+_WARC_PAGES = 27_000  # HTML pages of a WARC of Common Crawl, of about 1 GB
+
+
+@dataclass(frozen=True)
+class LaitRates:
+    """Holds the shares and rates that a plan is made of.
+
+    Attributes:
+        english: The share of pages that are read: English, with a picture, not opted out. Common Crawl: 45 % English.
+        pictures: The number of dominant pictures with a sentence on such a page.
+        fetched: The share of addresses that bring a picture. img2dataset: 60 to 70 % of LAION's.
+        kept: The share of pictures that pass all filters and are no near duplicates. Conceptual Captions: 35 %.
+        related: The share of kept pictures that keep a sentence. COYO and LAION: a tenth to a half.
+        pages_per_core: Pages read a second and core.
+        looked_per_core: Pictures looked at a second and core, NSFW included.
+        fetched_per_node: Pictures fetched a second and node. img2dataset: 1,350 on 16 cores.
+        scored_per_gpu: Pairs scored a second and GPU, regions being there.
+        extracted_per_gpu: Pictures whose regions are found a second and GPU.
+        picture_bytes: Bytes of a picture.
+        candidate_bytes: Bytes of a candidate in Parquet.
+    """
+
+    english: float = 0.35
+    pictures: float = 1.5
+    fetched: float = 0.65
+    kept: float = 0.35
+    related: float = 0.3
+    pages_per_core: float = 1_000.0
+    looked_per_core: float = 40.0
+    fetched_per_node: float = 1_350.0
+    scored_per_gpu: float = 2_000.0
+    extracted_per_gpu: float = 150.0
+    picture_bytes: float = 150_000.0
+    candidate_bytes: float = 120.0
+
+
+def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
+    """The shares that a build had, in place of the defaults.
+
+    Raises:
+        UsageError: the build has no whole step.
+    """
+    found = {name: read_step(out / name).counts for name in _STEPS if (out / name / STEP).is_file()}
+    if not found:
+        read_step(out / "candidates", "imagebert lait build")
+    values = dict(vars(rates))
+    pages = found.get("candidates", {})
+    if pages.get("pages"):
+        values["english"] = max(1e-6, pages.get("pages: used", 0) / pages["pages"])
+        with_sentence = pages.get("pictures: dominant", 0) - pages.get("pictures: no sentence", 0)
+        values["pictures"] = with_sentence / max(1, pages.get("pages: used", 0))
+    fetched = found.get("pictures", {})
+    if asked := sum(count for kind, count in fetched.items() if kind.isidentifier()):
+        values["fetched"] = fetched.get("success", 0) / asked
+    kept = found.get("kept", {})
+    if fetched.get("success") and "pictures: kept" in kept:
+        values["kept"] = kept["pictures: kept"] / fetched["success"]
+    return LaitRates(**values)
+
+
+_STEPS = ("candidates", "pictures", "kept", "scored")
+
+
+def plan(pages: int, cores: int, nodes: int, gpus: int, rates: LaitRates = LaitRates()) -> Mapping[str, float]:
+    """What `pages` pages give and take; hours are those of all cores, nodes or GPUs together.
+
+    Args:
+        cores: for pages and filtering
+        nodes: that fetch
+        gpus: for regions and scores
+    """
+    used = pages * rates.english
+    candidates = used * rates.pictures
+    pictures = candidates * rates.fetched
+    kept = pictures * rates.kept
+    hour = 3600.0
+    core_hours = pages / rates.pages_per_core / hour + pictures / rates.looked_per_core / hour
+    gpu_hours = kept / rates.extracted_per_gpu / hour + 4 * kept / rates.scored_per_gpu / hour
+    return {
+        "WARC files": pages / _WARC_PAGES,
+        "pages": pages,
+        "pages used": used,
+        "requests for pictures": candidates,
+        "pictures": pictures,
+        "pictures kept": kept,
+        "pairs": kept * rates.related,
+        "core hours": core_hours,
+        "hours of all cores": core_hours / cores,
+        "hours of fetching": candidates / rates.fetched_per_node / nodes / hour,
+        "GPU hours": gpu_hours,
+        "hours of all GPUs": gpu_hours / gpus,
+        "TB of candidates": 4 * candidates * rates.candidate_bytes / 1e12,
+        "TB of pictures fetched": pictures * rates.picture_bytes / 1e12,
+        "TB of pictures kept": kept * rates.picture_bytes / 1e12,
+    }

@@ -1,0 +1,158 @@
+"""A page of a build: what came in, what went out at each step and why, with pictures and their sentences.
+
+One file, of HTML without anything from elsewhere. Pictures that were taken for unsafe are counted and not shown.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from imagebert.data.tars import members
+from imagebert.errors import UsageError
+from imagebert.files import check_writable, open_regular, read_sealed, write_bytes
+from imagebert.lait.engine import STEP, Done, read_step
+from imagebert.pages.page import render
+from imagebert.pictures import DECODER, LOCAL, UnreadableImage
+
+MOST = 200  # pictures of a kind
+_PIXELS = 320
+# What a folder of a build holds, in order, and what its step does.
+STEPS = {
+    "candidates": "pages to pictures and sentences",
+    "pictures": "pictures fetched",
+    "kept/looked": "pictures looked at",
+    "kept": "pictures kept",
+    "scored": "sentences scored",
+}
+_SHOWN_PROBLEMS = ("small", "long", "not natural")
+
+
+class Reported(NamedTuple):
+    """Describes the page that was written.
+
+    Attributes:
+        page: The HTML file.
+        pictures: The number of pictures with sentences that it shows.
+        steps: The counts of each step that is whole.
+    """
+
+    page: Path
+    pictures: int
+    steps: Mapping[str, Mapping[str, int]]
+
+
+def write_report(out: Path, page: Path, count: int) -> Reported:
+    """Writes the page of a build.
+
+    Args:
+        out: the folder of the build, some steps of which are whole
+        count: pictures to show, spread evenly over those kept
+
+    Raises:
+        UsageError: no step is whole, the count is none of 1 to 200, or the page cannot be written.
+        OSError: the disk is full or fails.
+    """
+    if not 1 <= count <= MOST:
+        raise UsageError(f"a report with {count} pictures was asked for: give 1 to {MOST}")
+    check_writable(page)
+    found = {name: read_step(out / name) for name in STEPS if (out / name / STEP).is_file()}
+    if not found:
+        raise UsageError(f"{out} has no step of a build that is whole: give the folder that `imagebert lait` wrote")
+    steps = {name: step.counts for name, step in found.items()}
+    table = out / "pairs.json"
+    if table.is_file():
+        steps["pairs"] = read_sealed(table)["counts"]
+    shown = list(_kept(found, out, count)) if "kept" in found else []
+    refused = list(_refused(found, out)) if "kept/looked" in found else []
+    what = {**STEPS, "pairs": "the best sentence of each picture"}
+    html = render(
+        "imagebert.lait",
+        "report.html.j2",
+        name=out.resolve().name,
+        steps=[(name, what[name], _rows(counts)) for name, counts in steps.items()],
+        shown=shown,
+        refused=refused,
+    )
+    write_bytes(page, html.encode("utf-8", "replace"))
+    return Reported(page, len(shown), steps)
+
+
+def _rows(counts: Mapping[str, int]) -> list[tuple[str, int, float | None]]:
+    """Names, counts and, of parts of another count, their share of it."""
+    rows = []
+    for name, count in counts.items():
+        whole = counts.get(name.partition(":")[0])
+        rows.append((name, count, count / whole if ":" in name and whole else None))
+    return rows
+
+
+def _kept(found: Mapping[str, Done], out: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Kept pictures with their sentences, the chosen one first."""
+    step = found.get("scored", found["kept"])
+    sizes = [parquet.read_metadata(path).num_rows for path in step.files()]
+    if not sum(sizes):
+        return
+    chosen = _chosen(out)
+    ends = np.cumsum(sizes)
+    places = np.unique(np.linspace(0, ends[-1] - 1, count).round().astype(np.int64))
+    for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
+        table = parquet.read_table(step.files()[number])
+        wanted = {table["key"][int(p - (ends[number] - sizes[number]))].as_py() for p in places if _in(p, ends, number)}
+        table = table.filter(pa.compute.is_in(table["key"], pa.array(sorted(wanted))))
+        sentences: dict[str, list[dict[str, Any]]] = {}
+        for row in table.to_pylist():
+            sentences.setdefault(row["key"], []).append(row)
+        tar = found["kept"].folder / f"{step.names[number]}.tar"
+        for key, data in _pictures(tar, wanted):
+            rows = sorted(sentences[key], key=lambda row: -row.get("relevance", row["fit"]))
+            yield {"key": key, "data": data, "rows": rows, "chosen": chosen.get(key), "url": rows[0]["url"]}
+
+
+def _in(place: int, ends: Any, number: int) -> bool:
+    return (0 if number == 0 else ends[number - 1]) <= place < ends[number]
+
+
+def _chosen(out: Path) -> dict[str, str]:
+    table = out / "pairs.parquet"
+    if not table.is_file():
+        return {}
+    rows = parquet.read_table(table, columns=["key", "caption"])
+    return dict(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+
+
+def _refused(found: Mapping[str, Done], out: Path) -> Iterator[dict[str, Any]]:
+    """Some pictures for each reason, from the first tars that have any."""
+    left = dict.fromkeys(_SHOWN_PROBLEMS, 8)
+    for name, path in zip(found["kept/looked"].names, found["kept/looked"].files(), strict=True):
+        table = parquet.read_table(path, columns=["key", "problem", "natural", "width", "height"])
+        wanted = {}
+        for row in table.to_pylist():
+            if left.get(row["problem"], 0) > 0:
+                left[row["problem"]] -= 1
+                wanted[row["key"]] = row
+        tar = out / "pictures" / f"{name}.tar"
+        if wanted and tar.is_file():
+            for key, data in _pictures(tar, set(wanted)):
+                yield {**wanted[key], "data": data}
+        if not any(left.values()):
+            return
+
+
+def _pictures(tar: Path, keys: set[str]) -> Iterator[tuple[str, str]]:
+    """Thumbnails of a tar's pictures, as base64; of one that cannot be read ""."""
+    with open_regular(tar) as opened:
+        for member in members(opened, tar.stat().st_size):
+            if member.key in keys and member.suffix != "json":
+                opened.seek(member.offset)
+                try:
+                    data = base64.b64encode(DECODER.thumbnail(opened.read(member.size), _PIXELS, LOCAL)).decode("ascii")
+                except UnreadableImage:
+                    data = ""
+                yield member.key, data
