@@ -36,6 +36,7 @@ from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _LIMITS = PictureLimits(100_000_000, 10, web=True)
 _LOOKED, _CHOSEN = "looked", "chosen"  # folders beside the kept tars
+CHOICE = "choice.json"  # in the second, what was chosen of how much
 _SIDE = 512  # pixels to which a picture is shrunk before it is judged
 
 _LOOKED_SCHEMA = pa.schema(
@@ -45,8 +46,8 @@ _LOOKED_SCHEMA = pa.schema(
         ("problem", pa.string()),  # why it is not kept, "" where it may be
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("natural", pa.float32()),
-        ("nsfw", pa.float32()),  # NaN: nothing judged it
+        ("natural", pa.float32()),  # NaN: nothing judged it
+        ("nsfw", pa.float32()),
         ("hash", pa.uint64()),
     ]
 )
@@ -95,8 +96,8 @@ def filter_pictures(
     looked = run_step("look", out / _LOOKED, look, tasks, [asdict(recipe.filter), judges], engine)
     source = [looked.digest, found.digest, recipe.filter.hamming]
     if engine.workers.rank == 0 and not _is_chosen(out, source):
-        _choose(found, looked, out / _CHOSEN, recipe.filter.hamming, memory_gib)
-        write_sealed(out / _CHOSEN / "chosen.json", {"source": source})
+        counts = _choose(found, looked, out / _CHOSEN, recipe.filter.hamming, memory_gib)
+        write_sealed(out / _CHOSEN / CHOICE, {"source": source, "counts": counts})
     engine.workers.barrier()
     tasks = [
         Task(tar.stem, [identity_of(tar), file_digest(path)], (tar, path))
@@ -109,7 +110,7 @@ def filter_pictures(
 def _judges(recipe: FilterRecipe, nsfw: Path | None) -> list[Any]:
     """What the judges are, as plain data."""
     judge = open_nsfw(nsfw) if recipe.nsfw < 1 else None
-    return [file_digest(WEIGHTS), None if judge is None else judge.digest]
+    return [file_digest(WEIGHTS) if recipe.natural > 0 else None, None if judge is None else judge.digest]
 
 
 def _rows_of(tar: Path) -> Path:
@@ -124,7 +125,7 @@ def _rows_of(tar: Path) -> Path:
 
 def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Counter[str]:
     """Looks at each picture of a tar, and writes what it is to OUT.parquet; what is wrong is counted."""
-    natural = Natural()
+    natural = Natural() if recipe.natural > 0 else None
     unsafe = open_nsfw(nsfw) if recipe.nsfw < 1 else None
     counts = Counter[str]()
     urls = _urls(tar, counts)
@@ -162,9 +163,16 @@ def _pictures(tar: Path, counts: Counter[str]) -> Iterator[_Picture]:
         counts["damaged tars"] += 1
 
 
-def _look(data: bytes, recipe: FilterRecipe, natural: Natural, unsafe: Any) -> dict[str, Any]:
+def _look(data: bytes, recipe: FilterRecipe, natural: Natural | None, unsafe: Any) -> dict[str, Any]:
     """What a picture is; the first thing that is wrong with it is its problem, and nothing more is measured then."""
-    found: dict[str, Any] = {"problem": "", "width": 0, "height": 0, "natural": 0.0, "nsfw": float("nan"), "hash": 0}
+    found: dict[str, Any] = {
+        "problem": "",
+        "width": 0,
+        "height": 0,
+        "natural": float("nan"),
+        "nsfw": float("nan"),
+        "hash": 0,
+    }
     try:
         image = DECODER.picture(data, _LIMITS)
     except UnreadableImage:
@@ -176,9 +184,10 @@ def _look(data: bytes, recipe: FilterRecipe, natural: Natural, unsafe: Any) -> d
         return {**found, "problem": "long"}
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     pixels = np.asarray(image)
-    found["natural"] = natural.probability(pixels)
-    if found["natural"] < recipe.natural:
-        return {**found, "problem": "not natural"}
+    if natural is not None:
+        found["natural"] = natural.probability(pixels)
+        if found["natural"] < recipe.natural:
+            return {**found, "problem": "not natural"}
     if unsafe is not None:
         found["nsfw"] = unsafe.probability(pixels)
         if found["nsfw"] > recipe.nsfw:
@@ -192,13 +201,13 @@ def _look(data: bytes, recipe: FilterRecipe, natural: Natural, unsafe: Any) -> d
 
 def _is_chosen(out: Path, source: list[Any]) -> bool:
     try:
-        return bool(read_sealed(out / _CHOSEN / "chosen.json")["source"] == source)
+        return bool(read_sealed(out / _CHOSEN / CHOICE)["source"] == source)
     except UsageError:
         return False
 
 
-def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_gib: float) -> None:
-    """Writes the sentences of the pictures that are kept, NNNNN.parquet for each tar that keeps some."""
+def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_gib: float) -> dict[str, int]:
+    """Writes the sentences of the pictures that are kept, NNNNN.parquet for each tar that keeps some; counts them."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.iterdir():
         stale.unlink()
@@ -228,6 +237,16 @@ def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_g
                 held.append(batch.slice(start, end - start))
         if held:
             _write(folder / looked.names[tar], held)
+        ((kept,),) = connection.execute(
+            f"SELECT count(DISTINCT (g.tar, g.key)) FROM groups g JOIN {files_of(candidates.files())} c ON g.url = c.url"
+        ).fetchall()
+    groups_kept = len(groups.select(["tar", "key"]).group_by(["tar", "key"]).aggregate([]))
+    return {
+        "good pictures": len(groups),
+        "good pictures: near duplicates of others": len(groups) - groups_kept,
+        "good pictures: no sentence": groups_kept - kept,
+        "good pictures: kept": kept,
+    }
 
 
 _OF_CANDIDATES = ("source", "fit", "dominance", "name_overlap", "title_overlap", "rank", "pictures", "page")

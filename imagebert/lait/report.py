@@ -18,6 +18,7 @@ from imagebert.data.tars import members
 from imagebert.errors import UsageError
 from imagebert.files import check_writable, open_regular, read_sealed, write_bytes
 from imagebert.lait.engine import STEP, Done, read_step
+from imagebert.lait.filter import CHOICE
 from imagebert.pages.page import render
 from imagebert.pictures import DECODER, LOCAL, UnreadableImage
 
@@ -66,6 +67,9 @@ def write_report(out: Path, page: Path, count: int) -> Reported:
     if not found:
         raise UsageError(f"{out} has no step of a build that is whole: give the folder that `imagebert lait` wrote")
     steps = {name: step.counts for name, step in found.items()}
+    choice = out / "kept" / "chosen" / CHOICE
+    if "kept" in found and choice.is_file():
+        steps["kept"] = {**read_sealed(choice)["counts"], **steps["kept"]}
     table = out / "pairs.json"
     if table.is_file():
         steps["pairs"] = read_sealed(table)["counts"]
@@ -88,6 +92,8 @@ def _rows(counts: Mapping[str, int]) -> list[tuple[str, int, float | None]]:
     """Names, counts and, of parts of another count, their share of it."""
     rows = []
     for name, count in counts.items():
+        if not count:
+            continue
         whole = counts.get(name.partition(":")[0])
         rows.append((name, count, count / whole if ":" in name and whole else None))
     return rows

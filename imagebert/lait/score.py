@@ -122,7 +122,7 @@ def _of_picture(rows: Sequence[Mapping[str, Any]], known: frozenset[str], stops:
                 len(bag - known) / max(1, len(bag)),
                 row["dominance"],
                 math.log(max(1, row["pictures"])),
-                row["natural"],
+                1.0 if math.isnan(row["natural"]) else row["natural"],
                 math.log(max(1, min(row["width"], row["height"]))),
                 row["fit"],
                 row["fit"] - best_fit,
