@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
 from benchmarks.not_natural import KINDS, WORDS, load_font, smooth
 from benchmarks.report import Line, publish
 from imagebert.decoder import decode
 from imagebert.demo import scenes
 from imagebert.files import read_text, write_sealed
-from imagebert.lait.natural import FEATURES, WEIGHTS, features, probabilities
+from imagebert.lait.natural import FEATURES, WEIGHTS, features, probabilities, terms
 
 Floats = NDArray[np.float64]
 Random = np.random.Generator
@@ -176,9 +176,8 @@ def fit(samples: Sequence[Sample], strength: float) -> dict[str, Any]:
     natural = np.concatenate([np.full(len(sample.measured), sample.natural) for sample in samples])
     mean = measured.mean(axis=0)
     deviation = np.maximum(measured.std(axis=0), 1e-3)
-    scaled = np.clip((measured - mean) / deviation, -STRONGEST, STRONGEST)
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=3000, tol=1e-6)
-    model.fit(scaled, natural)
+    model.fit(terms(measured, mean, deviation, STRONGEST), natural)
     return {
         "features": FEATURES,
         "mean": _rounded(mean),
@@ -242,10 +241,10 @@ def main() -> None:
     parsed = parser.parse_args()
     begun = time.process_time()
 
-    photographs = read_photographs(parsed.photographs, parsed.count, np.random.default_rng(0))
+    photographs = read_photographs(parsed.photographs, parsed.count, np.random.default_rng(2))
     others, photographs = photographs[: parsed.count // 4], photographs[parsed.count // 4 :]
     seen = [*photograph_samples(photographs, 0), *drawn_samples(photographs, parsed.each, 0)]
-    held = [*photograph_samples(others, 1), *drawn_samples(others, max(1, parsed.each // 3), 1)]
+    held = [*photograph_samples(others, 2), *drawn_samples(others, max(1, parsed.each // 3), 2)]
 
     content = fit(seen, parsed.strength)
     judged = [(sample, judge(content, sample)) for sample in held]

@@ -2,9 +2,9 @@
 
 Some numbers say it that take a millisecond, measured on a picture of at most 128 pixels a side: how many colours there
 are, how much is exactly flat, how steps between neighbours are spread and directed, how fast detail grows from coarse
-to fine, what the blocks and rows are like. Logistic regression turns them into a probability. Its weights were trained
-by `python -m benchmarks.lait_natural` on photographs and on drawings that the benchmark renders; they lie beside this
-file, sealed, with the names of the numbers that they belong to.
+to fine, what the blocks and rows are like. Logistic regression on them and their squares gives a probability. Its
+weights were trained by `python -m benchmarks.lait_natural`, on photographs and on drawings that the benchmark renders;
+they lie beside this file, sealed, with the names of the numbers that they belong to.
 
 A photograph of a thing on white, with a border or with a line of text below it is a photograph. A page that shows some
 photographs is none.
@@ -69,8 +69,21 @@ def probabilities(content: Mapping[str, Any], measured: Floats) -> Floats:
         [N], how probable it is that each is a photograph.
     """
     mean, deviation, weights = (np.array(content[name], np.float64) for name in ("mean", "deviation", "weights"))
-    scaled = np.clip((measured - mean) / deviation, -content["most"], content["most"])
-    return 1 / (1 + np.exp(-(scaled @ weights + content["bias"])))
+    weighed = terms(measured, mean, deviation, content["most"]) @ weights + content["bias"]
+    return 1 / (1 + np.exp(-weighed))
+
+
+def terms(measured: Floats, mean: Floats, deviation: Floats, most: float) -> Floats:
+    """What is weighed: each feature in deviations from its mean, at most `most` of them, and half its square.
+
+    Args:
+        measured: [N, features]
+
+    Returns:
+        [N, 2 * features]
+    """
+    scaled = np.clip((measured - mean) / deviation, -most, most)
+    return np.concatenate([scaled, scaled * scaled / 2], axis=1)
 
 
 def features(pixels: Bytes) -> Floats:
