@@ -4,7 +4,7 @@
 
 FLICKR8K holds images/ and train.txt, the names of those that may be trained on; no others are read. What is no
 photograph is rendered (not_natural.py). Both are resized, sharpened, softened and compressed alike, so that neither is
-told by its size or its JPEG. Some photographs are grey, dark, blurred, framed, ...
+told by its size or its JPEG. Some of both are grey, dark, blurred, framed, ...
 
 Held out are a quarter of the photographs with as many fresh drawings of each kind; and, one after another, whole kinds
 of drawings: those are judged by weights that were trained without any of that kind. Needs scikit-learn and matplotlib.
@@ -108,6 +108,9 @@ VARIANTS: dict[str, Callable[[Image.Image, Random], Image.Image]] = {
     "a product on white": _product,
 }
 
+# What is done to drawings, too: else a dark picture would be a photograph.
+BOTH = ("grey", "saturated", "blurred", "dark", "framed", "heavily compressed")
+
 
 def _as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
@@ -162,9 +165,15 @@ def photograph_samples(photographs: Sequence[Image.Image], seed: int) -> Iterato
 
 
 def drawn_samples(photographs: Sequence[Image.Image], each: int, seed: int) -> Iterator[Sample]:
+    """Every third of each kind is changed in one of the ways that photographs are changed, too."""
     for number, (name, draw) in enumerate(KINDS.items()):
         rng = np.random.default_rng([seed, 1, number])
-        yield Sample(name, False, measure(dressed(draw(rng, photographs), rng) for _ in range(each)))
+        pictures = (_changed(draw(rng, photographs), turn, rng) for turn in range(each))
+        yield Sample(name, False, measure(dressed(image, rng) for image in pictures))
+
+
+def _changed(image: Image.Image, turn: int, rng: Random) -> Image.Image:
+    return image if turn % 3 else VARIANTS[BOTH[turn // 3 % len(BOTH)]](image, rng)
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -695,7 +695,9 @@ def gradient(rng: Random, _: Photographs) -> Image.Image:
 def plain_colour(rng: Random, _: Photographs) -> Image.Image:
     """A colour, or a few side by side; some with noise."""
     size = _size(rng)
-    image, draw = _canvas(size, _color(rng))
+    image, draw = _canvas(
+        size, _one(rng, [(0, 0, 0), (255, 255, 255), _dark(rng), _color(rng), _color(rng), _color(rng)])
+    )
     for _part in range(_int(rng, 0, 4)):
         x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
         draw.rectangle([x, y, x + rng.uniform(0, size[0]), y + rng.uniform(0, size[1])], fill=_color(rng))
