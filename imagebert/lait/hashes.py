@@ -22,7 +22,7 @@ from imagebert.errors import UsageError
 
 NEAR = 3  # bits
 _MOST = 16  # bits that hashes may be told to differ in: with more, nearly all share a band
-_FEW = 48  # hashes that share a band: they are compared with each other
+_FEW = 192  # hashes that share a band: they are compared with each other
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
