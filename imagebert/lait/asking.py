@@ -72,12 +72,11 @@ class Asker:
             self._hosts[name] = Host(self._connections, self._limits.per_host, self._limits.pause)
         return self._hosts[name]
 
-    async def ask(self, url: Url, clock: Clock, take: Callable[[Response], Awaitable[T]], close: bool = False) -> T:
+    async def ask(self, url: Url, clock: Clock, take: Callable[[Response], Awaitable[T]]) -> T:
         """What `take` makes of an answer.
 
         Args:
             take: raises Failed where it is not wanted
-            close: whether nothing else will be asked of this host
 
         Raises:
             Failed: there is none, or `take` says so.
@@ -89,7 +88,7 @@ class Asker:
             if host.is_given_up(self._limits.host_failures, self._limits.host_seconds):
                 raise Failed("host_given_up", "its host failed time after time, or took all its time")
             try:
-                async with clock.runs(), self._web.get(url, close) as response:
+                async with clock.runs(), self._web.get(url) as response:
                     self.answers += 1
                     answer, status = await take(response), response.status
             except DiskFailed:

@@ -171,7 +171,7 @@ class _Fetcher:
                 each, url = queue.popleft()
                 with closing(self._spool.body()) as body:
                     try:
-                        came = await self._picture(url, body, last=not queue)
+                        came = await self._picture(url, body)
                         self._note_came(each, came, body)
                     except Failed as failed:
                         self._note_failed(each, failed)
@@ -195,13 +195,13 @@ class _Fetcher:
         is_gone = failed.kind == "http_status" and 400 <= (failed.status or 0) < 500 and failed.status not in LATER
         self._spool.add(row, b"", final=is_gone or not KINDS[failed.kind])
 
-    async def _picture(self, url: Url, body: Body, last: bool) -> _Came:
+    async def _picture(self, url: Url, body: Body) -> _Came:
         """Raises: Failed: it does not come."""
         clock, redirects, waited = Clock(self._limits.seconds), 0, False
         while True:
             await self._asker.admit(url)
             body.clear()
-            answer = await self._asker.ask(url, clock, partial(self._take, body=body), close=last)
+            answer = await self._asker.ask(url, clock, partial(self._take, body=body))
             match answer:
                 case _Came():
                     return answer

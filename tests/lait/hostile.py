@@ -319,6 +319,9 @@ async def _for_ever(request: Request) -> None:
         await request.raw(bytes(1 << 16))
 
 
+_UNPACKED = 64 << 20
+
+
 @cache
 def _bomb(first: bytes, size: int) -> bytes:
     packer = zlib.compressobj(9, wbits=31)
@@ -330,12 +333,12 @@ def _bomb(first: bytes, size: int) -> bytes:
 
 @_way("too_large", "bomb")
 async def _large_bomb(request: Request) -> None:
-    await request.answer(_bomb(picture("jpeg", ""), 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(picture("jpeg", ""), _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 @_way("no_picture", "bomb_of_zeros")
 async def _bomb_of_zeros(request: Request) -> None:
-    await request.answer(_bomb(b"", 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(b"", _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 # ----------------------------------------------------------------------------------------------------------- no answers
@@ -436,6 +439,10 @@ class Hostile:
         return Counter({path: times for path, times in self.asked.items() if not path.endswith("/robots.txt")})
 
     def start(self) -> None:
+        for way in WAYS:  # so that no answer waits for another's picture
+            picture(way, "")
+        for first in (picture("jpeg", ""), b""):
+            _bomb(first, _UNPACKED)
         self._thread.start()
         assert self._started.wait(10)
 

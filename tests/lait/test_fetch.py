@@ -32,7 +32,7 @@ from tests.lait.hostile import WAYS, Hostile, hostile_server, key_of, picture
 ROOT = Path(__file__).parents[2]
 # So that nothing here waits: hosts are not asked politely, and one that fails is asked again.
 LIMITS = FetchLimits(
-    seconds=1.5,
+    seconds=3.0,
     picture_bytes=2 << 20,
     per_host=100,
     pause=0.0,
