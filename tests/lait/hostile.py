@@ -22,8 +22,9 @@ from functools import cache
 
 from PIL import Image
 
-# What each way ends in.
+# What each way ends in; where it depends on which packets come together, what else it may end in.
 WAYS: dict[str, str] = {}
+OR_ELSE = {"says_less": "bad_http", "bad_chunk": "bad_http"}
 _SENDERS: dict[str, Callable[[Request], Awaitable[None]]] = {}
 
 
@@ -54,6 +55,11 @@ def picture(way: str, name: str) -> bytes:
     note = name.encode()
     preview = (b"\xff\xe2\xff\xff" + bytes(0xFFFD)) * (5 if way == "far" else 0)
     return data[:2] + preview + b"\xff\xfe" + struct.pack("!H", 2 + len(note)) + note + data[2:]
+
+
+def fits(way: str, status: str) -> bool:
+    """Whether a way may end so."""
+    return status in (WAYS[way], OR_ELSE.get(way))
 
 
 class Request:
