@@ -22,8 +22,9 @@ from functools import cache
 
 from PIL import Image
 
-# What each way ends in.
+# What each way ends in; where it depends on which packets come together, what else it may end in.
 WAYS: dict[str, str] = {}
+OR_ELSE = {"says_less": "bad_http", "bad_chunk": "bad_http"}
 _SENDERS: dict[str, Callable[[Request], Awaitable[None]]] = {}
 
 
@@ -54,6 +55,11 @@ def picture(way: str, name: str) -> bytes:
     note = name.encode()
     preview = (b"\xff\xe2\xff\xff" + bytes(0xFFFD)) * (5 if way == "far" else 0)
     return data[:2] + preview + b"\xff\xfe" + struct.pack("!H", 2 + len(note)) + note + data[2:]
+
+
+def fits(way: str, status: str) -> bool:
+    """Whether a way may end so."""
+    return status in (WAYS[way], OR_ELSE.get(way))
 
 
 class Request:
@@ -319,6 +325,9 @@ async def _for_ever(request: Request) -> None:
         await request.raw(bytes(1 << 16))
 
 
+_UNPACKED = 64 << 20
+
+
 @cache
 def _bomb(first: bytes, size: int) -> bytes:
     packer = zlib.compressobj(9, wbits=31)
@@ -330,12 +339,12 @@ def _bomb(first: bytes, size: int) -> bytes:
 
 @_way("too_large", "bomb")
 async def _large_bomb(request: Request) -> None:
-    await request.answer(_bomb(picture("jpeg", ""), 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(picture("jpeg", ""), _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 @_way("no_picture", "bomb_of_zeros")
 async def _bomb_of_zeros(request: Request) -> None:
-    await request.answer(_bomb(b"", 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(b"", _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 # ----------------------------------------------------------------------------------------------------------- no answers
@@ -436,6 +445,10 @@ class Hostile:
         return Counter({path: times for path, times in self.asked.items() if not path.endswith("/robots.txt")})
 
     def start(self) -> None:
+        for way in WAYS:  # so that no answer waits for another's picture
+            picture(way, "")
+        for first in (picture("jpeg", ""), b""):
+            _bomb(first, _UNPACKED)
         self._thread.start()
         assert self._started.wait(10)
 

@@ -27,12 +27,12 @@ from imagebert.lait import fetch
 from imagebert.lait.fetch import KINDS, FetchLimits, Wanted, fetch_shard
 from imagebert.lait.shards import Row, read_rows
 from imagebert.regions.tar_pictures import list_tar
-from tests.lait.hostile import WAYS, Hostile, hostile_server, key_of, picture
+from tests.lait.hostile import OR_ELSE, WAYS, Hostile, fits, hostile_server, key_of, picture
 
 ROOT = Path(__file__).parents[2]
 # So that nothing here waits: hosts are not asked politely, and one that fails is asked again.
 LIMITS = FetchLimits(
-    seconds=1.5,
+    seconds=3.0,
     picture_bytes=2 << 20,
     per_host=100,
     pause=0.0,
@@ -75,8 +75,8 @@ def test_each_way_to_misbehave_has_its_kind_and_all_good_pictures_arrive(server:
     counted = fetch_shard(wanted, shard, LIMITS)
     rows = read_rows(shard)
     assert [(row.key, row.url) for row in rows] == wanted
-    found = {(way, row.status) for way, row in zip(ways, rows, strict=True)}
-    assert found == set(WAYS.items())
+    wrong = {(way, row.status) for way, row in zip(ways, rows, strict=True) if not fits(way, row.status)}
+    assert wrong == set()
     assert sum(counted.values()) == len(wanted)
     assert counted["success"] == sum(WAYS[way] == "success" for way in ways)
     files = in_tar(shard)
@@ -114,7 +114,7 @@ def test_regions_are_extracted_from_a_shard_as_it_is(server: Hostile, tmp_path: 
 
 
 def test_who_comes_first_changes_no_byte(server: Hostile, tmp_path: Path) -> None:
-    ways = [way for way, status in WAYS.items() if status != "timed_out"] * 3
+    ways = [way for way, status in WAYS.items() if status != "timed_out" and way not in OR_ELSE] * 3
     server.delay = 0.05
     shards = []
     for name in ("a", "b"):
@@ -369,6 +369,12 @@ def test_a_host_that_only_fails_is_given_up(server: Hostile, tmp_path: Path) -> 
     assert [row.status for row in read_rows(tmp_path / "1.tar")] == [WAYS[way] for way in ways]
 
 
+def test_whatever_is_left_of_a_host_that_is_given_up_waits_for_no_turn(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, seconds=0.1, host_failures=1, per_host=1, pause=60.0, follow_robots=False)
+    fetch_shard(wanted_of(server, ["silent"] * 50), tmp_path / "0.tar", limits)  # else it would take an hour
+    assert sum(server.asked.values()) == 1
+
+
 def test_a_host_that_takes_all_its_time_is_given_up(server: Hostile, tmp_path: Path) -> None:
     limits = replace(LIMITS, seconds=0.3, host_seconds=0.4, per_host=1)
     fetch_shard(wanted_of(server, ["silent"] * 8), tmp_path / "0.tar", limits)
@@ -378,14 +384,15 @@ def test_a_host_that_takes_all_its_time_is_given_up(server: Hostile, tmp_path: P
 # ------------------------------------------------------------------------------------------------------ ends and bounds
 
 CALL = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 wanted, shard, limits = json.loads(sys.stdin.read())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
 print("begun", flush=True)
 fetch_shard([Wanted(*each) for each in wanted], Path(shard), FetchLimits(**limits))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+print(peak() - before >> 10)
 """
 
 
