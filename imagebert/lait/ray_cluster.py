@@ -37,11 +37,11 @@ def ray_pool(address: str) -> Iterator[tuple[_RayPool, int]]:
     try:
         import ray
     except ImportError:
-        raise UsageError("--ray needs ray: pip install 'imagebert[ray]'") from None
+        raise UsageError("a Ray cluster needs ray: pip install 'imagebert[ray]'") from None
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"--ray {address}: there is no such cluster ({error}): start one with `ray start`") from None
+        raise UsageError(f"there is no Ray cluster at {address} ({error}): start one with `ray start`") from None
     try:
         yield _RayPool(ray), max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
