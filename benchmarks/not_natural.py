@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,34 @@ Kind = Callable[[Random, Photographs], Image.Image]
 
 KINDS: dict[str, Kind] = {}
 
-WORDS = ["about", "above", "account", "across", "action", "address", "after", "again", "against", "age", "agency", "air", "all", "almost", "along", "amount", "and", "answer", "area", "article", "assets", "author", "average", "bank", "base", "basic", "beauty", "before", "best", "better", "between", "board", "body", "book", "box", "bridge", "budget", "building", "business", "button", "camera", "capital", "care", "case", "cell", "center", "change", "chapter", "chart", "check", "child", "choice", "city", "class", "clear", "click", "close", "coffee", "color", "common", "company", "contact", "content", "control", "cost", "country", "course", "cover", "credit", "current", "customer", "data", "date", "day", "deal", "design", "detail", "device", "digital", "direct", "doctor", "door", "download", "early", "earth", "east", "economy", "edge", "edit", "effect", "email", "energy", "engine", "error", "event", "every", "example", "express", "face", "factor", "family", "fast", "field", "figure", "file", "final", "fire", "first", "flow", "food", "force", "form", "free", "friend", "full", "future", "game", "garden", "general", "glass", "global", "gold", "good", "grand", "green", "group", "growth", "guide", "half", "hand", "happy", "head", "health", "heart", "help", "high", "history", "home", "hotel", "hour", "house", "image", "impact", "income", "index", "info", "input", "inside", "issue", "item", "January", "join", "journal", "just", "kernel", "key", "kind", "kitchen", "label", "lake", "land", "language", "large", "last", "law", "lead", "learn", "legal", "less", "letter", "level", "life", "light", "limit", "line", "link", "list", "local", "login", "look", "low", "main", "make", "manager", "map", "March", "market", "master", "matter", "mean", "media", "medical", "memory", "menu", "message", "method", "middle", "milk", "mind", "minute", "mobile", "model", "money", "month", "more", "morning", "motor", "mountain", "music", "name", "nation", "nature", "network", "never", "news", "night", "north", "note", "number", "ocean", "offer", "office", "online", "open", "order", "output", "page", "paper", "part", "past", "pattern", "people", "percent", "phone", "place", "plan", "plant", "play", "point", "policy", "power", "press", "price", "print", "private", "problem", "process", "product", "profit", "program", "project", "public", "quality", "quarter", "question", "quick", "rate", "reader", "record", "red", "region", "report", "research", "result", "return", "review", "right", "river", "road", "room", "rule", "sale", "sample", "save", "school", "science", "score", "sea", "search", "season", "second", "section", "security", "select", "series", "service", "settings", "share", "shop", "short", "sign", "simple", "size", "small", "social", "software", "sound", "source", "south", "space", "special", "spring", "staff", "standard", "start", "state", "station", "status", "step", "stock", "store", "street", "strong", "student", "study", "style", "subject", "submit", "summer", "support", "surface", "system", "table", "target", "task", "team", "test", "text", "theory", "ticket", "time", "title", "today", "tools", "total", "tower", "town", "trade", "train", "travel", "tree", "trend", "trial", "type", "under", "union", "unit", "update", "user", "value", "version", "video", "view", "village", "visit", "voice", "volume", "walk", "wall", "water", "weather", "week", "weight", "west", "white", "window", "winter", "wonder", "word", "work", "world", "write", "year", "yellow", "yield", "young", "zone"]
+_TEXT = (
+    "about above account across action address after again against age agency air all almost along amount "
+    "and answer area article assets author average bank base basic beauty before best better between "
+    "board body book box bridge budget building business button camera capital care case cell center "
+    "change chapter chart check child choice city class clear click close coffee color common company "
+    "contact content control cost country course cover credit current customer data date day deal design "
+    "detail device digital direct doctor door download early earth east economy edge edit effect email "
+    "energy engine error event every example express face factor family fast field figure file final fire "
+    "first flow food force form free friend full future game garden general glass global gold good grand "
+    "green group growth guide half hand happy head health heart help high history home hotel hour house "
+    "image impact income index info input inside issue item January join journal just kernel key kind "
+    "kitchen label lake land language large last law lead learn legal less letter level life light limit "
+    "line link list local login look low main make manager map March market master matter mean media "
+    "medical memory menu message method middle milk mind minute mobile model money month more morning "
+    "motor mountain music name nation nature network never news night north note number ocean offer "
+    "office online open order output page paper part past pattern people percent phone place plan plant "
+    "play point policy power press price print private problem process product profit program project "
+    "public quality quarter question quick rate reader record red region report research result return "
+    "review right river road room rule sale sample save school science score sea search season second "
+    "section security select series service settings share shop short sign simple size small social "
+    "software sound source south space special spring staff standard start state station status step "
+    "stock store street strong student study style subject submit summer support surface system table "
+    "target task team test text theory ticket time title today tools total tower town trade train travel "
+    "tree trend trial type under union unit update user value version video view village visit voice "
+    "volume walk wall water weather week weight west white window winter wonder word work world write "
+    "year yellow yield young zone "
+)
+WORDS = _TEXT.split()
 
 
 def kind(make: Kind) -> Kind:
@@ -54,6 +82,11 @@ def _color(rng: Random, low: int = 0, high: int = 255) -> Color:
     return _int(rng, low, high), _int(rng, low, high), _int(rng, low, high)
 
 
+def _part_of_1(color: Color) -> tuple[float, float, float]:
+    """As matplotlib has colours."""
+    return color[0] / 255, color[1] / 255, color[2] / 255
+
+
 def _pale(rng: Random) -> Color:
     return (255, 255, 255) if rng.random() < 0.5 else _color(rng, 215, 255)
 
@@ -67,7 +100,7 @@ def _size(rng: Random, low: int = 280, high: int = 560) -> tuple[int, int]:
 
 
 @cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / f"fonts/ttf/{name}.ttf"), size)
 
 
@@ -118,12 +151,12 @@ def _photo(rng: Random, photographs: Photographs, size: tuple[int, int]) -> Imag
 
 def _figure(rng: Random) -> Figure:
     figure = Figure(figsize=(rng.uniform(3, 6.5), rng.uniform(2.5, 5)), dpi=_int(rng, 60, 110))
-    figure.set_facecolor(np.array(_pale(rng) if rng.random() < 0.85 else _dark(rng)) / 255)
+    figure.set_facecolor(_part_of_1(_pale(rng) if rng.random() < 0.85 else _dark(rng)))
     return figure
 
 
 def _drawn(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
@@ -137,7 +170,7 @@ def _labelled(rng: Random, axes: Any) -> None:
     if rng.random() < 0.5:
         axes.grid(alpha=rng.uniform(0.2, 1))
     if rng.random() < 0.3:
-        axes.set_facecolor(np.array(_color(rng, 200, 255)) / 255)
+        axes.set_facecolor(_part_of_1(_color(rng, 200, 255)))
     if axes.get_legend_handles_labels()[1] and rng.random() < 0.6:
         axes.legend()
 
@@ -164,7 +197,7 @@ def bar_chart(rng: Random, _: Photographs) -> Image.Image:
     bottom = np.zeros(count)
     for _layer in range(_int(rng, 1, 3)):
         heights = rng.gamma(3, 1, count)
-        color = np.array(_color(rng)) / 255
+        color = _part_of_1(_color(rng))
         if rng.random() < 0.5:
             axes.bar(range(count), heights, bottom=bottom, color=color, label=_words(rng, 1))
         else:
@@ -182,8 +215,11 @@ def scatter_plot(rng: Random, _: Photographs) -> Image.Image:
     for _cloud in range(_int(rng, 1, 4)):
         count = int(10 ** rng.uniform(1.3, 3.7))
         points = rng.normal(0, 1, (count, 2)) @ rng.normal(0, 1, (2, 2)) + rng.normal(0, 2, 2)
-        colors = rng.random(count) if rng.random() < 0.4 else [np.array(_color(rng)) / 255]
-        axes.scatter(*points.T, s=rng.uniform(1, 60), c=colors, alpha=rng.uniform(0.2, 1), cmap=_one(rng, list(colormaps)))
+        chosen: dict[str, Any] = {"color": _part_of_1(_color(rng))}
+        if rng.random() < 0.4:
+            chosen = {"c": rng.random(count), "cmap": _one(rng, list(colormaps))}
+        x, y = points.T
+        axes.scatter(x, y, s=rng.uniform(1, 60), alpha=rng.uniform(0.2, 1), **chosen)
     _labelled(rng, axes)
     return _drawn(figure)
 
@@ -195,7 +231,9 @@ def heat_map(rng: Random, _: Photographs) -> Image.Image:
     values = rng.normal(0, 1, (_int(rng, 4, 60), _int(rng, 4, 60)))
     if rng.random() < 0.5:
         values = np.cumsum(np.cumsum(values, 0), 1)
-    shown = axes.imshow(values, cmap=_one(rng, list(colormaps)), aspect="auto", interpolation=_one(rng, ["nearest", "bilinear"]))
+    shown = axes.imshow(
+        values, cmap=_one(rng, list(colormaps)), aspect="auto", interpolation=_one(rng, ["nearest", "bilinear"])
+    )
     if rng.random() < 0.7:
         figure.colorbar(shown)
     _labelled(rng, axes)
@@ -208,8 +246,10 @@ def pie_chart(rng: Random, _: Photographs) -> Image.Image:
     axes = figure.subplots()
     shares = rng.gamma(1.5, 1, _int(rng, 2, 9)) + 0.05
     ring = {"width": 0.4} if rng.random() < 0.4 else {}
-    colors = [np.array(_color(rng)) / 255 for _ in shares]
-    axes.pie(shares, labels=[_words(rng, 1) for _ in shares], wedgeprops=ring, colors=colors, shadow=bool(rng.random() < 0.3))
+    colors = [_part_of_1(_color(rng)) for _ in shares]
+    axes.pie(
+        shares, labels=[_words(rng, 1) for _ in shares], wedgeprops=ring, colors=colors, shadow=bool(rng.random() < 0.3)
+    )
     return _drawn(figure)
 
 
@@ -220,7 +260,7 @@ def panels(rng: Random, _: Photographs) -> Image.Image:
     rows, columns = _int(rng, 1, 3), _int(rng, 2, 3)
     for axes in figure.subplots(rows, columns).ravel():
         if rng.random() < 0.5:
-            axes.hist(rng.normal(0, 1, 300), bins=_int(rng, 8, 40), color=np.array(_color(rng)) / 255)
+            axes.hist(rng.normal(0, 1, 300), bins=_int(rng, 8, 40), color=_part_of_1(_color(rng)))
         else:
             axes.plot(np.cumsum(rng.normal(0, 1, (60, _int(rng, 1, 4))), axis=0), lw=1)
         axes.tick_params(labelsize=6)
@@ -233,7 +273,9 @@ def surface_plot(rng: Random, _: Photographs) -> Image.Image:
     axes: Any = figure.add_subplot(projection="3d")
     x, y = np.meshgrid(np.linspace(-3, 3, 30), np.linspace(-3, 3, 30))
     z = np.sin(x * rng.uniform(0.3, 2)) * np.cos(y * rng.uniform(0.3, 2)) + rng.normal(0, 0.3) * x
-    axes.plot_surface(x, y, z, cmap=_one(rng, list(colormaps)), lw=0, antialiased=bool(rng.random() < 0.5), rcount=25, ccount=25)
+    axes.plot_surface(
+        x, y, z, cmap=_one(rng, list(colormaps)), lw=0, antialiased=bool(rng.random() < 0.5), rcount=25, ccount=25
+    )
     axes.view_init(rng.uniform(15, 60), rng.uniform(0, 360))
     return _drawn(figure)
 
@@ -242,7 +284,7 @@ def surface_plot(rng: Random, _: Photographs) -> Image.Image:
 def contours(rng: Random, _: Photographs) -> Image.Image:
     figure = _figure(rng)
     axes = figure.subplots()
-    values = _smooth(rng, 60, 60, rng.uniform(2, 8))
+    values = smooth(rng, 60, 60, rng.uniform(2, 8))
     draw = axes.contourf if rng.random() < 0.6 else axes.contour
     draw(values, levels=_int(rng, 5, 25), cmap=_one(rng, list(colormaps)))
     _labelled(rng, axes)
@@ -260,7 +302,7 @@ def chart_with_photographs(rng: Random, photographs: Photographs) -> Image.Image
     return image
 
 
-def _smooth(rng: Random, height: int, width: int, sigma: float) -> NDArray[np.float32]:
+def smooth(rng: Random, height: int, width: int, sigma: float) -> NDArray[np.float32]:
     """Noise without detail finer than sigma, 0 to 1."""
     small = rng.random((max(3, int(height / sigma)), max(3, int(width / sigma)))).astype(np.float32)
     values = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
@@ -274,7 +316,7 @@ def _smooth(rng: Random, height: int, width: int, sigma: float) -> NDArray[np.fl
 def table(rng: Random, _: Photographs) -> Image.Image:
     size = _size(rng)
     image, draw = _canvas(size, _pale(rng))
-    font = _font(_one(rng, [*SANS, *SERIF]), _int(rng, 10, 16))
+    font = load_font(_one(rng, [*SANS, *SERIF]), _int(rng, 10, 16))
     step, columns = int(font.size * rng.uniform(1.4, 2.4)), _int(rng, 2, 6)
     head, striped, ruled = _color(rng), rng.random() < 0.5, rng.random() < 0.6
     for row, y in enumerate(range(8, size[1] - step, step)):
@@ -297,7 +339,7 @@ def table(rng: Random, _: Photographs) -> Image.Image:
 def flow_diagram(rng: Random, _: Photographs) -> Image.Image:
     size = _size(rng)
     image, draw = _canvas(size, _pale(rng))
-    font, fills = _font(_one(rng, SANS), _int(rng, 10, 15)), [_color(rng, 150, 255) for _ in range(3)]
+    font, fills = load_font(_one(rng, SANS), _int(rng, 10, 15)), [_color(rng, 150, 255) for _ in range(3)]
     columns, rows = _int(rng, 2, 4), _int(rng, 2, 5)
     centres = [
         ((column + 0.5) * size[0] / columns, (row + 0.5) * size[1] / rows)
@@ -305,8 +347,10 @@ def flow_diagram(rng: Random, _: Photographs) -> Image.Image:
         for column in range(columns)
         if rng.random() < 0.85
     ]
-    for (x, y), (right, below) in zip(centres, centres[1:], strict=False):
-        draw.line([x, y, right, y, right, below] if rng.random() < 0.6 else [x, y, right, below], fill=(40, 40, 40), width=2)
+    for (x, y), (right, below) in pairwise(centres):
+        draw.line(
+            [x, y, right, y, right, below] if rng.random() < 0.6 else [x, y, right, below], fill=(40, 40, 40), width=2
+        )
     for x, y in centres:
         across, down = size[0] / columns * 0.36, size[1] / rows * 0.3
         box = [x - across, y - down, x + across, y + down]
@@ -329,14 +373,18 @@ def street_map(rng: Random, _: Photographs) -> Image.Image:
         around = rng.uniform(0, 1, 2) * size
         turns = np.sort(rng.uniform(0, 2 * np.pi, _int(rng, 4, 9)))
         points = around + np.stack([np.cos(turns), np.sin(turns)], 1) * rng.uniform(30, 140)
-        draw.polygon([tuple(point) for point in points], fill=_one(rng, [(200, 228, 180), (170, 211, 223), (240, 232, 215)]))
+        draw.polygon(
+            [tuple(point) for point in points], fill=_one(rng, [(200, 228, 180), (170, 211, 223), (240, 232, 215)])
+        )
     for _street in range(_int(rng, 12, 45)):
         start, turn = rng.uniform(0, 1, 2) * size, rng.choice([0, np.pi / 2]) + rng.normal(0, 0.25)
         points = start + np.linspace(-400, 400, 5)[:, None] * [np.cos(turn), np.sin(turn)] + rng.normal(0, 12, (5, 2))
         line, width = [tuple(point) for point in points], _int(rng, 2, 8)
         draw.line(line, fill=(180, 170, 160), width=width + 2)
-        draw.line(line, fill=_one(rng, [(255, 255, 255), (255, 255, 255), (250, 214, 120), (240, 160, 120)]), width=width)
-    font = _font(_one(rng, SANS), _int(rng, 9, 13))
+        draw.line(
+            line, fill=_one(rng, [(255, 255, 255), (255, 255, 255), (250, 214, 120), (240, 160, 120)]), width=width
+        )
+    font = load_font(_one(rng, SANS), _int(rng, 9, 13))
     for _label in range(_int(rng, 6, 25)):
         draw.text(tuple(rng.uniform(0, 1, 2) * size), _words(rng, 1), fill=(70, 70, 80), font=font)
     return image
@@ -371,8 +419,14 @@ def logo(rng: Random, _: Photographs) -> Image.Image:
         moved = middle[0] + rng.normal(0, radius / 2), middle[1] + rng.normal(0, radius / 4)
         _shape(rng, draw, moved if part else middle, radius * rng.uniform(0.4, 1), _color(rng))
     if rng.random() < 0.75:
-        font = _font(_one(rng, [*SANS, *SERIF]), int(size[0] / rng.uniform(7, 12)))
-        draw.text((size[0] / 2, size[1] * 0.82), _words(rng, _int(rng, 1, 2)), fill=_color(rng, 0, 160), font=font, anchor="mm")
+        font = load_font(_one(rng, [*SANS, *SERIF]), int(size[0] / rng.uniform(7, 12)))
+        draw.text(
+            (size[0] / 2, size[1] * 0.82),
+            _words(rng, _int(rng, 1, 2)),
+            fill=_color(rng, 0, 160),
+            font=font,
+            anchor="mm",
+        )
     return image.filter(ImageFilter.GaussianBlur(0.6)) if rng.random() < 0.5 else image
 
 
@@ -423,7 +477,7 @@ def illustration(rng: Random, _: Photographs) -> Image.Image:
     size = _size(rng)
     image = _gradient(rng, size)
     for _part in range(_int(rng, 4, 14)):
-        mask, draw = Image.new("L", size), None
+        mask = Image.new("L", size)
         draw = ImageDraw.Draw(mask)
         centre, radius = (rng.uniform(0, size[0]), rng.uniform(0, size[1])), min(size) * rng.uniform(0.05, 0.35)
         _shape(rng, draw, centre, radius, 255)  # type: ignore[arg-type]
@@ -466,7 +520,7 @@ def window(rng: Random, _: Photographs) -> Image.Image:
     paper = _pale(rng) if rng.random() < 0.7 else _color(rng, 25, 55)
     ink = (30, 30, 30) if paper[0] > 128 else (220, 220, 220)
     image, draw = _canvas(size, paper)
-    font = _font(_one(rng, SANS), _int(rng, 9, 14))
+    font = load_font(_one(rng, SANS), _int(rng, 9, 14))
     side = int(width * rng.uniform(0.15, 0.35))
     draw.rectangle([0, 0, side, height], fill=tuple(int(value * 0.93) for value in paper))
     draw.rectangle([0, 0, width, 26], fill=_color(rng))
@@ -486,7 +540,7 @@ def terminal(rng: Random, _: Photographs) -> Image.Image:
     size = _size(rng, 320, 640)
     paper = _color(rng, 0, 45) if rng.random() < 0.8 else (253, 246, 227)
     image, draw = _canvas(size, paper)
-    font = _font(_one(rng, MONO), _int(rng, 9, 15))
+    font = load_font(_one(rng, MONO), _int(rng, 9, 15))
     colors = [_color(rng, 120, 255) if paper[0] < 100 else _color(rng, 0, 130) for _ in range(4)]
     for y in range(6, size[1] - 10, int(font.size * 1.3)):
         if rng.random() < 0.9:
@@ -503,7 +557,7 @@ def page_with_photographs(rng: Random, photographs: Photographs) -> Image.Image:
     """A page of the web: bar, heading, text, and small pictures with names, as of a shop or a newspaper."""
     size = width, height = _size(rng, 360, 680)
     image, draw = _canvas(size, _pale(rng))
-    font = _font(_one(rng, SANS), _int(rng, 9, 13))
+    font = load_font(_one(rng, SANS), _int(rng, 9, 13))
     draw.rectangle([0, 0, width, _int(rng, 24, 60)], fill=_color(rng))
     columns = _int(rng, 2, 4)
     across, side = width // columns, int(width / columns * rng.uniform(0.45, 0.8))
@@ -512,7 +566,11 @@ def page_with_photographs(rng: Random, photographs: Photographs) -> Image.Image:
             if rng.random() < 0.6:
                 image.paste(_photo(rng, photographs, (side, int(side * 0.75))), (column * across + 8, y))
             _paragraph(
-                draw, rng, (column * across + 8, y + int(side * 0.8), column * across + side, y + int(side * 1.35)), font, (40, 40, 40)
+                draw,
+                rng,
+                (column * across + 8, y + int(side * 0.8), column * across + side, y + int(side * 1.35)),
+                font,
+                (40, 40, 40),
             )
     return image
 
@@ -522,20 +580,24 @@ def scanned_page(rng: Random, _: Photographs) -> Image.Image:
     """A page of a book or a letter, on paper that is not quite even, not quite straight, with a scanner's noise."""
     size = width, height = _int(rng, 380, 640), _int(rng, 460, 760)
     image, draw = _canvas(size, (255, 255, 255))
-    font = _font(_one(rng, [*SERIF, *SANS, *MONO]), _int(rng, 10, 17))
+    font = load_font(_one(rng, [*SERIF, *SANS, *MONO]), _int(rng, 10, 17))
     top, edge = _int(rng, 20, 80), _int(rng, 20, 60)
-    draw.text((width / 2, top), _words(rng, 3), fill=(0, 0, 0), font=_font(SERIF[0], 20), anchor="mm")
+    draw.text((width / 2, top), _words(rng, 3), fill=(0, 0, 0), font=load_font(SERIF[0], 20), anchor="mm")
     columns = _int(rng, 1, 2)
     for column in range(columns):
         left = edge + column * (width - edge) // columns
         right = left + (width - edge) // columns - edge
         _paragraph(draw, rng, (left, top + 24, right, height - edge), font, _color(rng, 0, 60))
     paper = np.array(_color(rng, 195, 255), np.float32) if rng.random() < 0.6 else np.full(3, 255.0, np.float32)
-    image = image.rotate(rng.normal(0, 1.5), Image.Resampling.BICUBIC, fillcolor=_one(rng, [(255, 255, 255), (60, 60, 60)]))
-    shade = 1 - rng.uniform(0, 0.35) * _smooth(rng, height, width, rng.uniform(80, 300))[..., None]
+    image = image.rotate(
+        rng.normal(0, 1.5), Image.Resampling.BICUBIC, fillcolor=_one(rng, [(255, 255, 255), (60, 60, 60)])
+    )
+    shade = 1 - rng.uniform(0, 0.35) * smooth(rng, height, width, rng.uniform(80, 300))[..., None]
     pixels = np.asarray(image, np.float32) / 255 * paper * shade
     pixels += rng.normal(0, rng.uniform(0, 9), (height, width, 1))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8)))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(rng.uniform(0, 0.8))
+    )
 
 
 @kind
@@ -543,7 +605,7 @@ def text_card(rng: Random, _: Photographs) -> Image.Image:
     """A saying in large letters on a colour or a gradient."""
     size = _size(rng)
     image = Image.new("RGB", size, _color(rng)) if rng.random() < 0.5 else _gradient(rng, size)
-    draw, font = ImageDraw.Draw(image), _font(_one(rng, [*SANS, *SERIF]), int(size[0] / rng.uniform(8, 18)))
+    draw, font = ImageDraw.Draw(image), load_font(_one(rng, [*SANS, *SERIF]), int(size[0] / rng.uniform(8, 18)))
     light = np.asarray(image).mean() < 128
     fill = (255, 255, 255) if light else _dark(rng)
     lines = _int(rng, 1, 7)
@@ -556,14 +618,27 @@ def text_card(rng: Random, _: Photographs) -> Image.Image:
 @kind
 def banner(rng: Random, _: Photographs) -> Image.Image:
     """An advertisement: a wide or tall strip with words, shapes and a button."""
-    size = (_int(rng, 468, 760), _int(rng, 60, 240)) if rng.random() < 0.7 else (_int(rng, 120, 240), _int(rng, 480, 640))
+    size = (
+        (_int(rng, 468, 760), _int(rng, 60, 240)) if rng.random() < 0.7 else (_int(rng, 120, 240), _int(rng, 480, 640))
+    )
     image = _gradient(rng, size) if rng.random() < 0.6 else Image.new("RGB", size, _color(rng))
     draw = ImageDraw.Draw(image)
     for _part in range(_int(rng, 0, 6)):
-        _shape(rng, draw, (rng.uniform(0, size[0]), rng.uniform(0, size[1])), min(size) * rng.uniform(0.1, 0.5), _color(rng))
-    font = _font("DejaVuSans-Bold", int(min(size) / rng.uniform(4, 7)))
+        _shape(
+            rng,
+            draw,
+            (rng.uniform(0, size[0]), rng.uniform(0, size[1])),
+            min(size) * rng.uniform(0.1, 0.5),
+            _color(rng),
+        )
+    font = load_font("DejaVuSans-Bold", int(min(size) / rng.uniform(4, 7)))
     draw.text((size[0] * 0.05, size[1] * 0.15), _words(rng, 2), fill=(255, 255, 255), font=font)
-    draw.text((size[0] * 0.05, size[1] * 0.5), _words(rng, 3), fill=_color(rng), font=_font("DejaVuSans", max(9, int(font.size * 0.6))))
+    draw.text(
+        (size[0] * 0.05, size[1] * 0.5),
+        _words(rng, 3),
+        fill=_color(rng),
+        font=load_font("DejaVuSans", max(9, int(font.size * 0.6))),
+    )
     x, y = size[0] * rng.uniform(0.3, 0.8), size[1] * 0.75
     draw.rounded_rectangle([x, y, x + min(size) * 0.7, y + min(size) * 0.22], 6, fill=_color(rng))
     return image
@@ -598,7 +673,13 @@ def bar_code(rng: Random, _: Photographs) -> Image.Image:
         wide = _int(rng, 1, 4) * size[0] / 300
         draw.rectangle([x, 10, x + wide, size[1] * 0.82], fill=(0, 0, 0))
         x += wide + _int(rng, 2, 5) * size[0] / 300
-    draw.text((size[0] / 2, size[1] * 0.91), str(_int(rng, 10**11, 10**12)), fill=(0, 0, 0), font=_font(MONO[0], 18), anchor="mm")
+    draw.text(
+        (size[0] / 2, size[1] * 0.91),
+        str(_int(rng, 10**11, 10**12)),
+        fill=(0, 0, 0),
+        font=load_font(MONO[0], 18),
+        anchor="mm",
+    )
     return image
 
 
@@ -614,7 +695,9 @@ def gradient(rng: Random, _: Photographs) -> Image.Image:
 def plain_colour(rng: Random, _: Photographs) -> Image.Image:
     """A colour, or a few side by side; some with noise."""
     size = _size(rng)
-    image, draw = _canvas(size, _color(rng))
+    image, draw = _canvas(
+        size, _one(rng, [(0, 0, 0), (255, 255, 255), _dark(rng), _color(rng), _color(rng), _color(rng)])
+    )
     for _part in range(_int(rng, 0, 4)):
         x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
         draw.rectangle([x, y, x + rng.uniform(0, size[0]), y + rng.uniform(0, size[1])], fill=_color(rng))

@@ -332,13 +332,16 @@ def ladders() -> list[str]:
     return sorted(path.stem for path in LADDERS.glob("*.yaml"))
 
 
-def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = ()) -> dict[str, Any] | None:
+def demo(
+    out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = (), *, web: bool = False
+) -> dict[str, Any] | None:
     """Runs the whole of ImageBERT, small, on CPUs: corpus, two stages, fine-tuning, exact R@K and a report.
 
     Args:
         out: The folder of the results, report.html among them.
         seed: The seed of the corpus and of every run.
         overrides: Changes to the recipe of every run, as "key=value" texts or as a mapping.
+        web: Whether the weak set is what the LAIT builder finds on pages around its scenes.
 
     Returns:
         The figures, as report.json has them. None says that it was asked to stop, and the same call goes on.
@@ -349,7 +352,7 @@ def demo(out: PathLike = "runs/demo", seed: int = 0, overrides: Overrides = ()) 
     """
     from imagebert.demo.run import run_demo
 
-    return run_demo(Path(out), seed, _texts(overrides))
+    return run_demo(Path(out), seed, _texts(overrides), web)
 
 
 def doctor(

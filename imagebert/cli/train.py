@@ -15,6 +15,7 @@ from imagebert.errors import UsageError
 def _demo_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (%(default)s)")
     parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--web", action="store_true", help="build the weak set from web pages, as LAIT")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
 
 
@@ -28,7 +29,7 @@ def demo(parsed: Namespace) -> int:
     from imagebert import api
     from imagebert.host import STOPPED
 
-    if api.demo(parsed.out, parsed.seed, parsed.overrides) is None:
+    if api.demo(parsed.out, parsed.seed, parsed.overrides, web=parsed.web) is None:
         print("stopped; the same command goes on from here")
         return STOPPED
     return 0

@@ -28,13 +28,14 @@ from imagebert.retrieval.matrix import load_scores
 from imagebert.side_by_side import train_side_by_side
 
 
-def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
+def run_demo(out: Path, seed: int, overrides: Sequence[str] = (), web: bool = False) -> dict[str, Any] | None:
     """Runs the whole demo into `out`; returns what it also writes as report.json, or None if it was asked to stop.
 
     `seconds` are those of this call: less than the whole where an earlier call had got somewhere.
 
     Args:
         overrides: key=value for every run
+        web: the weak set is built from pages, as LAIT is
     """
     console = Console(stderr=True, markup=False, emoji=False)  # the folder's name comes from outside
     begun = time.perf_counter()
@@ -49,7 +50,7 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, A
             tell = stages.tell
         else:
             console.rule("Corpus: rendered scenes, their regions, their captions")
-        build(data, seed)
+        build(data, seed, web)
         if stages is not None:
             stages.corpus_is_done()
         if not train_side_by_side("demo", ladder, out, data, cores, settings, tell):
@@ -61,7 +62,13 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, A
         {"name": rung["name"], "run": rung["run"], **{key: rung["seeds"][0][key] for key in ("ir", "tr", "steps")}}
         for rung in figures["rungs"]
     ]
-    report = {"chance": figures["chance"], "ladder": rungs, "seconds": time.perf_counter() - begun, "seed": seed}
+    report = {
+        "chance": figures["chance"],
+        "ladder": rungs,
+        "seconds": time.perf_counter() - begun,
+        "seed": seed,
+        "web": web,
+    }
     test = SourceConfig(regions=str(out / "data/test/regions"), pairs=str(out / "data/test/pairs"), split="test")
     write_report(out, report, load_scores(last_matrix(figures)), test, [rung["run"] for rung in rungs])
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

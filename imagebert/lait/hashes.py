@@ -22,7 +22,7 @@ from imagebert.errors import UsageError
 
 NEAR = 3  # bits
 _MOST = 16  # bits that hashes may be told to differ in: with more, nearly all share a band
-_FEW = 48  # hashes that share a band: they are compared with each other
+_FEW = 192  # hashes that share a band: they are compared with each other
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -42,8 +42,7 @@ def hash_of(pixels: NDArray[np.uint8]) -> int:
 def near(hashes: Hashes, most: int = NEAR) -> Indices:
     """Groups hashes: connected are those that differ in at most `most` bits, directly or over others.
 
-    The work is about that of sorting them 4 times (most + 1 times), for random hashes; the memory some 140
-    bytes a hash.
+    For hashes of photographs that is little more than sorting them most + 1 times, in some 140 bytes a hash.
 
     Args:
         hashes: [N]

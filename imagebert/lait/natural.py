@@ -2,9 +2,9 @@
 
 Some numbers say it that take a millisecond, measured on a picture of at most 128 pixels a side: how many colours there
 are, how much is exactly flat, how steps between neighbours are spread and directed, how fast detail grows from coarse
-to fine, what the blocks and rows are like. Logistic regression turns them into a probability. Its weights were trained
-by `python -m benchmarks.lait_natural` on photographs and on drawings that the benchmark renders; they lie beside this
-file, sealed, with the names of the numbers that they belong to.
+to fine, what the blocks and rows are like. Logistic regression on them and their squares gives a probability. Its
+weights were trained by `python -m benchmarks.lait_natural`, on photographs and on drawings that the benchmark renders;
+they lie beside this file, sealed, with the names of the numbers that they belong to.
 
 A photograph of a thing on white, with a border or with a line of text below it is a photograph. A page that shows some
 photographs is none.
@@ -12,8 +12,9 @@ photographs is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,7 @@ class Natural:
         content = read_sealed(weights, "install imagebert again, or train them with benchmarks/lait_natural.py")
         if content.get("features") != FEATURES:
             raise UsageError(f"{weights} belongs to another version's features: train it again")
-        self._mean, self._deviation, self._weights = (
-            np.array(content[name], np.float64) for name in ("mean", "deviation", "weights")
-        )
-        self._bias, self._most = float(content["bias"]), float(content["most"])
+        self._content = content
 
     def probability(self, pixels: Bytes) -> float:
         """How probable it is that a picture is a photograph, 0 to 1.
@@ -57,12 +55,35 @@ class Natural:
         Args:
             pixels: [height, width, 3], RGB, of any size
         """
-        return float(self.probabilities(features(pixels)[None])[0])
+        return float(probabilities(self._content, features(pixels)[None])[0])
 
-    def probabilities(self, measured: Floats) -> Floats:
-        """The same of `features` of several pictures [N, features]: [N]."""
-        scaled = np.clip((measured - self._mean) / self._deviation, -self._most, self._most)
-        return 1 / (1 + np.exp(-(scaled @ self._weights + self._bias)))
+
+def probabilities(content: Mapping[str, Any], measured: Floats) -> Floats:
+    """Judges what has been measured.
+
+    Args:
+        content: of a file of weights
+        measured: [N, features], of each picture its `features`
+
+    Returns:
+        [N], how probable it is that each is a photograph.
+    """
+    mean, deviation, weights = (np.array(content[name], np.float64) for name in ("mean", "deviation", "weights"))
+    weighed = terms(measured, mean, deviation, content["most"]) @ weights + content["bias"]
+    return 1 / (1 + np.exp(-weighed))
+
+
+def terms(measured: Floats, mean: Floats, deviation: Floats, most: float) -> Floats:
+    """What is weighed: each feature in deviations from its mean, at most `most` of them, and half its square.
+
+    Args:
+        measured: [N, features]
+
+    Returns:
+        [N, 2 * features]
+    """
+    scaled = np.clip((measured - mean) / deviation, -most, most)
+    return np.concatenate([scaled, scaled * scaled / 2], axis=1)
 
 
 def features(pixels: Bytes) -> Floats:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagebert.errors import UsageError
+from imagebert.lait import hashes as lait_hashes
 from imagebert.lait.hashes import hash_of, near
 
 
@@ -63,8 +64,9 @@ def test_any_hashes(numbers: list[int], most: int) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_where_very_many_share_a_band(most: int) -> None:
+def test_where_very_many_share_a_band(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All differ in the same few bits only: each band is shared by more than are compared with each other."""
+    monkeypatch.setattr(lait_hashes, "_FEW", 8)
     rng = np.random.default_rng(most)
     spread = np.array([sum(1 << bit * 3 for bit in range(20) if n >> bit & 1) for n in rng.integers(0, 2**20, 700)])
     hashes = np.concatenate([spread, spread[:50]]).astype(np.uint64)

@@ -89,7 +89,7 @@ GREENS_SECOND = [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
         (BLUES, "unsafe: [0]", 0.0),
         (BLUES, "unsafe: [0]\nchannels: bgr", 1.0),
         (GREENS_SECOND, "unsafe: [1]", 0.2),
-        (GREENS_SECOND, "unsafe: [0, 1]", 0.2),
+        ([[0.5, 0.0], [0.0, 1.0], [0.0, 0.0]], "unsafe: [0, 1]", 0.7),
         (GREENS_SECOND, "unsafe: [1]\nmean: [0, -0.1, 0]\nstd: [1, 1.5, 1]", 0.2),
         (GREENS_SECOND, "unsafe: [1]\nresize: 12", 0.2),
         (GREENS_SECOND, "unsafe: [1]\nsoftmax: true", float(np.exp(0.2) / (1 + np.exp(0.2)))),
@@ -112,6 +112,14 @@ def test_the_middle_is_cut_out(tmp_path: Path) -> None:
     spec = NsfwSpec(onnx="", size=4, resize=8, unsafe=(0,))
     assert (prepare(pixels, spec)[0, 0] == 200).all()
     assert not prepare(pixels, spec)[0, 1:].any()
+
+
+def test_a_picture_stays_upright() -> None:
+    pixels = picture(6, 6)
+    expected = pixels.astype(np.float32)
+    first, last = (NsfwSpec(onnx="", size=6, unsafe=(0,), layout=at) for at in ("channels_first", "channels_last"))
+    assert np.array_equal(prepare(pixels, first)[0], np.moveaxis(expected, 2, 0))
+    assert np.array_equal(prepare(pixels, last)[0], expected)
 
 
 @pytest.mark.parametrize(
