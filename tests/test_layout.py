@@ -22,7 +22,8 @@ GATES = {
     "lmdb": {"imagebert/data/environments.py"},
     "deepspeed": {"imagebert/engine/engine.py", "imagebert/engine/optimizers.py"},
     "yaml": {"imagebert/strict_yaml.py"},
-    "onnxruntime": {"imagebert/regions/networks.py"},
+    # The second one needs neither torch nor networks of regions.
+    "onnxruntime": {"imagebert/regions/networks.py", "imagebert/lait/nsfw.py"},
     "mpi4py": {"imagebert/workers.py"},
     "apex": {"imagebert/engine/optimizers.py"},
     "huggingface_hub": {"imagebert/model/modeling.py"},
@@ -34,6 +35,9 @@ GATES = {
         "imagebert/data/parquet_rows.py",
         "imagebert/data/readers/table_rows.py",
         "imagebert/retrieval/queries.py",
+        # What LAIT's steps hand on to each other are tables.
+        *(f"imagebert/lait/{step}.py" for step in ("aggregate", "archived", "filter", "pages", "plan", "report")),
+        *(f"imagebert/lait/{step}.py" for step in ("score", "shards", "tables", "wanted")),
     },
     "faiss": {"imagebert/retrieval/candidates.py"},
     "starlette": {"imagebert/retrieval/serve.py"},

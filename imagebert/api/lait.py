@@ -54,6 +54,9 @@ class LaitOptions:
     def engine(self, team: Workers) -> Engine:
         """Names what does the tasks of a step.
 
+        Args:
+            team: The ranks of this job.
+
         Raises:
             UsageError: There are no processes, or too little memory.
         """
@@ -112,7 +115,7 @@ def lait_fetch(
     archives: Paths = (),
     blocked: PathLike | Sequence[str] = (),
 ) -> LaitStep:
-    """Brings the pictures of all candidates into tars, as img2dataset writes them.
+    """Writes the pictures of all candidates into tars, as img2dataset does.
 
     Args:
         candidates: What `imagebert.api.lait_pages` wrote.
@@ -123,7 +126,7 @@ def lait_fetch(
         blocked: Hosts that are never asked, as a list or as a file with one a line.
 
     Returns:
-        How many pictures came, and what became of the others.
+        What became of each picture, counted.
 
     Raises:
         UsageError: The candidates are not whole, or the recipe is wrong.
@@ -149,7 +152,7 @@ def lait_filter(
     *,
     nsfw: PathLike | None = None,
 ) -> LaitStep:
-    """Keeps pictures that are large, natural, not unsafe and no near duplicates, with their sentences.
+    """Chooses pictures that are large, natural, not unsafe and no near duplicates, with their sentences.
 
     Args:
         candidates: What `imagebert.api.lait_pages` wrote.
@@ -291,7 +294,7 @@ def lait_build(
     extractor: PathLike | VisualGenome | None = None,
     nsfw: PathLike | None = None,
 ) -> dict[str, int]:
-    """Builds pairs from web archives: pages, pictures, filters, scores and the table, each step in a folder of `out`.
+    """Makes pairs of web archives: pages, pictures, filters, scores and the table, each step in a folder of `out`.
 
     A call that was killed goes on where it stopped when it is made again.
 

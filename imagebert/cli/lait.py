@@ -93,7 +93,7 @@ def _add_nsfw(parser: ArgumentParser) -> None:
     parser.add_argument("--nsfw", type=Path, metavar="FILE", help="YAML of an ONNX file that tells unsafe pictures")
 
 
-@command("filter", "Keep pictures that are large, natural, safe and not there twice", _filter_options, ranks="all")
+@command("filter", "Keep pictures: large, natural, safe, not there twice", _filter_options, ranks="all", header=True)
 def filter_(parsed: Namespace) -> int:
     from imagebert import api
 

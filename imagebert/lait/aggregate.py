@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from imagebert.data.folder import lock_of, make_folder
 from imagebert.files import file_digest, replacing, write_sealed
 from imagebert.lait.engine import read_step
 from imagebert.lait.recipe import PairsRecipe
 from imagebert.lait.tables import batches, database, files_of
+from imagebert.lock import lock
 
 SCHEMA = pa.schema(
     [
@@ -40,15 +42,18 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
         OSError: the disk is full or fails.
     """
     step = read_step(scored, "imagebert lait score")
-    with database(out.parent, memory_gib) as connection:
+    make_folder(out.parent)
+    overflow = out.with_name(f".{out.name}.overflow")
+    with lock(lock_of(out), out), database(overflow, memory_gib) as connection:
         rows = files_of(step.files())
         # Sorted once by what decides; windows are streamed, so that only their sorting takes memory.
         query = f"""
             WITH good AS (
-                SELECT *, regexp_replace(lower(sentence), '[^\\p{{L}}]+', ' ', 'g') AS plain
+                SELECT *, trim(regexp_replace(lower(sentence), '[^\\p{{L}}]+', ' ', 'g')) AS plain
                 FROM {rows} WHERE relevance >= {recipe.relevance}
             ), shared AS (
-                SELECT plain FROM good GROUP BY plain HAVING count(DISTINCT key) > {recipe.sharing}
+                SELECT plain FROM (SELECT DISTINCT plain, key FROM good)
+                GROUP BY plain HAVING count(*) > {recipe.sharing}
             ), ranked AS (
                 SELECT good.*, row_number() OVER (PARTITION BY key ORDER BY relevance DESC, sentence) AS place
                 FROM good ANTI JOIN shared USING (plain)
@@ -69,8 +74,9 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
 
 def _counts(connection: Any, rows: str, recipe: PairsRecipe, pairs: int) -> dict[str, int]:
     ((sentences, pictures, good, able),) = connection.execute(
-        f"SELECT count(*), count(DISTINCT key), count(*) FILTER (relevance >= {recipe.relevance}), "
-        f"count(DISTINCT key) FILTER (relevance >= {recipe.relevance}) FROM {rows}"
+        "SELECT coalesce(sum(here), 0)::BIGINT, count(*), coalesce(sum(above), 0)::BIGINT, count(*) FILTER (above > 0) "
+        f"FROM (SELECT count(*) AS here, count(*) FILTER (relevance >= {recipe.relevance}) AS above "
+        f"FROM {rows} GROUP BY key)"
     ).fetchall()
     return {
         "sentences": sentences,

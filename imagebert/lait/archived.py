@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from imagebert.lait.pages import key_of
 from imagebert.lait.picture_head import NoPicture, ends, read_head
 from imagebert.lait.recipe import AGENT, LaitRecipe
 from imagebert.lait.shards import Row, write_shard
-from imagebert.lait.wanted import list_wanted
+from imagebert.lait.wanted import listed
 from imagebert.lait.warc import responses
 
 
@@ -36,36 +37,43 @@ def take_pictures(
         OSError: the disk is full or fails.
     """
     found = read_step(candidates, "imagebert lait pages")
-    lists = list_wanted(found, out, recipe.fetch.shard, engine, memory_gib)
+    archives = sorted((name_of(archive), archive) for archive in archives_of(list(crawl)))
     limits = (recipe.fetch.picture_bytes, recipe.filter.side, recipe.filter.aspect)
-    tasks = [
-        Task(name_of(archive), identity_of(archive), (archive, lists, limits)) for archive in archives_of(list(crawl))
-    ]
-    return run_step("take", out, take, sorted(tasks), [found.digest, limits], engine)
+    with listed(found, out, recipe.fetch.shard, engine, memory_gib) as lists:
+        tasks = [Task(name, identity_of(archive), (archive, lists, limits)) for name, archive in archives]
+        return run_step("take", out, take, tasks, [found.digest, limits], engine)
 
 
 def take(archive: Path, lists: Sequence[Path], limits: tuple[int, int, float], out: Path) -> Counter[str]:
     """Takes what one archive holds of the wanted pictures into OUT.tar and OUT.parquet."""
     most, side, aspect = limits
     wanted = _keys(lists)
-    counts, rows, bodies = Counter[str](), dict[str, Row](), dict[str, bytes]()
-    for answer in responses(archive, ("image/",), most, counts):
-        key = key_of(answer.url)
-        place = int(np.searchsorted(wanted, np.uint64(int(key, 16))))
-        if place == len(wanted) or wanted[place] != int(key, 16):
-            counts["not wanted"] += 1
-            continue
-        if key in bodies:  # archived again
-            continue
-        try:
-            if header_opt_out(answer.robots, AGENT, answer.date):
-                raise Failed("opted_out", "X-Robots-Tag says no", 200)
-            rows[key] = _row(key, answer.url, answer.kind, answer.body, answer.cut, side, aspect)
-            bodies[key] = answer.body
-        except Failed as failed:
-            rows[key] = Row(key, answer.url, failed.kind, failed.status, error_message=failed.why)
-    ordered = [rows[key] for key in sorted(rows)]
-    write_shard(out.with_name(f"{out.name}.tar"), ordered, lambda row: bodies[row.key])
+    counts, rows, places = Counter[str](), dict[str, Row](), dict[str, int]()
+    with TemporaryFile(dir=out.parent) as bodies:  # an archive may hold more than there is memory
+        for answer in responses(archive, ("image/",), most, counts):
+            key = key_of(answer.url)
+            place = int(np.searchsorted(wanted, np.uint64(int(key, 16))))
+            if place == len(wanted) or wanted[place] != int(key, 16):
+                counts["not wanted"] += 1
+                continue
+            if key in places:  # archived again
+                counts["archived again"] += 1
+                continue
+            try:
+                if header_opt_out(answer.robots, AGENT, answer.date):
+                    raise Failed("opted_out", "X-Robots-Tag says no", 200)
+                rows[key] = _row(key, answer.url, answer.kind, answer.body, answer.cut, side, aspect)
+                places[key] = bodies.tell()
+                bodies.write(answer.body)
+            except Failed as failed:
+                rows[key] = Row(key, answer.url, failed.kind, failed.status, error_message=failed.why)
+
+        def body(row: Row) -> bytes:
+            bodies.seek(places[row.key])
+            return bodies.read(row.bytes or 0)
+
+        ordered = [rows[key] for key in sorted(rows)]
+        write_shard(out.with_name(f"{out.name}.tar"), ordered, body)
     return counts + Counter(row.status for row in ordered)
 
 

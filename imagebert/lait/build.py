@@ -23,9 +23,10 @@ def archives_of(paths: list[Path]) -> list[Path]:
     found = set[Path]()
     for path in paths:
         if path.is_dir():
-            found |= {file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file()}
+            below = (file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
+            found |= {file.absolute() for file in below if file.name[0] != "."}
         elif path.is_file():
-            found.add(path)
+            found.add(path.absolute())
         else:
             raise UsageError(f"{path} is neither a WARC file nor a folder of some")
     if not found:
@@ -37,7 +38,7 @@ def read_pages(crawl: list[Path], out: Path, recipe: LaitRecipe, engine: Engine)
     """Step 1 for every archive: a task each, whose name stays when others come to the crawl.
 
     Raises:
-        UsageError: there is no archive, or two have one path.
+        UsageError: there is no archive.
         OSError: the disk is full or fails, or a process was killed.
     """
     archives = archives_of(crawl)

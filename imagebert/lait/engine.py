@@ -10,6 +10,7 @@ whatever does the tasks, in whatever order.
 from __future__ import annotations
 
 import ctypes
+import glob
 import logging
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ from imagebert.workers import ALONE, Workers
 log = logging.getLogger(__name__)
 
 STEP = "step.json"
+_NOTE = {"made_from", "counts", "files", "digest"}  # what a task's note has
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _AHEAD = 2  # tasks for each process that are handed out at once
 
@@ -108,12 +110,12 @@ def run_step(
         source: plain data that all tasks depend on: thresholds, models
 
     Raises:
-        UsageError: a task's input is wrong, or another process writes the folder.
+        UsageError: a task's input is wrong, two have one name, or another process writes the folder.
         OSError: the disk is full or fails, or a process or rank was killed.
     """
     workers = engine.workers
-    make_folder(folder)
-    with _locked(folder, workers):
+    _check_names(tasks)
+    with held(folder, workers):
         made_from = {task.name: digest_of([step, source, task.source]) for task in tasks}
         claims = Claims(folder, workers)
         left = workers.agreed(
@@ -121,12 +123,14 @@ def run_step(
                 number for number, task in enumerate(tasks) if not _is_done(folder, task.name, made_from[task.name])
             ]
         )
+        if workers.rank == 0 and (left or _names_in(folder) != list(made_from)):
+            (folder / STEP).unlink(missing_ok=True)  # until it is whole again
         with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
             done = len(tasks) - len(left)
             for task, counts in _do(work, _cleared((tasks[n] for n in claims.pieces(left)), folder), folder, engine):
                 _note(folder, task.name, made_from[task.name], counts)
                 done += 1
-                progress.update(done)
+                progress.update(done if workers.size == 1 else len(tasks) - len(left) + claims.reached)
         workers.barrier()
         if workers.rank == 0:
             claims.clear()
@@ -135,9 +139,30 @@ def run_step(
     return read_step(folder)
 
 
+def _check_names(tasks: Sequence[Task]) -> None:
+    for name, times in Counter(task.name for task in tasks).items():
+        if times > 1:
+            raise UsageError(f"{times} files would be written as {name}: give each a name of its own, and each once")
+        if f"{name}.json" == STEP or name.startswith("."):
+            raise UsageError(f"a file {name} cannot be told from this program's own: give it another name")
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Of the tasks that a step's folder says that it holds."""
+    try:
+        return list(read_step(folder).names)
+    except (UsageError, KeyError, TypeError):
+        return []
+
+
 @contextmanager
-def _locked(folder: Path, workers: Workers) -> Iterator[None]:
-    """The step's folder is this job's, held by its first rank."""
+def held(folder: Path, workers: Workers) -> Iterator[None]:
+    """A folder is this job's, held by its first rank; made where it is missing.
+
+    Raises:
+        UsageError: another process writes it, or it cannot be made.
+    """
+    make_folder(folder)
     if workers.rank > 0:
         workers.barrier()
         yield
@@ -151,29 +176,46 @@ def _do(work: Work, tasks: Iterator[Task], folder: Path, engine: Engine) -> Iter
     """Each task with what became of its input, as they end."""
     if engine.processes == 1 and not engine.ray:
         for task in tasks:
-            yield task, work(*task.arguments, folder / task.name)
+            with _named(folder / task.name):
+                counts = work(*task.arguments, folder / task.name)
+            yield task, counts
         return
     running: dict[Future[Mapping[str, int]], Task] = {}
+    following: Task | None = None
     with _pool(engine) as (pool, width):
-        more = True
-        while more or running:
-            while more and len(running) < _AHEAD * width:
-                following = next(tasks, None)
-                if following is None:
-                    more = False
-                else:
-                    running[pool.submit(work, *following.arguments, folder / following.name)] = following
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                task = running.pop(future)
-                try:
-                    yield task, future.result()
-                except BrokenProcessPool:
-                    names = ", ".join(sorted([task.name, *(other.name for other in running.values())])[:5])
-                    raise OSError(
-                        f"a process was killed at one of {names}, by a lack of memory most likely: give fewer "
-                        "--processes; the same call goes on"
-                    ) from None
+        try:
+            more = True
+            while more or running:
+                while more and len(running) < _AHEAD * width:
+                    following = next(tasks, None)
+                    if following is None:
+                        more = False
+                    else:
+                        running[pool.submit(work, *following.arguments, folder / following.name)] = following
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    following = running[future]
+                    with _named(folder / following.name):
+                        counts = future.result()
+                    yield following, counts
+                    del running[future]
+        except BrokenProcessPool:
+            at = {task.name for future, task in running.items() if not future.done() or future.exception()}
+            names = ", ".join(sorted(at | ({following.name} if following else set()))[:5])
+            raise OSError(
+                f"a process was killed at one of {names}, by a lack of memory most likely: give fewer processes; "
+                "the same call goes on"
+            ) from None
+
+
+@contextmanager
+def _named(stem: Path) -> Iterator[None]:
+    """What fails of the disk while a task is done is said of its result."""
+    try:
+        yield
+    except OSError as error:
+        said = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror or error
+        raise OSError(error.errno, f"{stem} was not made ({said}): the same call goes on when it can") from None
 
 
 def _pool(engine: Engine) -> AbstractContextManager[tuple[Pool, int]]:
@@ -203,15 +245,35 @@ def _begin(parent: int) -> None:
 def _cleared(tasks: Iterator[Task], folder: Path) -> Iterator[Task]:
     """The tasks, whose results that were made from something else are gone."""
     for task in tasks:
-        if (folder / f"{task.name}.json").is_file():
-            for path in folder.glob(f"{task.name}.*"):
-                path.unlink()
+        _remove(folder, task.name)
         yield task
 
 
+def _results(folder: Path, name: str) -> list[Path]:
+    """What a task has written, but its note. Another's name may begin alike: 00000 and 00000.more."""
+    found = folder.glob(f"{glob.escape(name)}.*")
+    return sorted(path for path in found if path.stem == name and path.suffix != ".json")
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Removes what a note stands behind, and the note, last: files of others may lie in the folder, too."""
+    note = folder / f"{name}.json"
+    try:
+        content = read_sealed(note)
+    except UsageError:
+        return
+    if content.keys() != _NOTE:
+        return
+    for file in content["files"]:
+        if Path(file).stem == name and Path(file).name == file:
+            (folder / file).unlink(missing_ok=True)
+    note.unlink()
+
+
 def _note(folder: Path, name: str, made_from: str, counts: Mapping[str, int]) -> None:
-    files = sorted(path for path in folder.glob(f"{name}.*") if path.suffix != ".json")
-    described = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files}
+    described = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in _results(folder, name)
+    }
     write_sealed(
         folder / f"{name}.json", {"made_from": made_from, "counts": dict(sorted(counts.items())), "files": described}
     )
@@ -239,10 +301,9 @@ def _finish(step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[s
         content = read_sealed(folder / f"{task.name}.json")
         counts.update(content["counts"])
         notes[task.name] = content["digest"]
-    for note in folder.glob("*.json"):
+    for note in sorted(folder.glob("*.json")):
         if note.stem not in notes and note.name != STEP:
-            for path in folder.glob(f"{note.stem}.*"):
-                path.unlink()
+            _remove(folder, note.stem)
     content = {"step": step, "counts": dict(sorted(counts.items())), "tasks": notes}
     write_sealed(folder / STEP, content)
 

@@ -24,13 +24,14 @@ from pyarrow import parquet
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, open_regular, read_sealed, replacing, write_sealed
-from imagebert.lait.engine import Done, Engine, Task, identity_of, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, held, identity_of, read_step, run_step
 from imagebert.lait.hashes import hash_of, near
 from imagebert.lait.natural import WEIGHTS, Natural
 from imagebert.lait.nsfw import open_nsfw
 from imagebert.lait.recipe import FilterRecipe, LaitRecipe
 from imagebert.lait.shards import add_file, open_tar
 from imagebert.lait.tables import batches, database, files_of
+from imagebert.lait.wanted import WANTED
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -88,23 +89,32 @@ def filter_pictures(
         OSError: the disk is full or fails, or a process was killed.
     """
     found = read_step(candidates, "imagebert lait pages")
-    tars = sorted(pictures.glob("*.tar"))
-    if not tars:
-        raise UsageError(f"{pictures} has no .tar: fetch the pictures by `imagebert lait fetch`, or by img2dataset")
+    tars = _tars(pictures)
     judges = _judges(recipe.filter, nsfw)
     tasks = [Task(tar.stem, [identity_of(tar), identity_of(_rows_of(tar))], (tar, recipe.filter, nsfw)) for tar in tars]
-    looked = run_step("look", out / _LOOKED, look, tasks, [asdict(recipe.filter), judges], engine)
-    source = [looked.digest, found.digest, recipe.filter.hamming]
-    if engine.workers.rank == 0 and not _is_chosen(out, source):
-        counts = _choose(found, looked, out / _CHOSEN, recipe.filter.hamming, memory_gib)
-        write_sealed(out / _CHOSEN / CHOICE, {"source": source, "counts": counts})
-    engine.workers.barrier()
-    tasks = [
-        Task(tar.stem, [identity_of(tar), file_digest(path)], (tar, path))
-        for tar in tars
-        if (path := out / _CHOSEN / f"{tar.stem}.parquet").is_file()
-    ]
-    return run_step("keep", out, keep, tasks, source, engine)
+    settings = {name: value for name, value in asdict(recipe.filter).items() if name != "hamming"}
+    looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges], engine)
+    with held(out / _CHOSEN, engine.workers):
+        source = [looked.digest, found.digest, recipe.filter.hamming]
+        if engine.workers.rank == 0 and not _is_chosen(out / _CHOSEN, source):
+            _choose(found, looked, out / _CHOSEN, source, memory_gib)
+        engine.workers.barrier()
+        chosen = read_sealed(out / _CHOSEN / CHOICE)["files"]
+        tasks = [
+            Task(tar.stem, [identity_of(tar), chosen[name]], (tar, out / _CHOSEN / name))
+            for tar in tars
+            if (name := f"{tar.stem}.parquet") in chosen
+        ]
+        return run_step("keep", out, keep, tasks, None, engine)
+
+
+def _tars(pictures: Path) -> list[Path]:
+    if (pictures / WANTED).is_dir():  # ours: whole, or not yet
+        return read_step(pictures, "imagebert lait fetch").files(".tar")
+    tars = sorted(path for path in pictures.glob("*.tar") if path.name[0] != ".")
+    if not tars:
+        raise UsageError(f"{pictures} has no .tar: fetch the pictures by `imagebert lait fetch`, or by img2dataset")
+    return tars
 
 
 def _judges(recipe: FilterRecipe, nsfw: Path | None) -> list[Any]:
@@ -129,9 +139,13 @@ def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Count
     unsafe = open_nsfw(nsfw) if recipe.nsfw < 1 else None
     counts = Counter[str]()
     urls = _urls(tar, counts)
-    rows = []
+    rows, seen = [], set[str]()
     with open_regular(tar) as opened:
         for picture in _pictures(tar, counts):
+            if picture.key in seen:  # only others' tars have several of one key; the first is taken
+                counts["pictures: name seen before"] += 1
+                continue
+            seen.add(picture.key)
             if picture.key not in urls:
                 counts["pictures: no address"] += 1
                 continue
@@ -146,7 +160,14 @@ def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Count
 
 
 def _urls(tar: Path, counts: Counter[str]) -> dict[str, str]:
-    table = parquet.read_table(_rows_of(tar), columns=["key", "url", "status"])
+    path = _rows_of(tar)
+    try:
+        table = parquet.read_table(path, columns=["key", "url", "status"])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} does not say which address each picture has ({said}): fetch {tar} again") from None
     for status in table["status"].to_pylist():
         if status != "success":
             counts["not fetched"] += 1
@@ -199,22 +220,31 @@ def _look(data: bytes, recipe: FilterRecipe, natural: Natural | None, unsafe: An
 # ------------------------------------------------------------------------------------------------------------- choose
 
 
-def _is_chosen(out: Path, source: list[Any]) -> bool:
+def _is_chosen(folder: Path, source: list[Any]) -> bool:
     try:
-        return bool(read_sealed(out / _CHOSEN / CHOICE)["source"] == source)
+        choice = read_sealed(folder / CHOICE)
+        return bool(
+            choice["source"] == source
+            and all(file_digest(folder / name) == digest for name, digest in choice["files"].items())
+        )
     except UsageError:
         return False
 
 
-def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_gib: float) -> dict[str, int]:
-    """Writes the sentences of the pictures that are kept, NNNNN.parquet for each tar that keeps some; counts them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.iterdir():
-        stale.unlink()
-    groups = _groups(looked, hamming)
-    with database(folder, memory_gib) as connection:
+def _choose(candidates: Done, looked: Done, folder: Path, source: list[Any], memory_gib: float) -> None:
+    """Writes the sentences of the pictures that are kept, NNNNN.parquet for each tar that keeps some, and their choice.
+
+    Args:
+        source: what they depend on; its last entry is the number of bits of near duplicates
+    """
+    for stale in (folder / CHOICE, *folder.glob("*.parquet")):
+        stale.unlink(missing_ok=True)
+    groups, counts = _groups(looked, source[-1])
+    with database(folder / ".overflow", memory_gib) as connection:
         connection.register("groups", groups)
-        columns = ", ".join(f"first(c.{name} ORDER BY c.fit DESC, c.page, c.url) AS {name}" for name in _OF_CANDIDATES)
+        # All that may differ decides, so that the same one is first whatever comes first.
+        order = "c.fit DESC, c.page, c.url, c.source, c.rank, c.dominance, c.pictures, c.name_overlap, c.title_overlap"
+        columns = ", ".join(f"first(c.{name} ORDER BY {order}) AS {name}" for name in _OF_CANDIDATES)
         query = f"""
             SELECT g.tar, g.key, g.kept_url AS url, c.sentence, {columns}, any_value(g.natural) AS natural,
                 any_value(g.nsfw) AS nsfw, any_value(g.width) AS width, any_value(g.height) AS height,
@@ -222,62 +252,69 @@ def _choose(candidates: Done, looked: Done, folder: Path, hamming: int, memory_g
             FROM groups g JOIN {files_of(candidates.files())} c ON g.url = c.url
             GROUP BY g.tar, g.key, g.kept_url, c.sentence
             ORDER BY g.tar, g.key, fit DESC, c.sentence"""
-        held: list[pa.RecordBatch] = []
-        tar = -1
+        rows: list[pa.RecordBatch] = []
+        tar, kept = -1, 0
         for batch in batches(connection, query):
             numbers = batch.column("tar").to_numpy()
             starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for start, end in pairwise(starts):
                 if start == end:
                     continue
-                if numbers[start] != tar and held:
-                    _write(folder / looked.names[tar], held)
-                    held = []
+                if numbers[start] != tar and rows:
+                    kept += _write(folder / looked.names[tar], rows)
+                    rows = []
                 tar = int(numbers[start])
-                held.append(batch.slice(start, end - start))
-        if held:
-            _write(folder / looked.names[tar], held)
-        ((kept,),) = connection.execute(
-            f"SELECT count(DISTINCT (g.tar, g.key)) FROM groups g JOIN {files_of(candidates.files())} c ON g.url = c.url"
-        ).fetchall()
-    groups_kept = len(groups.select(["tar", "key"]).group_by(["tar", "key"]).aggregate([]))
-    return {
-        "good pictures": len(groups),
-        "good pictures: near duplicates of others": len(groups) - groups_kept,
-        "good pictures: no sentence": groups_kept - kept,
-        "good pictures: kept": kept,
-    }
+                rows.append(batch.slice(start, end - start))
+        if rows:
+            kept += _write(folder / looked.names[tar], rows)
+    apart = counts["good pictures"] - sum(count for name, count in counts.items() if ":" in name)
+    counts |= {"good pictures: no sentence": apart - kept, "good pictures: kept": kept}
+    files = {path.name: file_digest(path) for path in sorted(folder.glob("*.parquet"))}
+    write_sealed(folder / CHOICE, {"counts": counts, "files": files, "source": source})
 
 
 _OF_CANDIDATES = ("source", "fit", "dominance", "name_overlap", "title_overlap", "rank", "pictures", "page")
 
 
-def _write(stem: Path, held: Sequence[pa.RecordBatch]) -> None:
-    table = pa.Table.from_batches(held).select(KEPT_SCHEMA.names).cast(KEPT_SCHEMA)
+def _write(stem: Path, rows: Sequence[pa.RecordBatch]) -> int:
+    """Writes the sentences of a tar's pictures; how many pictures these are."""
+    table = pa.Table.from_batches(rows).select(KEPT_SCHEMA.names).cast(KEPT_SCHEMA)
     with replacing(stem.with_name(f"{stem.name}.parquet")) as part:
         parquet.write_table(table.combine_chunks(), part, compression="zstd")
+    return len(table["key"].unique())
 
 
-def _groups(looked: Done, hamming: int) -> pa.Table:
-    """A row for each good picture: its address, and tar, key and address of the picture that it is kept as."""
+def _groups(looked: Done, hamming: int) -> tuple[pa.Table, dict[str, int]]:
+    """A row for each good picture: its address, and tar, key and address of the picture that it is kept as; and counts.
+
+    Raises:
+        UsageError: two that are kept have one name.
+    """
     tables = []
     for number, path in enumerate(looked.files()):
         table = parquet.read_table(path)
         table = table.filter(pa.compute.equal(table["problem"], ""))
         tables.append(table.append_column("tar", pa.array([number] * len(table), pa.int32())))
-    found = pa.concat_tables(tables).sort_by([("url", "ascending"), ("tar", "ascending"), ("key", "ascending")])
+    all_good = pa.concat_tables(tables).sort_by([("url", "ascending"), ("tar", "ascending"), ("key", "ascending")])
+    # Archives may hold an address more than once, with other bytes each time: the first one stands for it.
+    urls = all_good["url"].combine_chunks()
+    is_first = np.ones(len(urls), bool)
+    is_first[1:] = pa.compute.not_equal(urls[1:], urls[:-1]).to_numpy(zero_copy_only=False)
+    found = all_good.filter(pa.array(is_first))
     hashes = found["hash"].to_numpy()
     first = near(hashes, hamming) if hamming >= 0 else np.arange(len(hashes))
+    apart = np.unique(first)
+    names = Counter(found["key"].take(pa.array(apart)).to_pylist())
+    if twice := next((name for name, times in names.items() if times > 1), None):
+        raise UsageError(f"two pictures are called {twice}, in tars of one folder: fetch them again, with other names")
     kept = found.take(pa.array(first))
-    return pa.table(
-        {
-            "url": found["url"],
-            "tar": kept["tar"],
-            "key": kept["key"],
-            "kept_url": kept["url"],
-            **{name: kept[name] for name in ("width", "height", "natural", "nsfw")},
-        }
-    )
+    told = {"tar": "tar", "key": "key", "kept_url": "url"} | {n: n for n in ("width", "height", "natural", "nsfw")}
+    counts = {
+        "good pictures": len(all_good),
+        "good pictures: address seen before": len(all_good) - len(found),
+        "good pictures: near duplicates of others": len(found) - len(apart),
+    }
+    return pa.table({"url": found["url"], **{name: kept[column] for name, column in told.items()}}), counts
 
 
 # --------------------------------------------------------------------------------------------------------------- keep
@@ -295,7 +332,7 @@ def keep(tar: Path, chosen: Path, out: Path) -> Counter[str]:
     ):
         for picture in _pictures(tar, counts):
             if picture.key in keys:
-                keys.remove(picture.key)  # of several of one key, which only others' tars have, the first
+                keys.remove(picture.key)  # of several of one key the first
                 opened.seek(picture.offset)
                 add_file(written, f"{picture.key}.{picture.suffix}", opened.read(picture.size))
     if keys:

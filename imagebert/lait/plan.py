@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyarrow import parquet
+
+from imagebert.files import read_sealed
 from imagebert.lait.engine import STEP, read_step
+from imagebert.lait.wanted import WANTED
 
 _WARC_PAGES = 27_000  # HTML pages of a WARC of Common Crawl, of about 1 GB
 
@@ -64,11 +68,16 @@ def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
         with_sentence = pages.get("pictures: dominant", 0) - pages.get("pictures: no sentence", 0)
         values["pictures"] = with_sentence / max(1, pages.get("pages: used", 0))
     fetched = found.get("pictures", {})
-    if asked := sum(count for kind, count in fetched.items() if kind.isidentifier()):
-        values["fetched"] = fetched.get("success", 0) / asked
+    lists = sorted((out / "pictures" / WANTED).glob("[0-9]*.parquet"))
+    if asked := sum(parquet.read_metadata(path).num_rows for path in lists):
+        # Of archives several may hold one picture.
+        values["fetched"] = min(1.0, fetched.get("success", 0) / asked)
     kept = found.get("kept", {})
     if fetched.get("success") and "pictures: kept" in kept:
         values["kept"] = kept["pictures: kept"] / fetched["success"]
+    if (out / "pairs.json").is_file():
+        pairs = read_sealed(out / "pairs.json", "make the table again")["counts"]
+        values["related"] = pairs["pairs"] / max(1, pairs["pictures"])
     return LaitRates(**values)
 
 

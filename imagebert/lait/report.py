@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from imagebert.data.tars import members
+from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import check_writable, open_regular, read_sealed, write_bytes
 from imagebert.lait.engine import STEP, Done, read_step
-from imagebert.lait.filter import CHOICE
+from imagebert.lait.filter import CHOICE, SUFFIXES
 from imagebert.pages.page import render
 from imagebert.pictures import DECODER, LOCAL, UnreadableImage
 
@@ -153,9 +154,11 @@ def _refused(found: Mapping[str, Done], out: Path) -> Iterator[dict[str, Any]]:
 
 def _pictures(tar: Path, keys: set[str]) -> Iterator[tuple[str, str]]:
     """Thumbnails of a tar's pictures, as base64; of one that cannot be read ""."""
-    with open_regular(tar) as opened:
+    left = set(keys)
+    with open_regular(tar) as opened, suppress(BrokenTar):  # which its step has counted
         for member in members(opened, tar.stat().st_size):
-            if member.key in keys and member.suffix != "json":
+            if member.key in left and member.suffix.lower() in SUFFIXES:
+                left.remove(member.key)
                 opened.seek(member.offset)
                 try:
                     data = base64.b64encode(DECODER.thumbnail(opened.read(member.size), _PIXELS, LOCAL)).decode("ascii")

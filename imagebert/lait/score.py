@@ -190,7 +190,8 @@ def sample(scored: Path, count: int) -> Iterator[tuple[str, str, str, str]]:
     step = read_step(scored, "imagebert lait score")
     table = pa.concat_tables(parquet.read_table(path, columns=_JUDGED) for path in step.files())
     order = sorted(range(len(table)), key=table["relevance"].to_numpy().tolist().__getitem__)
-    places = sorted({order[i * len(order) // count] for i in range(min(count, len(order)))})
+    taken = min(count, len(order))
+    places = sorted(order[i * len(order) // taken] for i in range(taken))
     for row in table.take(pa.array(places, pa.int64())).to_pylist():
         yield row["key"], row["url"], row["sentence"], ""
 
@@ -228,20 +229,30 @@ def train_scorer(labels: Path, scored: Path, out: Path) -> dict[str, int]:
 
 
 def _read_labels(path: Path) -> dict[tuple[str, str], int]:
-    lines = text_lines(path)
-    rows = csv.DictReader(line.text for line in lines)
-    if not {"key", "sentence", "label"} <= set(rows.fieldnames or ()):
-        raise UsageError(f"{path} has no columns key, sentence and label: write a header line that names them")
-    judged = {}
-    for number, row in enumerate(rows, 2):
-        label = (row["label"] or "").strip()
-        if label not in ("0", "1", ""):
-            raise UsageError(
-                f"{path}, row {number}: the label is {label!r}: give 1, 0, or nothing where it is not judged"
-            )
-        if label:
-            judged[row["key"], row["sentence"]] = int(label)
+    rows = csv.DictReader(_texts(path), strict=True)
+    judged: dict[tuple[str, str], int] = {}
+    try:
+        if not {"key", "sentence", "label"} <= set(rows.fieldnames or ()):
+            raise UsageError(f"{path} has no columns key, sentence and label: write a header line that names them")
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if None in row or None in row.values():
+                raise UsageError(f"{where}: it has not as many columns as the header line: quote what has a comma")
+            label, pair = row["label"].strip(), (row["key"], row["sentence"])
+            if label not in ("0", "1", ""):
+                raise UsageError(f"{where}: the label is {label!r}: give 1, 0, or nothing where it is not judged")
+            if label and judged.setdefault(pair, int(label)) != int(label):
+                raise UsageError(f"{where}: the sentence was judged otherwise before: judge it once")
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {rows.line_num}: it is no line of a CSV ({error}): correct it") from None
     return judged
+
+
+def _texts(path: Path) -> Iterator[str]:
+    for line in text_lines(path):
+        if line.error:
+            raise UsageError(f"{path}, line {line.number}: {line.error}")
+        yield line.text
 
 
 def fit(features: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:

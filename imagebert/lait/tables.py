@@ -6,6 +6,7 @@ it is the same bytes with any number of threads.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,15 @@ _ROWS = 100_000  # that are in Python at once
 
 
 @contextmanager
-def database(folder: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database without tables of its own, whose overflow lies below `folder` while it is open.
+def database(overflow: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database without tables of its own, whose overflow lies in a folder of its own while it is open.
+
+    Args:
+        overflow: that folder, in one that this process has locked
 
     Raises:
         OSError: the disk is full, or there is too little memory.
     """
-    overflow = folder / ".overflow"
     shutil.rmtree(overflow, ignore_errors=True)
     threads = len(os.sched_getaffinity(0))
     config: dict[str, Any] = {
@@ -42,9 +45,9 @@ def database(folder: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConnect
     try:
         yield connection
     except duckdb.OutOfMemoryException as error:
-        raise OSError(f"DuckDB has too little memory ({_line(error)}): give more by --memory") from None
+        raise OSError(f"DuckDB has too little memory ({_line(error)}): give it more") from None
     except duckdb.IOException as error:
-        raise OSError(f"DuckDB's disk fails ({_line(error)}): is {folder} full?") from None
+        raise OSError(f"DuckDB's disk fails ({_line(error)}): is {overflow.parent} full?") from None
     except duckdb.Error as error:
         raise UsageError(f"the tables do not fit together ({_line(error)}): make the step before again") from None
     finally:
@@ -57,8 +60,8 @@ def _line(error: Exception) -> str:
 
 
 def files_of(paths: Sequence[Path]) -> str:
-    """Files as DuckDB reads them in a query."""
-    quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    """Files as DuckDB reads them in a query, which takes *, ? and [ for patterns."""
+    quoted = ", ".join("'" + glob.escape(str(path)).replace("'", "''") + "'" for path in paths)
     return f"read_parquet([{quoted}], union_by_name = true)"
 
 

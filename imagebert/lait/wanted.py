@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from imagebert.files import file_digest, replacing
-from imagebert.lait.engine import Done, Engine, Task, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, held, read_step, run_step
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.tables import batches, database, files_of
 
+WANTED = "wanted"  # a folder beside the tars
 SCHEMA = pa.schema([("key", pa.string()), ("url", pa.string())])
 
 
@@ -38,9 +40,9 @@ def fetch_pictures(
     settings = asdict(recipe.fetch)
     shard = settings.pop("shard")
     limits = FetchLimits(**settings, side=recipe.filter.side, aspect=recipe.filter.aspect)
-    lists = list_wanted(found, out, shard, engine, memory_gib)
-    tasks = [Task(path.stem, file_digest(path), (path, limits, tuple(sorted(blocked)))) for path in lists]
-    return run_step("fetch", out, fetch, tasks, [asdict(limits), sorted(blocked)], engine)
+    with listed(found, out, shard, engine, memory_gib) as lists:
+        tasks = [Task(path.stem, file_digest(path), (path, limits, tuple(sorted(blocked)))) for path in lists]
+        return run_step("fetch", out, fetch, tasks, [asdict(limits), sorted(blocked)], engine)
 
 
 def fetch(wanted: Path, limits: FetchLimits, blocked: Sequence[str], out: Path) -> Counter[str]:
@@ -50,13 +52,15 @@ def fetch(wanted: Path, limits: FetchLimits, blocked: Sequence[str], out: Path) 
     return fetch_shard(pictures, out.with_name(f"{out.name}.tar"), limits, blocked)
 
 
-def list_wanted(found: Done, out: Path, shard: int, engine: Engine, memory_gib: float) -> list[Path]:
-    """The lists of what is wanted, which the first rank has written."""
-    folder = out / "wanted"
-    if engine.workers.rank == 0:
-        write_wanted(found, folder, shard, memory_gib)
-    engine.workers.barrier()
-    return sorted(folder.glob("*.parquet"))
+@contextmanager
+def listed(found: Done, out: Path, shard: int, engine: Engine, memory_gib: float) -> Iterator[list[Path]]:
+    """The lists of what is wanted, which the first rank writes; no other call writes them while the block runs."""
+    folder = out / WANTED
+    with held(folder, engine.workers):
+        if engine.workers.rank == 0:
+            write_wanted(found, folder, shard, memory_gib)
+        engine.workers.barrier()
+        yield sorted(folder.glob("[0-9]*.parquet"))
 
 
 def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) -> list[Path]:
@@ -67,7 +71,7 @@ def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    with database(folder, memory_gib) as connection:
+    with database(folder / ".overflow", memory_gib) as connection:
         query = f"SELECT key, min(url) AS url FROM {files_of(candidates.files())} GROUP BY key ORDER BY key"
         for table in _of_size(batches(connection, query), shard):
             path = folder / f"{len(written):05d}.parquet"

@@ -221,14 +221,16 @@ def test_which_ranks_run_what() -> None:
             by_ranks.setdefault(command.ranks, set()).add(name)
     assert by_ranks["none"] == {"demo"}
     assert by_ranks["first"] == {
-        *("plan", "compare", "onnx", "recipes", "report", "store inspect", "store keys", "detector convert")
+        *("plan", "compare", "onnx", "recipes", "report", "store inspect", "store keys", "detector convert"),
+        *("lait plan", "lait report", "lait sample", "lait train-scorer"),
     }
     assert by_ranks["first_others_wait"] == {
-        *("pairs", "verify", "store verify", "export", "search", "serve", "detector check")
+        *("pairs", "verify", "store verify", "export", "search", "serve", "detector check", "lait pairs")
     }
     assert {"pretrain", "finetune", "evaluate", "mine", "import", "extract", "doctor", "ladder"} < by_ranks["all"]
     shares = {f"store {action}" for action in ("merge", "split", "quantize", "localise", "stage")}
     assert shares < by_ranks["all"]
+    assert {f"lait {action}" for action in ("pages", "fetch", "filter", "score", "build")} < by_ranks["all"]
     headed = {name for name, command in flat.items() if command.header}
     assert headed == by_ranks["all"] - {"doctor"} | {"pairs", "export"}
 
