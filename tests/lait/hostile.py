@@ -158,11 +158,12 @@ async def _redirected(request: Request) -> None:
     await request.answer(b"moved", "302 Found", None, f"Location: {place}")
 
 
-@_way("success", "later", "later_by_date", "later_unsaid")
+@_way("success", "later", "later_by_date", "later_unsaid", "later_by_a_second")
 async def _later(request: Request) -> None:
     if request.times > 1:
         return await request.answer(request.data)
-    more = {"later": ["Retry-After: 0"], "later_by_date": ["Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"]}
+    more = {"later": ["Retry-After: 0"], "later_by_a_second": ["Retry-After: 1"]}
+    more |= {"later_by_date": ["Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"]}
     return await request.answer(b"", "429 Too Many Requests", None, *more.get(request.way, []))
 
 
@@ -393,9 +394,18 @@ async def _bad_http(request: Request) -> None:
 # ------------------------------------------------------------------------------------------------------------ redirects
 
 
-@_way("too_many_redirects", "round")
 async def _round(request: Request) -> None:
     await request.answer(b"", "301 Moved Permanently", None, f"Location: {request.path}")
+
+
+_way("too_many_redirects", "round")(_round)
+
+
+# Each answer comes in time, all together do not.
+@_way("timed_out", "round_slowly")
+async def _round_slowly(request: Request) -> None:
+    await asyncio.sleep(2)
+    await _round(request)
 
 
 @_way("bad_url", "nowhere", "to_ftp", "to_file", "to_user", "to_nonsense", "to_endless_name")

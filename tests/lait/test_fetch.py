@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_who_comes_first_changes_no_byte(server: Hostile, tmp_path: Path) -> Non
         fetch_shard(wanted_of(server, ways, 7), shard, LIMITS)
         shards.append([shard.read_bytes(), shard.with_suffix(".parquet").read_bytes()])
     assert shards[0] == shards[1]
+
+
+def test_what_a_server_sends_too_much_is_not_the_next_pictures(server: Hostile, tmp_path: Path) -> None:
+    ways = ["says_less", "jpeg", "says_less", "png"]
+    fetch_shard(wanted_of(server, ways), tmp_path / "0.tar", replace(LIMITS, per_host=1))
+    assert [row.status for row in read_rows(tmp_path / "0.tar")][1::2] == ["success", "success"]
 
 
 def test_a_shard_that_is_there_is_not_fetched_again(server: Hostile, tmp_path: Path) -> None:
@@ -341,10 +348,35 @@ def test_a_host_gets_few_requests_at_once_and_pauses(server: Hostile, tmp_path: 
     assert server.times["127.0.1.1"][-1] - server.times["127.0.1.1"][0] > 0.5
 
 
+def test_others_redirects_wait_for_a_hosts_turn_too(server: Hostile, tmp_path: Path) -> None:
+    server.delay = 0.05
+    fetch_shard(wanted_of(server, ["redirected_far"] * 30, 30), tmp_path / "0.tar", replace(LIMITS, per_host=2))
+    assert server.asked["/jpeg/0"] == 1
+    assert server.most["127.9.9.9"] == 2
+
+
+def test_a_host_that_asks_for_a_second_gets_it(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, per_host=2, follow_robots=False)
+    fetch_shard(wanted_of(server, ["later_by_a_second"]), tmp_path / "0.tar", limits)
+    first, second = server.times["127.0.1.1"]
+    assert second - first > 0.9
+
+
 def test_all_connections_together_are_bounded(server: Hostile, tmp_path: Path) -> None:
     server.delay = 0.02
     fetch_shard(wanted_of(server, ["jpeg"] * 60, 30), tmp_path / "0.tar", replace(LIMITS, connections=4))
     assert 1 < server.most_open <= 4
+
+
+def test_few_hosts_are_at_work_and_each_is_done_before_many_others_begin(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, connections=1, per_host=1, pause=0.01)
+    fetch_shard(wanted_of(server, ["jpeg"] * 60, 20), tmp_path / "0.tar", limits)
+    asked = sorted((at, host) for host, times in server.times.items() for at in times)
+    begun, left = set[str](), Counter(host for _, host in asked)
+    for _, host in asked:
+        begun.add(host)
+        assert sum(left[each] > 0 for each in begun) <= fetch._HOSTS_AT_WORK
+        left[host] -= 1
 
 
 def test_a_slow_host_does_not_hold_up_the_others(server: Hostile, tmp_path: Path) -> None:
@@ -413,12 +445,12 @@ def start(wanted: Sequence[Wanted], shard: Path, limits: FetchLimits) -> subproc
 def test_what_had_arrived_when_it_was_ended_is_not_asked_for_again(
     by: signal.Signals, server: Hostile, tmp_path: Path
 ) -> None:
-    ways = ["jpeg", "missing", "small", "noai", "broken"] * 40
+    ways = ["jpeg", "missing", "small", "noai", "broken"] * 24
     wanted, shard = wanted_of(server, ways, 10), tmp_path / "0.tar"
     limits = replace(LIMITS, per_host=2, pause=0.05, seconds=10.0)
     process = start(wanted, shard, limits)
     deadline = time.monotonic() + 20
-    while sum(server.pictures().values()) < 60:
+    while sum(server.pictures().values()) < 50:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -70,6 +70,8 @@ def test_a_line_that_has_changed_ends_the_journal(tmp_path: Path) -> None:
     journal.write_bytes(journal.read_bytes().replace(b"a.test/3", b"a.test/4"))
     with Spool(tmp_path, "same") as spool:
         assert len(spool.rows) == 3
+        spool.add(row_of(9, b"more"), b"more", final=True)
+    assert journal.read_bytes().count(b"\n") == 4  # what stood behind it is gone
 
 
 @pytest.mark.parametrize("where", ["cut", "changed"])
