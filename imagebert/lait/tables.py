@@ -38,6 +38,7 @@ def database(overflow: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConne
         "memory_limit": f"{memory_gib}GiB",
         "temp_directory": str(overflow),
         "threads": threads,
+        "enable_progress_bar": False,  # it would be printed into a command's output
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,11 +19,12 @@ from pyarrow import parquet
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, read_sealed
 from imagebert.lait.aggregate import write_pairs_table
+from imagebert.lait.engine import Task, run_step
 from imagebert.lait.recipe import PairsRecipe
-from imagebert.lait.score import SCORED_SCHEMA
 from tests.disks import small_disk
 from tests.lait.made import scored, scored_row
 
+PICTURES = 2_000_000  # of the large table
 ROOT = Path(__file__).parents[2]
 WORDS = ["Dog", "dog", "cat,", "CAT", "on", "in", "1999", "2001", "house.", "élan", "Élan!", "(a)", "a", "it's"]
 
@@ -168,6 +169,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 from imagebert.lait.aggregate import write_pairs_table
+from imagebert.lait.engine import Task, run_step
 from imagebert.lait.recipe import PairsRecipe
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(write_pairs_table(Path(sys.argv[1]), Path(sys.argv[2]), PairsRecipe(), float(sys.argv[3])))
@@ -175,44 +177,39 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
-def large(folder: Path, tars: int, pictures: int, sentences: int) -> None:
-    """Sentences of some 80 characters, a tenth of them shared."""
-    scored(folder, [scored_row("1", "A dog.", 0.9)])
-    words = np.array([f"word{number}" for number in range(5000)])
-    notes, rng = {}, np.random.default_rng(0)
-    for tar in range(tars):
-        rows = pictures * sentences
-        keys = np.repeat([f"{tar:04x}{number:012x}" for number in range(pictures)], sentences)
-        chosen = rng.integers(0, len(words), (rows, 10))
-        chosen[rng.random(rows) < 0.1] = np.arange(10)
-        text = [" ".join(row) for row in words[chosen]]
-        columns: dict[str, Any] = {"key": keys, "sentence": text, "relevance": rng.random(rows, np.float32)}
-        columns["page"] = [f"http://example.org/{key}/{number % 7}.html" for number, key in enumerate(keys)]
-        columns["url"] = [f"http://example.org/{key}.jpg" for key in keys]
-        columns["source"] = ["alt"] * rows
-        for field in SCORED_SCHEMA:
-            columns.setdefault(field.name, np.zeros(rows, field.type.to_pandas_dtype()))
-        table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCORED_SCHEMA})
-        notes[f"{tar:05d}"] = table
-    from tests.lait.made import Engine, Task, run_step
-
-    shutil.rmtree(folder)
-    run_step("score", folder, write_large, [Task(n, [], (t,)) for n, t in notes.items()], None, Engine())
-
-
-def write_large(table: pa.Table, out: Path) -> dict[str, int]:
-    parquet.write_table(table, out.with_name(f"{out.name}.parquet"), compression="zstd")
+def write_large(first: int, pictures: int, out: Path) -> dict[str, int]:
+    """Five sentences a picture, of ten words each; a tenth of them is one sentence. Made by the database itself."""
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    drawn = "list_extract($1, 1 + (hash({}, {}) % 60)::INTEGER)"
+    pairs = [drawn.format("number", place) + " || " + drawn.format(place, "number") for place in range(10)]
+    words = " || ' ' || ".join(pairs)
+    floats = ", ".join(f"0.5::FLOAT AS {name}" for name in ("fit", "dominance", "name_overlap", "title_overlap"))
+    connection = duckdb.connect(config={"threads": 2})
+    connection.execute(
+        f"""COPY (
+            SELECT printf('%016x', number // 5) AS key, 'http://example.org/' || number // 5 || '.jpg' AS url,
+                CASE WHEN hash(number) % 10 = 0 THEN 'bada deda' ELSE {words} END AS sentence, 'alt' AS source,
+                {floats}, 0::FLOAT AS natural, 0::FLOAT AS nsfw, 0::INTEGER AS rank, 1::INTEGER AS pictures,
+                400::INTEGER AS width, 320::INTEGER AS height, 1::INTEGER AS pages, 'http://example.org/' || number AS page, 0::FLOAT AS match,
+                ((hash(number, 'relevance') % 1000) / 1000)::FLOAT AS relevance
+            FROM range({5 * first}, {5 * (first + pictures)}) AS numbers(number)
+        ) TO '{out}.parquet' (FORMAT parquet, COMPRESSION zstd)""",
+        [syllables],
+    )
     return {}
 
 
 @pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Millions of sentences, 1 GB of text, in half a GiB."""
-    large(tmp_path / "scored", tars=6, pictures=100_000, sentences=5)
+    """Ten million sentences in half a GiB; where there is more, they take three."""
+    tasks = [Task(f"{tar:05d}", tar, (tar * PICTURES // 4, PICTURES // 4)) for tar in range(4)]
+    run_step("score", tmp_path / "scored", write_large, tasks, None)
     call = [sys.executable, "-c", MEASURED, str(tmp_path / "scored"), str(tmp_path / "pairs.parquet"), "0.5"]
     done = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True)
     counts, mib = done.stdout.splitlines()
-    assert "'sentences': 3000000" in counts
+    assert f"'sentences': {5 * PICTURES}" in counts
+    (pairs,) = re.findall(r"'pairs': (\d+)", counts)
+    assert 0.9 < int(pairs) / PICTURES < 1
     # Half a GiB of the database, and what is written at once.
     assert int(mib) < 900
     assert not [path.name for path in tmp_path.iterdir() if "overflow" in path.name]
