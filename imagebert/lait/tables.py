@@ -38,12 +38,12 @@ def database(overflow: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConne
         "memory_limit": f"{memory_gib}GiB",
         "temp_directory": str(overflow),
         "threads": threads,
-        "enable_progress_bar": False,  # it would be printed into a command's output
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
     connection = duckdb.connect(config=config)
     try:
+        connection.execute("SET enable_progress_bar = false")  # it would stand in what a command prints
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise OSError(f"DuckDB has too little memory ({_line(error)}): give it more") from None

@@ -190,7 +190,8 @@ def write_large(first: int, pictures: int, out: Path) -> dict[str, int]:
             SELECT printf('%016x', number // 5) AS key, 'http://example.org/' || number // 5 || '.jpg' AS url,
                 CASE WHEN hash(number) % 10 = 0 THEN 'bada deda' ELSE {words} END AS sentence, 'alt' AS source,
                 {floats}, 0::FLOAT AS natural, 0::FLOAT AS nsfw, 0::INTEGER AS rank, 1::INTEGER AS pictures,
-                400::INTEGER AS width, 320::INTEGER AS height, 1::INTEGER AS pages, 'http://example.org/' || number AS page, 0::FLOAT AS match,
+                400::INTEGER AS width, 320::INTEGER AS height, 1::INTEGER AS pages,
+                'http://example.org/' || number AS page, 0::FLOAT AS match,
                 ((hash(number, 'relevance') % 1000) / 1000)::FLOAT AS relevance
             FROM range({5 * first}, {5 * (first + pictures)}) AS numbers(number)
         ) TO '{out}.parquet' (FORMAT parquet, COMPRESSION zstd)""",
