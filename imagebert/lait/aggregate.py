@@ -15,6 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from imagebert.data.folder import lock_of, make_folder
+from imagebert.errors import UsageError
 from imagebert.files import file_digest, replacing, write_sealed
 from imagebert.lait.engine import read_step
 from imagebert.lait.recipe import PairsRecipe
@@ -32,15 +33,17 @@ SCHEMA = pa.schema(
 
 
 def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: float) -> dict[str, int]:
-    """Writes the pairs, and OUT.json beside it, which says what they were made from and what went.
+    """Writes the pairs, and beside pairs.parquet pairs.json, which says what they were made from and what went.
 
     Args:
         out: the Parquet file
 
     Raises:
-        UsageError: the step before is not whole.
+        UsageError: the step before is not whole, or the file is to be none of Parquet.
         OSError: the disk is full or fails.
     """
+    if out.suffix != ".parquet":
+        raise UsageError(f"{out} is to be a table of pairs: give it a name that ends in .parquet")
     step = read_step(scored, "imagebert lait score")
     make_folder(out.parent)
     overflow = out.with_name(f".{out.name}.overflow")
@@ -62,14 +65,25 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
                 relevance, width, height
             FROM ranked WHERE place = 1 ORDER BY key"""
         pairs = 0
+        note_of(out).unlink(missing_ok=True)  # until both are of this call
         with replacing(out) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
             for batch in batches(connection, query):
                 writer.write_table(pa.Table.from_batches([batch]).cast(SCHEMA))
                 pairs += batch.num_rows
         counts = _counts(connection, rows, recipe, pairs)
-    content: dict[str, Any] = {"step": "pairs", "made_from": step.digest, "recipe": asdict(recipe), "counts": counts}
-    write_sealed(out.with_name(f"{out.name}.json"), {**content, "sha256": file_digest(out)})
+        content: dict[str, Any] = {
+            "step": "pairs",
+            "made_from": step.digest,
+            "recipe": asdict(recipe),
+            "counts": counts,
+        }
+        write_sealed(note_of(out), {**content, "sha256": file_digest(out)})
     return counts
+
+
+def note_of(table: Path) -> Path:
+    """What says of a table of pairs what it was made from."""
+    return table.with_suffix(".json")
 
 
 def _counts(connection: Any, rows: str, recipe: PairsRecipe, pairs: int) -> dict[str, int]:

@@ -244,7 +244,8 @@ def _read_labels(path: Path) -> dict[tuple[str, str], int]:
             if label and judged.setdefault(pair, int(label)) != int(label):
                 raise UsageError(f"{where}: the sentence was judged otherwise before: judge it once")
     except csv.Error as error:
-        raise UsageError(f"{path}, line {rows.line_num}: it is no line of a CSV ({error}): correct it") from None
+        line = rows.reader.line_num  # the other one is of the last row that was whole
+        raise UsageError(f"{path}, line {line}: it is no line of a CSV ({error}): correct it") from None
     return judged
 
 

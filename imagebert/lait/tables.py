@@ -43,6 +43,7 @@ def database(overflow: Path, memory_gib: float) -> Iterator[duckdb.DuckDBPyConne
     }
     connection = duckdb.connect(config=config)
     try:
+        connection.execute("SET enable_progress_bar = false")  # it would stand in what a command prints
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise OSError(f"DuckDB has too little memory ({_line(error)}): give it more") from None

@@ -1,4 +1,4 @@
-"""Candidates, pictures in tars and scored sentences, made up row by row: what the steps of LAIT hand on to each other."""
+"""Candidates, pictures in tars and scored sentences, made up row by row: what the steps of LAIT hand to each other."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from imagebert.lait import pages
 from imagebert.lait.engine import Done, Engine, Task, run_step
+from imagebert.lait.filter import KEPT_SCHEMA
 from imagebert.lait.pages import key_of
 from imagebert.lait.score import SCORED_SCHEMA
 
@@ -95,3 +96,8 @@ def tar_of(folder: Path, name: str, pictures: Sequence[tuple[str, str, bytes]], 
     parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
     (folder / f"{name}_stats.json").write_text('{"count": 3}')
     return folder / f"{name}.tar"
+
+
+def kept(folder: Path, *files: Sequence[Mapping[str, Any]]) -> Done:
+    """A step as `lait filter` leaves it, without its tars."""
+    return table_step(folder, "keep", KEPT_SCHEMA, {f"{number:05d}": rows for number, rows in enumerate(files)})
