@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from imagebert.errors import UsageError
 from imagebert.files import read_sealed, replacing, text_lines, write_sealed
-from imagebert.lait.engine import Done, Engine, Task, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, check_result, read_step, run_step
 from imagebert.lait.filter import KEPT_SCHEMA
 from imagebert.lait.language import stop_words_of, words_of
 from imagebert.lait.ranker import Logistic, fit_logistic
@@ -152,7 +152,7 @@ def score_pairs(kept: Path, out: Path, scorer: Path, engine: Engine, match: Matc
         UsageError: the step before is not whole, or the scorer's file is damaged.
         OSError: the disk is full or fails.
     """
-    before = read_step(kept, "imagebert lait filter")
+    before = read_step(kept, "imagebert lait filter", "keep")
     notes = {name: read_sealed(kept / f"{name}.json")["digest"] for name in before.names}
     tasks = [Task(name, notes[name], (kept / f"{name}.parquet", scorer, match)) for name in before.names]
     if match is not None:  # it is not sent elsewhere
@@ -162,6 +162,7 @@ def score_pairs(kept: Path, out: Path, scorer: Path, engine: Engine, match: Matc
 
 def score(kept: Path, scorer: Path, match: Match | None, out: Path) -> Counter[str]:
     """Writes a tar's sentences with their relevance into OUT.parquet."""
+    check_result(kept)
     table = parquet.read_table(kept)
     if match is not None:
         logits = match(table["key"].to_pylist(), table["sentence"].to_pylist())
@@ -187,7 +188,9 @@ def sample(scored: Path, count: int) -> Iterator[tuple[str, str, str, str]]:
     Raises:
         UsageError: the step before is not whole.
     """
-    step = read_step(scored, "imagebert lait score")
+    step = read_step(scored, "imagebert lait score", "score")
+    for path in step.files():
+        check_result(path)
     table = pa.concat_tables(parquet.read_table(path, columns=_JUDGED) for path in step.files())
     order = sorted(range(len(table)), key=table["relevance"].to_numpy().tolist().__getitem__)
     taken = min(count, len(order))
@@ -210,7 +213,8 @@ def train_scorer(labels: Path, scored: Path, out: Path) -> dict[str, int]:
     """
     judged = _read_labels(labels)
     rows, features, found = list[dict[str, Any]](), list[NDArray[np.float64]](), list[int]()
-    for path in read_step(scored, "imagebert lait score").files():
+    for path in read_step(scored, "imagebert lait score", "score").files():
+        check_result(path)
         rows = parquet.read_table(path).to_pylist()
         here = features_of(rows)
         for row, measured in zip(rows, here, strict=True):

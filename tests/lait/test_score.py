@@ -323,3 +323,6 @@ def test_rows_with_scores_train_a_part_of_their_own(tmp_path: Path) -> None:
 def test_what_is_not_whole_is_not_scored(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"kept has no step.json: imagebert lait filter has not ended well there"):
         score_pairs(tmp_path / "kept", tmp_path / "scored", SHIPPED, Engine(), None, "")
+    scored(tmp_path / "kept", [scored_row("1", "A dog.", 0.5)])
+    with pytest.raises(UsageError, match=r"kept is what another step wrote \(score\): give what imagebert lait filter"):
+        score_pairs(tmp_path / "kept", tmp_path / "scored", SHIPPED, Engine(), None, "")
