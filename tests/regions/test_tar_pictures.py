@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from imagebert.claims import Claims
 from imagebert.errors import UsageError
 from imagebert.pictures import UnreadableImage
 from imagebert.regions import tar_pictures
-from imagebert.claims import Claims
 from imagebert.regions.tar_pictures import TarPicture, TarReader, list_tar, list_tars
 from imagebert.workers import ALONE
 

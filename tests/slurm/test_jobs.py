@@ -19,8 +19,8 @@ from imagebert.data.regions import RegionStore
 from imagebert.engine.metrics import read_log
 from imagebert.training.attempts import read_attempts
 from tests.corpora import write_corpus
-from tests.regions.test_extractor import description as extractor  # noqa: F401
 from tests.lait.made import SETTINGS, write_crawl
+from tests.regions.test_extractor import description as extractor  # noqa: F401
 from tests.slurm.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
