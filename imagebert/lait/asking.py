@@ -25,7 +25,8 @@ _HOST_FAILED = {"dns_failed", "connection_failed", "tls_failed", "connection_los
 # Why robots.txt cannot be read, and the picture beside it neither.
 _SAME_FOR_PICTURES = {"bad_url", "dns_failed", "connection_failed", "tls_failed", "private_address", "host_given_up"}
 _ROBOTS_REDIRECTS = 5  # RFC 9309
-_ROBOTS_CACHE = 16 << 20  # bytes of robots.txt whose rules are kept
+_ROBOTS_CACHE = 8 << 20  # bytes of robots.txt whose rules are kept, which take up to twenty times as many
+_RULES = 1 << 10  # bytes, about, that the rules of an empty one take
 
 T = TypeVar("T")
 
@@ -62,7 +63,8 @@ class Asker:
         self._web, self._limits, self._blocked = web, limits, blocked
         self._connections = asyncio.Semaphore(limits.connections)
         self._hosts: dict[str, Host] = {}
-        self._robots = OrderedDict[Url, tuple[Rules | Failed | None, int]]()
+        self._robots = OrderedDict[Url, tuple[Rules | Failed | None, int]]()  # the one asked longest ago is first
+        self._robots_bytes = 0
         self._reading: dict[Url, asyncio.Lock] = {}
 
     def host(self, url: Url) -> Host:
@@ -72,12 +74,11 @@ class Asker:
             self._hosts[name] = Host(self._connections, self._limits.per_host, self._limits.pause)
         return self._hosts[name]
 
-    async def ask(self, url: Url, clock: Clock, take: Callable[[Response], Awaitable[T]], close: bool = False) -> T:
+    async def ask(self, url: Url, clock: Clock, take: Callable[[Response], Awaitable[T]]) -> T:
         """What `take` makes of an answer.
 
         Args:
             take: raises Failed where it is not wanted
-            close: whether nothing else will be asked of this host
 
         Raises:
             Failed: there is none, or `take` says so.
@@ -85,11 +86,11 @@ class Asker:
             OSError: this machine is at its end, not the host.
         """
         host = self.host(url)
+        self._give_up(host)  # without waiting for a turn
         async with host.turn():
-            if host.is_given_up(self._limits.host_failures, self._limits.host_seconds):
-                raise Failed("host_given_up", "its host failed time after time, or took all its time")
+            self._give_up(host)
             try:
-                async with clock.runs(), self._web.get(url, close) as response:
+                async with clock.runs(), self._web.get(url) as response:
                     self.answers += 1
                     answer, status = await take(response), response.status
             except DiskFailed:
@@ -106,6 +107,11 @@ class Asker:
                 raise found from None
             host.note(failed=status in LATER)
         return answer
+
+    def _give_up(self, host: Host) -> None:
+        """Raises: Failed: a host is not asked any more."""
+        if host.is_given_up(self._limits.host_failures, self._limits.host_seconds):
+            raise Failed("host_given_up", "its host failed time after time, or took all its time")
 
     async def admit(self, url: Url) -> None:
         """Asks for robots.txt where it is not known.
@@ -127,12 +133,14 @@ class Asker:
     async def _rules(self, origin: Url) -> Rules | Failed | None:
         """None: all is allowed."""
         async with self._reading.setdefault(origin, asyncio.Lock()):
-            if origin not in self._robots:
-                self._robots[origin] = await self._read_robots(origin)
-            self._robots.move_to_end(origin)
-            rules, _ = self._robots[origin]
-            while len(self._robots) > 1 and sum(size for _, size in self._robots.values()) > _ROBOTS_CACHE:
-                self._robots.popitem(last=False)
+            rules, size = self._robots.pop(origin, (None, -1))
+            if size < 0:
+                rules, size = await self._read_robots(origin)
+                self._robots_bytes += size
+            self._robots[origin] = rules, size
+            while self._robots_bytes > _ROBOTS_CACHE:
+                _, (_, size) = self._robots.popitem(last=False)
+                self._robots_bytes -= size
         if isinstance(rules, Rules):
             host = self.host(origin)
             host.pause = max(host.pause, rules.pause)
@@ -145,7 +153,7 @@ class Asker:
             for _ in range(1 + _ROBOTS_REDIRECTS):
                 answer = await self.ask(url, clock, _take_robots)
                 if isinstance(answer, bytes):
-                    return Rules(answer, self._limits.agent), len(answer)
+                    return Rules(answer, self._limits.agent), _RULES + len(answer)
                 if answer is None:
                     return None, 0
                 url = answer.to

@@ -71,6 +71,7 @@ class Document:
         meta: what its head says of it, by name or property in lower case: the first of each
         named: name and content of its meta tags that are no properties, of all
         site: what its site is called, "" where it does not say
+        site_name: the first part of its host's name, www apart
     """
 
     def __init__(self, url: str, text: str) -> None:
@@ -94,6 +95,7 @@ class Document:
         parts = urlsplit(self._base)
         self._scheme, self._origin = parts.scheme, f"{parts.scheme}://{parts.netloc}"
         self.host = parts.hostname or ""
+        self.site_name = self.host.removeprefix("www.").partition(".")[0]
 
     def absolute(self, href: str) -> str:
         """An address as the page means it, without its fragment; "" for what is none of http."""
@@ -169,10 +171,12 @@ def element_beside(node: Node, back: bool) -> Node | None:
     """The element before or behind one; None where there is text between them, or nothing."""
     beside = node.prev if back else node.next
     for _ in range(8):
-        if beside is None or beside.is_element_node or (beside.is_text_node and beside.text().strip()):
-            break
+        if beside is None or beside.is_element_node:
+            return beside
+        if beside.is_text_node and not beside.is_empty_text_node:
+            return None
         beside = beside.prev if back else beside.next
-    return beside if beside is not None and beside.is_element_node else None
+    return None
 
 
 def text_of(node: Node, most: int = 2_000) -> str:

@@ -15,6 +15,7 @@ import errno
 import hashlib
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -112,8 +113,9 @@ def _fetch(wanted: Sequence[Wanted], limits: FetchLimits, blocked: Collection[st
     """Raises: OSError: the disk or this machine's network fails."""
 
     async def fetch() -> None:
-        async with open_web(limits.user_agent, limits.allow_private) as web:
-            await _Fetcher(Asker(web, limits, blocked), limits, spool).fetch(wanted)
+        with ThreadPoolExecutor(1) as writer:
+            async with open_web(limits.user_agent, limits.allow_private) as web:
+                await _Fetcher(Asker(web, limits, blocked), limits, spool, writer).fetch(wanted)
 
     try:
         asyncio.run(fetch())
@@ -141,10 +143,14 @@ class _Later(NamedTuple):
 
 
 class _Fetcher:
-    """Fetches what is wanted, host by host, into a spool."""
+    """Fetches what is wanted, host by host, into a spool.
 
-    def __init__(self, asker: Asker, limits: FetchLimits, spool: Spool) -> None:
-        self._asker, self._limits, self._spool = asker, limits, spool
+    Args:
+        writer: a thread that writes: a slow disk stops no clock and no other picture
+    """
+
+    def __init__(self, asker: Asker, limits: FetchLimits, spool: Spool, writer: ThreadPoolExecutor) -> None:
+        self._asker, self._limits, self._spool, self._writer = asker, limits, spool, writer
         self._at_work = asyncio.Semaphore(_HOSTS_AT_WORK * limits.connections)
 
     async def fetch(self, wanted: Sequence[Wanted]) -> None:
@@ -170,24 +176,30 @@ class _Fetcher:
             while queue:
                 each, url = queue.popleft()
                 with closing(self._spool.body()) as body:
+                    came: _Came | Failed
                     try:
-                        came = await self._picture(url, body, last=not queue)
-                        self._note_came(each, came, body)
+                        came = await self._picture(url, body)
                     except Failed as failed:
-                        self._note_failed(each, failed)
+                        came = failed
+                    await asyncio.get_running_loop().run_in_executor(self._writer, self._note, each, came, body)
 
         async with self._at_work, asyncio.TaskGroup() as group:
             for _ in range(min(self._limits.per_host, len(queue))):
                 group.create_task(work())
 
-    def _note_came(self, wanted: Wanted, came: _Came, body: Body) -> None:
-        """Raises: Failed: it is not whole."""
-        data, (head, kind) = body.read(), came
-        if not ends(data, head.suffix):
-            raise Failed("cut_off", "the picture's own end is missing", 200, head)
-        digest = hashlib.sha256(data).hexdigest()
-        row = Row(wanted.key, wanted.url, "success", 200, head.width, head.height, len(data), digest, kind, head.suffix)
-        self._spool.add(row, data, final=True)
+    def _note(self, wanted: Wanted, came: _Came | Failed, body: Body) -> None:
+        """Into the spool, what became of a picture."""
+        if isinstance(came, _Came):
+            data, (head, kind) = body.read(), came
+            if ends(data, head.suffix):
+                digest = hashlib.sha256(data).hexdigest()
+                size = head.width, head.height, len(data)
+                row = Row(wanted.key, wanted.url, "success", 200, *size, digest, kind, head.suffix)
+                self._spool.add(row, data, final=True)
+            else:
+                self._note_failed(wanted, Failed("cut_off", "the picture's own end is missing", 200, head))
+        else:
+            self._note_failed(wanted, came)
 
     def _note_failed(self, wanted: Wanted, failed: Failed) -> None:
         width, height = (failed.head.width, failed.head.height) if failed.head else (None, None)
@@ -195,13 +207,13 @@ class _Fetcher:
         is_gone = failed.kind == "http_status" and 400 <= (failed.status or 0) < 500 and failed.status not in LATER
         self._spool.add(row, b"", final=is_gone or not KINDS[failed.kind])
 
-    async def _picture(self, url: Url, body: Body, last: bool) -> _Came:
+    async def _picture(self, url: Url, body: Body) -> _Came:
         """Raises: Failed: it does not come."""
         clock, redirects, waited = Clock(self._limits.seconds), 0, False
         while True:
             await self._asker.admit(url)
             body.clear()
-            answer = await self._asker.ask(url, clock, partial(self._take, body=body), close=last)
+            answer = await self._asker.ask(url, clock, partial(self._take, body=body))
             match answer:
                 case _Came():
                     return answer

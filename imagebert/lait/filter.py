@@ -34,8 +34,8 @@ from imagebert.lait.tables import batches, database, files_of
 from imagebert.lait.wanted import WANTED
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_LIMITS = PictureLimits(100_000_000, 10, web=True)
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
+_LIMITS = PictureLimits(100_000_000, 10, web=False)
 _LOOKED, _CHOSEN = "looked", "chosen"  # folders beside the kept tars
 CHOICE = "choice.json"  # in the second, what was chosen of how much
 _SIDE = 512  # pixels to which a picture is shrunk before it is judged

@@ -62,6 +62,7 @@ LAZY = (
     *("data-hi-res-src", "data-image", "data-url", "data-flickity-lazyload", "data-echo", "data-img-src"),
     *("data-actualsrc", "data-full-src", "data-zoom-image"),
 )
+_LAZY = frozenset(LAZY)
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 
 _GOOD_CLASS = re.compile(
@@ -136,6 +137,18 @@ class _Seen(NamedTuple):
     lazy: bool
 
 
+class _Around(NamedTuple):
+    """What an element says of the pictures in it."""
+
+    node: Node
+    tag: str
+    classes: str
+    href: str  # of a link
+    good: int
+    bad: int
+    hidden: bool
+
+
 def images_of(document: Document, most: int) -> list[PageImage]:
     """The pictures of a page in its order, each address once; no more than `most`.
 
@@ -143,7 +156,8 @@ def images_of(document: Document, most: int) -> list[PageImage]:
     what is drawn (GIF, SVG).
     """
     nodes = document.all("img,amp-img")[:most]
-    seen = [found for node in nodes if (found := _look(document, node)) is not None]
+    elements: dict[int, _Around] = {}  # that pictures stand in: of many of them the same ones
+    seen = [found for node in nodes if (found := _look(document, node, elements)) is not None]
     alike = Counter(entry.signature for entry in seen)
     linked = Counter(entry.signature for entry in seen if entry.href and not entry.to_picture)
     times = Counter(entry.url for entry in seen)
@@ -164,44 +178,55 @@ def images_of(document: Document, most: int) -> list[PageImage]:
     return images
 
 
-def _look(document: Document, node: Node) -> _Seen | None:
+def _look(document: Document, node: Node, elements: dict[int, _Around]) -> _Seen | None:
     attributes = node.attributes
     sizes = _sizes(attributes)
-    is_small = any(0 < side <= SMALLEST for side in sizes)
-    if is_small and not any(parent.tag == "a" for parent in above(node, 3)):
+    around = [_element(parent, elements) for parent in above(node, _ANCESTORS)]
+    href = ""
+    for element in around:
+        if element.href:
+            href = element.href
+            break
+    to_picture = href != "" and _is_picture(href, attributes.get("src") or "")
+    if not to_picture and (0 < sizes[0] <= SMALLEST or 0 < sizes[1] <= SMALLEST):
         return None
     url, width, lazy = _address(document, node, attributes)
-    if not url:
+    if to_picture:
+        url = document.absolute(href) or url  # the picture itself, of which this one is a small form
+    if not url or _DRAWN.search(url):
         return None
     good, bad = _class_words(attributes.get("class"), attributes.get("id"))
     hidden = "hidden" in attributes or _is_hidden(attributes.get("style"))
-    tags, href, to_picture, figure = [], "", False, None
-    signature = attributes.get("class") or ""
-    for level, parent in enumerate(above(node, _ANCESTORS)):
-        tag = parent.tag or ""
-        around = parent.attributes
-        tags.append(tag)
-        if tag == "a" and not href and (href := (around.get("href") or "").strip()):
-            to_picture = _is_picture(href, attributes.get("src") or "")
-            if to_picture and (larger := document.absolute(href)):
-                url, is_small = larger, False  # the picture itself, of which this one is a small form
-        elif tag == "figure" and figure is None and level < 4:
-            figure = parent
-        if is_small and level >= 2:
-            return None
-        if around:
-            more = _class_words(around.get("class"), around.get("id"))
-            good, bad = good + more[0], bad + more[1]
-            hidden = hidden or _is_hidden(around.get("style"))
-            if level < 2:
-                signature += f"|{around.get('class') or ''}"
-    if is_small or _DRAWN.search(url):
-        return None
-    signature = f"{'/'.join(tags[:4])} {signature.translate(_NO_DIGITS)}"
-    alt = (attributes.get("alt") or "").strip()
+    figure = next((element.node for element in around[:4] if element.tag == "figure"), None)
+    classes = "|".join([attributes.get("class") or "", *(element.classes for element in around[:2])])
     return _Seen(
-        *(node, url, sizes, alt, tags, figure, good, bad, hidden, signature, href, to_picture, width, lazy),
+        node=node,
+        url=url,
+        sizes=sizes,
+        alt=(attributes.get("alt") or "").strip(),
+        tags=[element.tag for element in around],
+        figure=figure,
+        good=good + sum([element.good for element in around]),
+        bad=bad + sum([element.bad for element in around]),
+        hidden=hidden or any(element.hidden for element in around),
+        signature=f"{'/'.join(element.tag for element in around[:4])} {classes.translate(_NO_DIGITS)}",
+        href=href,
+        to_picture=to_picture,
+        srcset_width=width,
+        lazy=lazy,
     )
+
+
+def _element(node: Node, elements: dict[int, _Around]) -> _Around:
+    found = elements.get(node.mem_id)
+    if found is None:
+        tag, said = node.tag or "", node.attributes
+        classes = said.get("class") or ""
+        href = (said.get("href") or "").strip() if tag == "a" else ""
+        good, bad = _class_words(classes, said.get("id"))
+        found = _Around(node, tag, classes, href, good, bad, _is_hidden(said.get("style")))
+        elements[node.mem_id] = found
+    return found
 
 
 @lru_cache(1 << 16)  # a site has few
@@ -219,7 +244,7 @@ def _address(document: Document, node: Node, attributes: dict[str, str | None]) 
     """The address of the largest form of a picture, the width that a list of them says, and whether it comes lazily."""
     best, width = "", 0.0
     for name in _SRCSETS:
-        if listed := attributes.get(name):
+        if name in attributes and (listed := attributes[name]):
             best, width = _largest(listed, best, width)
     parent = node.parent
     if parent is not None and parent.tag == "picture":
@@ -228,7 +253,9 @@ def _address(document: Document, node: Node, attributes: dict[str, str | None]) 
             for name in _SRCSETS:
                 if listed := said.get(name):
                     best, width = _largest(listed, best, width)
-    lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
+    lazy = ""
+    if not _LAZY.isdisjoint(attributes):
+        lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
     source = attributes.get("src") or ""
     if best and not best.startswith("data:") and (url := document.absolute(best)):
         return url, width, bool(lazy) or not source or source.startswith("data:")
@@ -274,7 +301,7 @@ def _pixels(text: str | None) -> int:
     """A size in pixels; 0 where it is none, such as a share."""
     if not text:
         return 0
-    digits = text.strip().lower().removesuffix("px").partition(".")[0]
+    digits = text if text.isdecimal() else text.strip().lower().removesuffix("px").partition(".")[0]
     return int(digits) if digits.isdecimal() and len(digits) < 6 else 0
 
 
@@ -290,50 +317,51 @@ def _measure(
     alike, linked, times = group
     words = entry.alt.count(" ") + 1 if entry.alt else 0
     is_known = width > 0 or height > 0
-    values = (
-        is_known,
+    to_page = bool(href) and not entry.to_picture and not to_file_page
+    return [
+        float(is_known),
         math.log((width or height) * (height or width) + 1) if is_known else 0.0,
         abs(math.log(width / height)) if width and height else 0.0,
-        entry.figure is not None,
-        entry.figure is not None and entry.figure.css_first("figcaption") is not None,
-        "article" in tags or "main" in tags,
-        not _FRAMES.isdisjoint(tags),
-        "li" in tags,
-        "td" in tags,
-        min(4, entry.good),
-        min(4, entry.bad),
-        not _GOOD_ADDRESS.isdisjoint(address),
-        not _BAD_ADDRESS.isdisjoint(address),
-        min(12, words),
-        words == 0,
-        is_og,
+        float(entry.figure is not None),
+        float(entry.figure is not None and entry.figure.css_first("figcaption") is not None),
+        float("article" in tags or "main" in tags),
+        float(not _FRAMES.isdisjoint(tags)),
+        float("li" in tags),
+        float("td" in tags),
+        float(min(4, entry.good)),
+        float(min(4, entry.bad)),
+        float(not _GOOD_ADDRESS.isdisjoint(address)),
+        float(not _BAD_ADDRESS.isdisjoint(address)),
+        float(min(12, words)),
+        float(words == 0),
+        float(is_og),
         math.log(len(name) + 1),
-        min(8, len(_NAME_WORD.findall(name))),
-        _JPEG_NAME.search(url) is not None,
-        entry.lazy,
-        entry.srcset_width > 0,
+        float(min(8, len(_NAME_WORD.findall(name)))),
+        float(_JPEG_NAME.search(url) is not None),
+        float(entry.lazy),
+        float(entry.srcset_width > 0),
         math.log(entry.srcset_width + 1),
-        entry.to_picture,
-        to_file_page,
-        bool(href) and not entry.to_picture and not to_file_page,
-        "//" in href and document.host not in href,
-        document.host.removeprefix("www.").partition(".")[0] not in host,
+        float(entry.to_picture),
+        float(to_file_page),
+        float(to_page),
+        float("//" in href and document.host not in href),
+        float(document.site_name not in host),
         place / max(1, count - 1),
-        place == 0,
+        float(place == 0),
         math.log(alike),
         linked / alike,
-        entry.hidden,
-        times > 1,
+        float(entry.hidden),
+        float(times > 1),
         math.log(count),
-        _by_paragraph(entry.node),
-    )
-    return [float(value) for value in values]
+        float(_by_paragraph(entry.node)),
+    ]
 
 
 def _by_paragraph(node: Node) -> bool:
     """Whether a paragraph stands beside it, or beside what it stands in."""
-    return any(
-        beside is not None and beside.tag == "p"
-        for part in (node, *above(node, 2))
-        for beside in (element_beside(part, back=True), element_beside(part, back=False))
-    )
+    for part in (node, *above(node, 2)):
+        for back in (True, False):
+            beside = element_beside(part, back)
+            if beside is not None and beside.tag == "p":
+                return True
+    return False

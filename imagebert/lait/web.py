@@ -35,7 +35,6 @@ MOVED = {301, 302, 303, 307, 308}
 _URL_LENGTH = 4_000  # characters
 _LOOKUPS = 256  # names that are looked up at once, each by a thread
 _CLOSING = 5.0  # seconds
-_KEPT_ALIVE = 2.0  # seconds
 _PIECE = 1 << 16  # bytes that are unpacked at once
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 _THIS_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -48,17 +47,13 @@ class Web:
         self._session = session
 
     @asynccontextmanager
-    async def get(self, url: Url, close: bool = False) -> AsyncIterator[Response]:
-        """An answer, of which the header has come. A body that is not read to its end ends the connection.
-
-        Args:
-            close: whether nothing else will be asked of its host
+    async def get(self, url: Url) -> AsyncIterator[Response]:
+        """An answer, of which the header has come.
 
         Raises:
             Exception: there is none; `failure_of` says of which kind that is.
         """
-        headers = {"Connection": "close"} if close else {}
-        async with self._session.get(url, allow_redirects=False, headers=headers) as response:
+        async with self._session.get(url, allow_redirects=False) as response:
             try:
                 yield response
             except BaseException:
@@ -77,7 +72,7 @@ async def open_web(user_agent: str, allow_private: bool) -> AsyncIterator[Web]:
         limit=0,  # turns are counted by whoever asks
         resolver=_Resolver(),
         ttl_dns_cache=None,
-        keepalive_timeout=_KEPT_ALIVE,
+        force_close=True,  # what a server sends too much would be the next picture's; and few stay open
         socket_factory=partial(_socket, allow_private),
     )
     session = aiohttp.ClientSession(
@@ -86,6 +81,7 @@ async def open_web(user_agent: str, allow_private: bool) -> AsyncIterator[Web]:
             "User-Agent": user_agent,
             "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8,*/*;q=0.5",
             "Accept-Encoding": "identity",
+            "Connection": "close",
         },
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # whoever asks has one clock for all

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 import imagebert.demo.corpus as corpus_module
+from imagebert.data.pairs import PairStore
 from imagebert.data.records import WHOLE_IMAGE
 from imagebert.data.regions import RegionStore
 from imagebert.demo.corpus import RETRIEVAL, WEAK, build
 from imagebert.demo.extractor import FEATURE_SIZE, SceneExtractor
 from imagebert.demo.run import run_demo
 from imagebert.demo.scenes import COLORS, SHAPES, Thing, describe, make_scene, render, write_set
+from imagebert.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,3 +126,36 @@ def test_a_corpus_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "weak/images/weak-00000.jpg").write_bytes(b"cut")
     build(tmp_path, 0)
     assert len(RegionStore(tmp_path / "weak/regions")) == 12
+
+
+@pytest.mark.usefixtures("small")
+def test_a_corpus_knows_its_seed(tmp_path: Path) -> None:
+    build(tmp_path, 0)
+    build(tmp_path, 0)
+    with pytest.raises(UsageError, match="holds the corpus of another demo: name another folder"):
+        build(tmp_path, 1)
+    with pytest.raises(UsageError, match="of another demo"):
+        build(tmp_path, 0, web=True)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_weak_set_from_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the LAIT builder finds on pages around scenes: keys of its tars, and the scenes' own captions, mostly."""
+    monkeypatch.setattr(corpus_module, "PAGES", 60)
+    monkeypatch.setitem(corpus_module.SETS, "weak", (60, corpus_module.WEAK))
+    build(tmp_path, 0, web=True)
+    pairs, regions = PairStore(tmp_path / "weak/pairs"), RegionStore(tmp_path / "weak/regions")
+    assert (regions.find(pairs.images) >= 0).all()
+    assert len(pairs) == len(pairs.images) > 30
+    assert np.isfinite(pairs.relevance).all()
+    # What the scenes were described by when they were drawn; the grammar is the demo's, the pages are not.
+    again = tmp_path / "again"
+    again.mkdir()
+    own = {text for _, text in write_set(again, "weak", 60, corpus_module.WEB, 0)}
+
+    def normal(text: str) -> str:
+        return " ".join(re.findall(r"[a-z]+", text.lower()))
+
+    known = {normal(text) for text in own}
+    right = sum(normal(pairs.text(number)) in known for number in range(len(pairs)))
+    assert right > 0.6 * len(pairs)

@@ -22,8 +22,9 @@ from functools import cache
 
 from PIL import Image
 
-# What each way ends in.
+# What each way ends in; where it depends on which packets come together, what else it may end in.
 WAYS: dict[str, str] = {}
+OR_ELSE = {"says_less": "bad_http", "bad_chunk": "bad_http"}
 _SENDERS: dict[str, Callable[[Request], Awaitable[None]]] = {}
 
 
@@ -54,6 +55,11 @@ def picture(way: str, name: str) -> bytes:
     note = name.encode()
     preview = (b"\xff\xe2\xff\xff" + bytes(0xFFFD)) * (5 if way == "far" else 0)
     return data[:2] + preview + b"\xff\xfe" + struct.pack("!H", 2 + len(note)) + note + data[2:]
+
+
+def fits(way: str, status: str) -> bool:
+    """Whether a way may end so."""
+    return status in (WAYS[way], OR_ELSE.get(way))
 
 
 class Request:
@@ -152,11 +158,12 @@ async def _redirected(request: Request) -> None:
     await request.answer(b"moved", "302 Found", None, f"Location: {place}")
 
 
-@_way("success", "later", "later_by_date", "later_unsaid")
+@_way("success", "later", "later_by_date", "later_unsaid", "later_by_a_second")
 async def _later(request: Request) -> None:
     if request.times > 1:
         return await request.answer(request.data)
-    more = {"later": ["Retry-After: 0"], "later_by_date": ["Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"]}
+    more = {"later": ["Retry-After: 0"], "later_by_a_second": ["Retry-After: 1"]}
+    more |= {"later_by_date": ["Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"]}
     return await request.answer(b"", "429 Too Many Requests", None, *more.get(request.way, []))
 
 
@@ -319,6 +326,9 @@ async def _for_ever(request: Request) -> None:
         await request.raw(bytes(1 << 16))
 
 
+_UNPACKED = 64 << 20
+
+
 @cache
 def _bomb(first: bytes, size: int) -> bytes:
     packer = zlib.compressobj(9, wbits=31)
@@ -330,12 +340,12 @@ def _bomb(first: bytes, size: int) -> bytes:
 
 @_way("too_large", "bomb")
 async def _large_bomb(request: Request) -> None:
-    await request.answer(_bomb(picture("jpeg", ""), 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(picture("jpeg", ""), _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 @_way("no_picture", "bomb_of_zeros")
 async def _bomb_of_zeros(request: Request) -> None:
-    await request.answer(_bomb(b"", 64 << 20), "200 OK", None, "Content-Encoding: gzip")
+    await request.answer(_bomb(b"", _UNPACKED), "200 OK", None, "Content-Encoding: gzip")
 
 
 # ----------------------------------------------------------------------------------------------------------- no answers
@@ -384,9 +394,18 @@ async def _bad_http(request: Request) -> None:
 # ------------------------------------------------------------------------------------------------------------ redirects
 
 
-@_way("too_many_redirects", "round")
 async def _round(request: Request) -> None:
     await request.answer(b"", "301 Moved Permanently", None, f"Location: {request.path}")
+
+
+_way("too_many_redirects", "round")(_round)
+
+
+# Each answer comes in time, all together do not.
+@_way("timed_out", "round_slowly")
+async def _round_slowly(request: Request) -> None:
+    await asyncio.sleep(2)
+    await _round(request)
 
 
 @_way("bad_url", "nowhere", "to_ftp", "to_file", "to_user", "to_nonsense", "to_endless_name")
@@ -436,6 +455,10 @@ class Hostile:
         return Counter({path: times for path, times in self.asked.items() if not path.endswith("/robots.txt")})
 
     def start(self) -> None:
+        for way in WAYS:  # so that no answer waits for another's picture
+            picture(way, "")
+        for first in (picture("jpeg", ""), b""):
+            _bomb(first, _UNPACKED)
         self._thread.start()
         assert self._started.wait(10)
 

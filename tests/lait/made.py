@@ -1,4 +1,4 @@
-"""Candidates, pictures in tars and scored sentences, made up row by row: what the steps of LAIT hand to each other."""
+"""Candidates, pictures in tars and scored sentences, made row by row: what the steps of LAIT hand to each other."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,12 +28,12 @@ from imagebert.lait import fetch
 from imagebert.lait.fetch import KINDS, FetchLimits, Wanted, fetch_shard
 from imagebert.lait.shards import Row, read_rows
 from imagebert.regions.tar_pictures import list_tar
-from tests.lait.hostile import WAYS, Hostile, hostile_server, key_of, picture
+from tests.lait.hostile import OR_ELSE, WAYS, Hostile, fits, hostile_server, key_of, picture
 
 ROOT = Path(__file__).parents[2]
 # So that nothing here waits: hosts are not asked politely, and one that fails is asked again.
 LIMITS = FetchLimits(
-    seconds=1.5,
+    seconds=3.0,
     picture_bytes=2 << 20,
     per_host=100,
     pause=0.0,
@@ -75,8 +76,8 @@ def test_each_way_to_misbehave_has_its_kind_and_all_good_pictures_arrive(server:
     counted = fetch_shard(wanted, shard, LIMITS)
     rows = read_rows(shard)
     assert [(row.key, row.url) for row in rows] == wanted
-    found = {(way, row.status) for way, row in zip(ways, rows, strict=True)}
-    assert found == set(WAYS.items())
+    wrong = {(way, row.status) for way, row in zip(ways, rows, strict=True) if not fits(way, row.status)}
+    assert wrong == set()
     assert sum(counted.values()) == len(wanted)
     assert counted["success"] == sum(WAYS[way] == "success" for way in ways)
     files = in_tar(shard)
@@ -114,7 +115,7 @@ def test_regions_are_extracted_from_a_shard_as_it_is(server: Hostile, tmp_path: 
 
 
 def test_who_comes_first_changes_no_byte(server: Hostile, tmp_path: Path) -> None:
-    ways = [way for way, status in WAYS.items() if status != "timed_out"] * 3
+    ways = [way for way, status in WAYS.items() if status != "timed_out" and way not in OR_ELSE] * 3
     server.delay = 0.05
     shards = []
     for name in ("a", "b"):
@@ -124,6 +125,12 @@ def test_who_comes_first_changes_no_byte(server: Hostile, tmp_path: Path) -> Non
         fetch_shard(wanted_of(server, ways, 7), shard, LIMITS)
         shards.append([shard.read_bytes(), shard.with_suffix(".parquet").read_bytes()])
     assert shards[0] == shards[1]
+
+
+def test_what_a_server_sends_too_much_is_not_the_next_pictures(server: Hostile, tmp_path: Path) -> None:
+    ways = ["says_less", "jpeg", "says_less", "png"]
+    fetch_shard(wanted_of(server, ways), tmp_path / "0.tar", replace(LIMITS, per_host=1))
+    assert [row.status for row in read_rows(tmp_path / "0.tar")][1::2] == ["success", "success"]
 
 
 def test_a_shard_that_is_there_is_not_fetched_again(server: Hostile, tmp_path: Path) -> None:
@@ -341,10 +348,35 @@ def test_a_host_gets_few_requests_at_once_and_pauses(server: Hostile, tmp_path: 
     assert server.times["127.0.1.1"][-1] - server.times["127.0.1.1"][0] > 0.5
 
 
+def test_others_redirects_wait_for_a_hosts_turn_too(server: Hostile, tmp_path: Path) -> None:
+    server.delay = 0.05
+    fetch_shard(wanted_of(server, ["redirected_far"] * 30, 30), tmp_path / "0.tar", replace(LIMITS, per_host=2))
+    assert server.asked["/jpeg/0"] == 1
+    assert server.most["127.9.9.9"] == 2
+
+
+def test_a_host_that_asks_for_a_second_gets_it(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, per_host=2, follow_robots=False)
+    fetch_shard(wanted_of(server, ["later_by_a_second"]), tmp_path / "0.tar", limits)
+    first, second = server.times["127.0.1.1"]
+    assert second - first > 0.9
+
+
 def test_all_connections_together_are_bounded(server: Hostile, tmp_path: Path) -> None:
     server.delay = 0.02
     fetch_shard(wanted_of(server, ["jpeg"] * 60, 30), tmp_path / "0.tar", replace(LIMITS, connections=4))
     assert 1 < server.most_open <= 4
+
+
+def test_few_hosts_are_at_work_and_each_is_done_before_many_others_begin(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, connections=1, per_host=1, pause=0.01)
+    fetch_shard(wanted_of(server, ["jpeg"] * 60, 20), tmp_path / "0.tar", limits)
+    asked = sorted((at, host) for host, times in server.times.items() for at in times)
+    begun, left = set[str](), Counter(host for _, host in asked)
+    for _, host in asked:
+        begun.add(host)
+        assert sum(left[each] > 0 for each in begun) <= fetch._HOSTS_AT_WORK
+        left[host] -= 1
 
 
 def test_a_slow_host_does_not_hold_up_the_others(server: Hostile, tmp_path: Path) -> None:
@@ -369,6 +401,12 @@ def test_a_host_that_only_fails_is_given_up(server: Hostile, tmp_path: Path) -> 
     assert [row.status for row in read_rows(tmp_path / "1.tar")] == [WAYS[way] for way in ways]
 
 
+def test_whatever_is_left_of_a_host_that_is_given_up_waits_for_no_turn(server: Hostile, tmp_path: Path) -> None:
+    limits = replace(LIMITS, seconds=0.1, host_failures=1, per_host=1, pause=60.0, follow_robots=False)
+    fetch_shard(wanted_of(server, ["silent"] * 50), tmp_path / "0.tar", limits)  # else it would take an hour
+    assert sum(server.asked.values()) == 1
+
+
 def test_a_host_that_takes_all_its_time_is_given_up(server: Hostile, tmp_path: Path) -> None:
     limits = replace(LIMITS, seconds=0.3, host_seconds=0.4, per_host=1)
     fetch_shard(wanted_of(server, ["silent"] * 8), tmp_path / "0.tar", limits)
@@ -378,14 +416,15 @@ def test_a_host_that_takes_all_its_time_is_given_up(server: Hostile, tmp_path: P
 # ------------------------------------------------------------------------------------------------------ ends and bounds
 
 CALL = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 wanted, shard, limits = json.loads(sys.stdin.read())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
 print("begun", flush=True)
 fetch_shard([Wanted(*each) for each in wanted], Path(shard), FetchLimits(**limits))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+print(peak() - before >> 10)
 """
 
 
@@ -406,12 +445,12 @@ def start(wanted: Sequence[Wanted], shard: Path, limits: FetchLimits) -> subproc
 def test_what_had_arrived_when_it_was_ended_is_not_asked_for_again(
     by: signal.Signals, server: Hostile, tmp_path: Path
 ) -> None:
-    ways = ["jpeg", "missing", "small", "noai", "broken"] * 40
+    ways = ["jpeg", "missing", "small", "noai", "broken"] * 24
     wanted, shard = wanted_of(server, ways, 10), tmp_path / "0.tar"
     limits = replace(LIMITS, per_host=2, pause=0.05, seconds=10.0)
     process = start(wanted, shard, limits)
     deadline = time.monotonic() + 20
-    while sum(server.pictures().values()) < 60:
+    while sum(server.pictures().values()) < 50:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
