@@ -266,7 +266,7 @@ def kinds() -> list[Kind]:
             "scoredA",
             [
                 Command("lait pairs", (*lait_pairs, "pairs.relevance=0"), lambda: sha("out/pairs.parquet")),
-                Command("lait sample", ("lait", "sample", "scoredA"), nothing, shown=True),
+                Command("lait sample", ("lait", "sample", "scoredA", "out.csv"), lambda: sha("out.csv")),
                 verify("scoredA"),
             ],
             twin="scoredB",

@@ -8,6 +8,7 @@ logit of an ImageBERT where one is given. It was trained on the made-up web (`py
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from imagebert.errors import UsageError
-from imagebert.files import read_sealed, replacing, text_lines, write_sealed
+from imagebert.files import read_sealed, replacing, text_lines, write_bytes, write_sealed
 from imagebert.lait.engine import Done, Engine, Task, check_result, read_step, run_step
 from imagebert.lait.filter import KEPT_SCHEMA
 from imagebert.lait.language import stop_words_of, words_of
@@ -197,6 +198,24 @@ def sample(scored: Path, count: int) -> Iterator[tuple[str, str, str, str]]:
     places = sorted(order[i * len(order) // taken] for i in range(taken))
     for row in table.take(pa.array(places, pa.int64())).to_pylist():
         yield row["key"], row["url"], row["sentence"], ""
+
+
+def write_sample(scored: Path, out: Path, count: int) -> int:
+    """Writes rows to be judged as a CSV; how many they are.
+
+    Raises:
+        UsageError: the step before is not whole, there is such a file, or the count is not positive.
+        OSError: the disk is full or fails.
+    """
+    if count < 1:
+        raise UsageError(f"{count} sentences cannot be judged: ask for one at least")
+    if out.exists():
+        raise UsageError(f"{out} exists, and may hold what somebody has judged: name another file")
+    rows = list(sample(scored, count))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("key", "url", "sentence", "label"), *rows])
+    write_bytes(out, text.getvalue().encode("utf-8", "replace"))
+    return len(rows)
 
 
 _JUDGED = ["key", "url", "sentence", "relevance"]
