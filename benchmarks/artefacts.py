@@ -34,6 +34,8 @@ from imagebert.data.pairs import Caption, PairStore, write_pairs
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS, Tokenizer
+from imagebert.lait.engine import Task, run_step
+from imagebert.lait.filter import KEPT_SCHEMA
 from imagebert.regions import extract, extractor, vg  # noqa: F401  # all that any command imports, so that no child has to
 from imagebert.retrieval import matrix, mining, search, validation  # noqa: F401
 
@@ -321,6 +323,26 @@ def bert_words(out: str) -> None:
     _write(f"{out}/vocab.txt", Path("vocab.txt").read_text())
 
 
+def kept_sentences(seed: int, folder: str) -> None:
+    """What `lait filter` knows of pictures that it kept, in two files."""
+    rows = []
+    for number, caption in enumerate(captions_of(seed)):
+        row: dict[str, Any] = {"key": caption.image, "url": f"http://example.org/{caption.image}.jpg", "page": "/"}
+        row |= {"sentence": f"{caption.text} {number}", "source": "alt", "fit": number % 7 / 7, "dominance": 0.9}
+        rows.append({**{field.name: 1 for field in KEPT_SCHEMA}, **row})
+    half = len(rows) // 2
+    tasks = [Task("00000", seed, (rows[:half],)), Task("00001", seed, (rows[half:],))]
+    run_step("keep", Path(folder), _write_rows, tasks, None)
+
+
+def _write_rows(rows: list[dict[str, Any]], out: Path) -> dict[str, int]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows, KEPT_SCHEMA), out.with_name(f"{out.name}.parquet"))
+    return {"sentences": len(rows)}
+
+
 Builder = tuple[tuple[str, ...], Callable[[], None]]  # what it needs, and what makes it
 CORPUS = ("vocab.txt", "recipe.yaml", "regionsA", "pairsA")
 BUILDERS: dict[str, Builder] = {
@@ -355,6 +377,15 @@ for _seed, _x in enumerate("AB"):
         f"detector{_x}.safetensors": ((), partial(detector, _seed, f"detector{_x}.safetensors")),
         f"tables{_x}": ((), partial(tables, _seed, f"tables{_x}")),
         f"features{_x}": ((), partial(features, _seed, f"features{_x}")),
+        f"kept{_x}": ((), partial(kept_sentences, _seed, f"kept{_x}")),
+        f"scored{_x}": (
+            (f"kept{_x}",),
+            partial(call, "lait", "score", f"kept{_x}", f"scored{_x}", "--processes", "1"),
+        ),
+        f"lait{_x}": (
+            (f"scored{_x}",),
+            partial(call, "lait", "pairs", f"scored{_x}", f"lait{_x}/pairs.parquet", "pairs.relevance=0"),
+        ),
         f".unfinished{_x}.incomplete": (
             (f"features{_x}",),
             partial(unfinished_store, f"features{_x}/npz", f"unfinished{_x}"),

@@ -157,6 +157,7 @@ def kinds() -> list[Kind]:
     scores = ("evaluate", "--scores", "evaluationA", "--json", "figures.json")
     half = Command("evaluate", (*EVALUATE, "--out", "halfA"), lambda: [of_json(), sha("halfA/scores.npy")])
     localised = tuple(word.replace("regionsA", "localised") for word in (*EVALUATE, "--out", "out"))
+    lait_pairs = ("lait", "pairs", "scoredA", "out/pairs.parquet")
     read = ("pretrain", "recipeT.yaml", "output=out", "schedule.steps=1", "schedule.batch_size=8")
     return [
         Kind(
@@ -260,6 +261,17 @@ def kinds() -> list[Kind]:
             twin="regionsB",
             needs=(*CORPUS, "modelA"),
         ),
+        Kind(
+            "LAIT step",
+            "scoredA",
+            [
+                Command("lait pairs", (*lait_pairs, "pairs.relevance=0"), lambda: sha("out/pairs.parquet")),
+                Command("lait sample", ("lait", "sample", "scoredA", "out.csv"), lambda: sha("out.csv")),
+                verify("scoredA"),
+            ],
+            twin="scoredB",
+        ),
+        Kind("LAIT pairs", "laitA", [verify("laitA")], twin="laitB"),
         Kind(
             "unfinished store",
             ".unfinishedA.incomplete",

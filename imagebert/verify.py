@@ -22,6 +22,8 @@ from imagebert.engine.checkpoints import find_newest, problem_of
 from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
+from imagebert.lait.engine import STEP, check_step
+from imagebert.lait.whole import TABLE, check_table, holds_step, holds_table
 from imagebert.model_folder import open_model
 from imagebert.regions.vg.weights import holds_detector, read_detector
 from imagebert.retrieval.kept import check_kept
@@ -100,7 +102,9 @@ def _artefacts(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         if path.suffix == ".safetensors" and path.name != "model.safetensors":
             yield _kind_of_tensors(path), path
-        elif path.name in ("model.safetensors", "meta.json", "manifest.json", "evaluation.json"):
+        elif path.name == TABLE:
+            yield "LAIT pairs", path.parent
+        elif path.name in ("model.safetensors", "meta.json", "manifest.json", "evaluation.json", STEP):
             yield from _artefacts(path.parent)
         return
     if not path.is_dir():
@@ -109,6 +113,10 @@ def _artefacts(path: Path) -> Iterator[tuple[str, Path]]:
     kinds = [kind for kind, marks in _MARKS.items() if names & marks]
     if re.fullmatch(r"step-\d+", path.name) and "checkpoint" not in kinds:
         kinds.append("checkpoint")
+    if holds_step(path, names):
+        kinds.append("LAIT step")
+    if holds_table(names):
+        kinds.append("LAIT pairs")
     if path.name == "index" and any(name.endswith((".npy", ".json", ".faiss")) for name in names):
         kinds.append("index")
     yield from ((kind, path) for kind in kinds)
@@ -211,6 +219,14 @@ def _detector(path: Path) -> tuple[str, list[str]]:
     return f"{detector.rules.variant}, {len(detector.classes):,} classes", []
 
 
+def _lait_step(path: Path) -> tuple[str, list[str]]:
+    return f"{check_step(path):,} files", []
+
+
+def _lait_pairs(path: Path) -> tuple[str, list[str]]:
+    return f"{check_table(path):,} pairs", []
+
+
 def _hard_negatives(path: Path) -> tuple[str, list[str]]:
     return f"{check_hard_negatives(path):,} captions", []
 
@@ -223,4 +239,6 @@ _CHECKS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
     "run": _run,
     "detector": _detector,
     "hard negatives": _hard_negatives,
+    "LAIT step": _lait_step,
+    "LAIT pairs": _lait_pairs,
 }

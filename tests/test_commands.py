@@ -225,7 +225,9 @@ def check_slurm(words: list[str], whole: bool) -> None:
     if "--" in words:  # what the script hands on, between what it puts there itself
         cut = words.index("--")
         script = next(Path(word).stem for word in words if word.startswith("slurm/"))
-        check_imagebert(["imagebert", script, *["MODEL"] * (script == "mine"), *words[cut + 1 :], "OUT"], whole)
+        handed = {"mine": ["mine", "MODEL"], "lait": ["lait", "build", "CRAWL"]}.get(script, [script])
+        given = ["OUT", *words[cut + 1 :]] if script == "lait" else [*words[cut + 1 :], "OUT"]
+        check_imagebert(["imagebert", *handed, *given], whole)
         words = words[:cut]
     at = next(number for number, word in enumerate(words) if word.startswith("slurm/"))
     _are_in([words[at]], {f"slurm/{path.name}" for path in ROOT.glob("slurm/*.sh")})

@@ -38,6 +38,7 @@ GATES = {
         # What LAIT's steps hand on to each other are tables.
         *(f"imagebert/lait/{step}.py" for step in ("aggregate", "archived", "filter", "pages", "plan", "report")),
         *(f"imagebert/lait/{step}.py" for step in ("score", "shards", "tables", "wanted")),
+        "imagebert/demo/from_web.py",
     },
     "faiss": {"imagebert/retrieval/candidates.py"},
     "starlette": {"imagebert/retrieval/serve.py"},

@@ -161,6 +161,7 @@ def test_extraction_is_an_array_and_a_merge(tmp_path: Path) -> None:
         ("stage1.sh", ["--time", "tomorrow"], "--time tomorrow: give minutes"),
         ("stage1.sh", ["--", "auto"], "imagebert-stage1 takes nothing behind --"),
         ("import.sh", ["--out", "x"], "give --out STORE, and behind --"),
+        ("lait.sh", ["--crawl", "/nowhere", "--out", "x"], "give --crawl FOLDER|WARC and --out FOLDER"),
     ],
 )
 def test_mistakes_are_named_at_once(script: str, arguments: list[str], message: str) -> None:
@@ -230,6 +231,12 @@ def test_data_jobs(tmp_path: Path) -> None:
     assert step[step.index("imagebert") :] == ["imagebert", "import", "auto", "a b", "--strict", "s"]
     _, step = planned("pairs.sh", "--out", "p", "--", "c.tsv", "--vocab", "bert")
     assert step[step.index("imagebert") :] == ["imagebert", "pairs", "c.tsv", "--vocab", "bert", "p"]
+    lait = ["--nodes", "2", "--tasks", "3", "--cpus", "4", "--crawl", str(tmp_path), "--out", "my lait"]
+    command, step = planned("lait.sh", *lait, "filter.side=200", "--", "--archived", "pairs.sharing=5")
+    assert {"--gpus-per-node=0", "--nodes=2", "--cpus-per-task=12"} <= set(command)
+    assert {"--ntasks=6", "--ntasks-per-node=3", "--cpus-per-task=4"} <= set(step)
+    build = ["lait", "build", str(tmp_path), "my lait", "--processes", "4", "--archived", "pairs.sharing=5"]
+    assert step[step.index("imagebert") + 1 :] == [*build, "filter.side=200"]
     _, step = planned("mine.sh", "--dataset", "coco", "--from", "m", "--out", "h", "--gpus", "2", "--", "--pool", "9")
     assert "--ntasks=2" in step
     mine = ["mine", "m", "h", "--regions", "data/coco/regions", "--pairs", "data/coco/pairs", "--pool", "9"]
@@ -305,5 +312,5 @@ def test_a_chain_begins_where_it_was_left(home: Path) -> None:
 def test_all_scripts_find_home_alike() -> None:
     scripts = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in ("common.sh", "pipeline.sh")]
     heads = {path.read_text().partition("for IMAGEBERT_HOME in")[2].partition("\n}\n")[0] for path in scripts}
-    assert len(scripts) == 9
+    assert len(scripts) == 10
     assert len(heads) == 1

@@ -18,6 +18,7 @@ from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.verify import verify
 from tests.corpora import write_corpus
+from tests.lait.made import scored, scored_row
 
 RECIPE = str(Path(__file__).parent / "recipe.yaml")
 
@@ -38,13 +39,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = made_up.weights("caffe", base=2, blocks=(1, 1, 1, 1), classes=6, attributes=4)
     torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, folder.with_suffix(".pth"))
     assert main(["detector", "convert", str(folder.with_suffix(".pth")), str(folder / "vg.safetensors")]) == 0
+    scored(folder / "lait/scored", [scored_row("1", "A dog.", 0.9)], [scored_row("2", "A cat.", 0.9)])
+    assert main(["lait", "pairs", str(folder / "lait/scored"), str(folder / "lait/pairs.parquet")]) == 0
     return folder
 
 
 def test_all_kinds_are_found_and_whole(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = verify(made, 1)
     assert sorted({f.kind for f in found}) == sorted(
-        ["region store", "pair store", "model", "checkpoint", "evaluation", "run", "hard negatives", "detector"]
+        [
+            *("region store", "pair store", "model", "checkpoint", "evaluation", "run", "hard negatives", "detector"),
+            *("LAIT step", "LAIT pairs"),
+        ]
     )
     assert not any(f.problems for f in found)
     assert main(["verify", str(made), "--json", str(tmp_path / "x.json")]) == 0

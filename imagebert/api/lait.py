@@ -246,22 +246,25 @@ def lait_train_scorer(labels: PathLike, scored: PathLike, out: PathLike) -> dict
     return train(Path(labels), Path(scored), Path(out))
 
 
-def lait_sample(scored: PathLike, count: int) -> list[tuple[str, str, str, str]]:
-    """Chooses sentences for a person to judge, spread evenly over their relevance.
+def lait_sample(scored: PathLike, out: PathLike, count: int = 200) -> int:
+    """Writes sentences for a person to judge, spread evenly over their relevance.
 
     Args:
         scored: What `imagebert.api.lait_score` wrote.
+        out: The CSV to write, with the columns key, url, sentence and label, which is empty.
         count: The number of sentences.
 
     Returns:
-        Rows of key, address of the picture, sentence, and an empty label.
+        The number of sentences that were written.
 
     Raises:
-        UsageError: The step is not whole.
+        UsageError: The step is not whole, there is such a file, where somebody may have judged, or the count is not
+            positive.
+        OSError: The disk is full or fails.
     """
-    from imagebert.lait.score import sample
+    from imagebert.lait.score import write_sample
 
-    return list(sample(Path(scored), count))
+    return write_sample(Path(scored), Path(out), count)
 
 
 def lait_pairs(scored: PathLike, out: PathLike, options: LaitOptions = LaitOptions()) -> dict[str, int]:

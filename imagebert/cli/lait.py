@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,6 +199,7 @@ def train_scorer(parsed: Namespace) -> int:
 
 def _sample_options(parser: ArgumentParser) -> None:
     parser.add_argument("scored", type=Path, metavar="SCORED", help="what `lait score` wrote")
+    parser.add_argument("out", type=Path, metavar="LABELS", help="CSV to write")
     parser.add_argument("--count", type=positive, default=200, metavar="N", help="sentences (%(default)s)")
 
 
@@ -208,10 +207,8 @@ def _sample_options(parser: ArgumentParser) -> None:
 def sample(parsed: Namespace) -> int:
     from imagebert import api
 
-    rows = api.lait_sample(parsed.scored, parsed.count)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("key", "url", "sentence", "label"))
-    writer.writerows(rows)
+    count = api.lait_sample(parsed.scored, parsed.out, parsed.count)
+    print(f"{parsed.out}: {count} sentences; write 1 where one describes its picture, else 0, into the last column")
     return 0
 
 

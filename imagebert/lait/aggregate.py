@@ -17,9 +17,10 @@ from pyarrow import parquet
 from imagebert.data.folder import lock_of, make_folder
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, replacing, write_sealed
-from imagebert.lait.engine import read_step
+from imagebert.lait.engine import check_result, read_step
 from imagebert.lait.recipe import PairsRecipe
 from imagebert.lait.tables import batches, database, files_of
+from imagebert.lait.whole import note_of
 from imagebert.lock import lock
 
 SCHEMA = pa.schema(
@@ -44,7 +45,9 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
     """
     if out.suffix != ".parquet":
         raise UsageError(f"{out} is to be a table of pairs: give it a name that ends in .parquet")
-    step = read_step(scored, "imagebert lait score")
+    step = read_step(scored, "imagebert lait score", "score")
+    for path in step.files():
+        check_result(path)
     make_folder(out.parent)
     overflow = out.with_name(f".{out.name}.overflow")
     with lock(lock_of(out), out), database(overflow, memory_gib) as connection:
@@ -79,11 +82,6 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
         }
         write_sealed(note_of(out), {**content, "sha256": file_digest(out)})
     return counts
-
-
-def note_of(table: Path) -> Path:
-    """What says of a table of pairs what it was made from."""
-    return table.with_suffix(".json")
 
 
 def _counts(connection: Any, rows: str, recipe: PairsRecipe, pairs: int) -> dict[str, int]:

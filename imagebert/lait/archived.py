@@ -36,7 +36,7 @@ def take_pictures(
         UsageError: the step before is not whole, or there is no archive.
         OSError: the disk is full or fails.
     """
-    found = read_step(candidates, "imagebert lait pages")
+    found = read_step(candidates, "imagebert lait pages", "pages")
     archives = sorted((name_of(archive), archive) for archive in archives_of(list(crawl)))
     limits = (recipe.fetch.picture_bytes, recipe.filter.side, recipe.filter.aspect)
     with listed(found, out, recipe.fetch.shard, engine, memory_gib) as lists:

@@ -36,7 +36,7 @@ from imagebert.workers import ALONE, Workers
 log = logging.getLogger(__name__)
 
 STEP = "step.json"
-_NOTE = {"made_from", "counts", "files", "digest"}  # what a task's note has
+NOTE = {"made_from", "counts", "files", "digest"}  # what a task's note has
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _AHEAD = 2  # tasks for each process that are handed out at once
 
@@ -151,7 +151,7 @@ def _names_in(folder: Path) -> list[str]:
     """Of the tasks that a step's folder says that it holds."""
     try:
         return list(read_step(folder).names)
-    except (UsageError, KeyError, TypeError):
+    except UsageError:
         return []
 
 
@@ -259,10 +259,8 @@ def _remove(folder: Path, name: str) -> None:
     """Removes what a note stands behind, and the note, last: files of others may lie in the folder, too."""
     note = folder / f"{name}.json"
     try:
-        content = read_sealed(note)
+        content = _read_note(note, "")
     except UsageError:
-        return
-    if content.keys() != _NOTE:
         return
     for file in content["files"]:
         if Path(file).stem == name and Path(file).name == file:
@@ -284,11 +282,11 @@ def _is_done(folder: Path, name: str, made_from: str) -> bool:
     if not note.is_file():
         return False
     try:
-        content = read_sealed(note)
+        content = _read_note(note, "")
         return content["made_from"] == made_from and all(
             (folder / file).stat().st_size == entry["bytes"] for file, entry in content["files"].items()
         )
-    except (UsageError, OSError, KeyError, TypeError):  # what is damaged is made again
+    except (UsageError, OSError):  # what is damaged is made again
         return False
 
 
@@ -308,16 +306,36 @@ def _finish(step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[s
     write_sealed(folder / STEP, content)
 
 
-def read_step(folder: Path, command: str = "the step before") -> Done:
+def read_step(folder: Path, command: str = "the step before", *steps: str) -> Done:
     """A step's folder, which is whole.
 
+    Args:
+        command: what makes it, for people
+        steps: names that it may have; none: any
+
     Raises:
-        UsageError: it is not there, or not whole.
+        UsageError: it is not there, not whole, or another step's.
     """
     if not (folder / STEP).is_file():
         raise UsageError(f"{folder} has no {STEP}: {command} has not ended well there, make it again")
-    content = read_sealed(folder / STEP, "make the step again")
+    content = _read_step(folder)
+    if steps and content["step"] not in steps:
+        raise UsageError(f"{folder} is what another step wrote ({content['step']}): give what {command} writes")
     return Done(folder, tuple(content["tasks"]), content["counts"], content["digest"])
+
+
+def _read_step(folder: Path) -> dict[str, Any]:
+    content = read_sealed(folder / STEP, "make the step again")
+    if content.keys() != {"step", "counts", "tasks", "digest"}:
+        raise UsageError(f"{folder / STEP} is another file of this program: make the step again")
+    return content
+
+
+def _read_note(note: Path, cure: str) -> dict[str, Any]:
+    content = read_sealed(note, cure)
+    if content.keys() != NOTE:
+        raise UsageError(f"{note} is another file of this program: {cure}")
+    return content
 
 
 def check_step(folder: Path) -> int:
@@ -327,9 +345,9 @@ def check_step(folder: Path) -> int:
         UsageError: one has changed or is gone.
     """
     checked = 0
-    cure = "remove it and make the step again"
-    for name, digest in read_sealed(folder / STEP, cure)["tasks"].items():
-        note = read_sealed(folder / f"{name}.json", cure)
+    cure = "make the step again"
+    for name, digest in _read_step(folder)["tasks"].items():
+        note = _read_note(folder / f"{name}.json", cure)
         if note["digest"] != digest:
             raise UsageError(f"{folder / name}.json is of another call: {cure}")
         for file, entry in note["files"].items():
@@ -337,6 +355,18 @@ def check_step(folder: Path) -> int:
                 raise UsageError(f"{folder / file} has changed since it was written, or is gone: {cure}")
             checked += 1
     return checked
+
+
+def check_result(path: Path) -> None:
+    """Compares a file of a step with its digest, before what it holds is used.
+
+    Raises:
+        UsageError: it has changed or is gone.
+    """
+    cure = "make the step before again"
+    entry = _read_note(path.with_name(f"{path.stem}.json"), cure)["files"].get(path.name)
+    if entry is None or not path.is_file() or file_digest(path) != entry["sha256"]:
+        raise UsageError(f"{path} has changed since it was written, or is gone: {cure}")
 
 
 def identity_of(path: Path) -> list[Any]:

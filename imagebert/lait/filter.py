@@ -24,7 +24,7 @@ from pyarrow import parquet
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, open_regular, read_sealed, replacing, write_sealed
-from imagebert.lait.engine import Done, Engine, Task, held, identity_of, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, check_result, held, identity_of, read_step, run_step
 from imagebert.lait.hashes import hash_of, near
 from imagebert.lait.natural import WEIGHTS, Natural
 from imagebert.lait.nsfw import open_nsfw
@@ -88,7 +88,7 @@ def filter_pictures(
         UsageError: a folder holds no tars, or a step before is not whole.
         OSError: the disk is full or fails, or a process was killed.
     """
-    found = read_step(candidates, "imagebert lait pages")
+    found = read_step(candidates, "imagebert lait pages", "pages")
     tars = _tars(pictures)
     judges = _judges(recipe.filter, nsfw)
     tasks = [Task(tar.stem, [identity_of(tar), identity_of(_rows_of(tar))], (tar, recipe.filter, nsfw)) for tar in tars]
@@ -110,7 +110,7 @@ def filter_pictures(
 
 def _tars(pictures: Path) -> list[Path]:
     if (pictures / WANTED).is_dir():  # ours: whole, or not yet
-        return read_step(pictures, "imagebert lait fetch").files(".tar")
+        return read_step(pictures, "imagebert lait fetch", "fetch", "take").files(".tar")
     tars = sorted(path for path in pictures.glob("*.tar") if path.name[0] != ".")
     if not tars:
         raise UsageError(f"{pictures} has no .tar: fetch the pictures by `imagebert lait fetch`, or by img2dataset")
@@ -138,6 +138,9 @@ def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Count
     natural = Natural() if recipe.natural > 0 else None
     unsafe = open_nsfw(nsfw) if recipe.nsfw < 1 else None
     counts = Counter[str]()
+    if (tar.parent / WANTED).is_dir():  # ours
+        check_result(tar)
+        check_result(_rows_of(tar))
     urls = _urls(tar, counts)
     rows, seen = [], set[str]()
     with open_regular(tar) as opened:
@@ -239,6 +242,8 @@ def _choose(candidates: Done, looked: Done, folder: Path, source: list[Any], mem
     """
     for stale in (folder / CHOICE, *folder.glob("*.parquet")):
         stale.unlink(missing_ok=True)
+    for path in (*candidates.files(), *looked.files()):
+        check_result(path)
     groups, counts = _groups(looked, source[-1])
     with database(folder / ".overflow", memory_gib) as connection:
         connection.register("groups", groups)

@@ -8,6 +8,7 @@ logit of an ImageBERT where one is given. It was trained on the made-up web (`py
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from imagebert.errors import UsageError
-from imagebert.files import read_sealed, replacing, text_lines, write_sealed
-from imagebert.lait.engine import Done, Engine, Task, read_step, run_step
+from imagebert.files import read_sealed, replacing, text_lines, write_bytes, write_sealed
+from imagebert.lait.engine import Done, Engine, Task, check_result, read_step, run_step
 from imagebert.lait.filter import KEPT_SCHEMA
 from imagebert.lait.language import stop_words_of, words_of
 from imagebert.lait.ranker import Logistic, fit_logistic
@@ -152,7 +153,7 @@ def score_pairs(kept: Path, out: Path, scorer: Path, engine: Engine, match: Matc
         UsageError: the step before is not whole, or the scorer's file is damaged.
         OSError: the disk is full or fails.
     """
-    before = read_step(kept, "imagebert lait filter")
+    before = read_step(kept, "imagebert lait filter", "keep")
     notes = {name: read_sealed(kept / f"{name}.json")["digest"] for name in before.names}
     tasks = [Task(name, notes[name], (kept / f"{name}.parquet", scorer, match)) for name in before.names]
     if match is not None:  # it is not sent elsewhere
@@ -162,6 +163,7 @@ def score_pairs(kept: Path, out: Path, scorer: Path, engine: Engine, match: Matc
 
 def score(kept: Path, scorer: Path, match: Match | None, out: Path) -> Counter[str]:
     """Writes a tar's sentences with their relevance into OUT.parquet."""
+    check_result(kept)
     table = parquet.read_table(kept)
     if match is not None:
         logits = match(table["key"].to_pylist(), table["sentence"].to_pylist())
@@ -187,13 +189,33 @@ def sample(scored: Path, count: int) -> Iterator[tuple[str, str, str, str]]:
     Raises:
         UsageError: the step before is not whole.
     """
-    step = read_step(scored, "imagebert lait score")
+    step = read_step(scored, "imagebert lait score", "score")
+    for path in step.files():
+        check_result(path)
     table = pa.concat_tables(parquet.read_table(path, columns=_JUDGED) for path in step.files())
     order = sorted(range(len(table)), key=table["relevance"].to_numpy().tolist().__getitem__)
     taken = min(count, len(order))
     places = sorted(order[i * len(order) // taken] for i in range(taken))
     for row in table.take(pa.array(places, pa.int64())).to_pylist():
         yield row["key"], row["url"], row["sentence"], ""
+
+
+def write_sample(scored: Path, out: Path, count: int) -> int:
+    """Writes rows to be judged as a CSV; how many they are.
+
+    Raises:
+        UsageError: the step before is not whole, there is such a file, or the count is not positive.
+        OSError: the disk is full or fails.
+    """
+    if count < 1:
+        raise UsageError(f"{count} sentences cannot be judged: ask for one at least")
+    if out.exists():
+        raise UsageError(f"{out} exists, and may hold what somebody has judged: name another file")
+    rows = list(sample(scored, count))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("key", "url", "sentence", "label"), *rows])
+    write_bytes(out, text.getvalue().encode("utf-8", "replace"))
+    return len(rows)
 
 
 _JUDGED = ["key", "url", "sentence", "relevance"]
@@ -210,7 +232,8 @@ def train_scorer(labels: Path, scored: Path, out: Path) -> dict[str, int]:
     """
     judged = _read_labels(labels)
     rows, features, found = list[dict[str, Any]](), list[NDArray[np.float64]](), list[int]()
-    for path in read_step(scored, "imagebert lait score").files():
+    for path in read_step(scored, "imagebert lait score", "score").files():
+        check_result(path)
         rows = parquet.read_table(path).to_pylist()
         here = features_of(rows)
         for row, measured in zip(rows, here, strict=True):

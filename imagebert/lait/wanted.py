@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from imagebert.files import file_digest, replacing
-from imagebert.lait.engine import Done, Engine, Task, held, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, check_result, held, read_step, run_step
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.tables import batches, database, files_of
@@ -36,7 +36,7 @@ def fetch_pictures(
         UsageError: the step before is not whole.
         OSError: the disk or the network of this machine fails.
     """
-    found = read_step(candidates, "imagebert lait pages")
+    found = read_step(candidates, "imagebert lait pages", "pages")
     settings = asdict(recipe.fetch)
     shard = settings.pop("shard")
     limits = FetchLimits(**settings, side=recipe.filter.side, aspect=recipe.filter.aspect)
@@ -70,6 +70,8 @@ def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) 
         OSError: the disk is full or fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in candidates.files():
+        check_result(path)
     written: list[Path] = []
     with database(folder / ".overflow", memory_gib) as connection:
         query = f"SELECT key, min(url) AS url FROM {files_of(candidates.files())} GROUP BY key ORDER BY key"

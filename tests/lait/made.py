@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from imagebert.demo.web import Page, make_web, some_subjects, write_warcs
 from imagebert.lait import pages
 from imagebert.lait.engine import Done, Engine, Task, run_step
 from imagebert.lait.filter import KEPT_SCHEMA
@@ -101,3 +102,17 @@ def tar_of(folder: Path, name: str, pictures: Sequence[tuple[str, str, bytes]], 
 def kept(folder: Path, *files: Sequence[Mapping[str, Any]]) -> Done:
     """A step as `lait filter` leaves it, without its tars."""
     return table_step(folder, "keep", KEPT_SCHEMA, {f"{number:05d}": rows for number, rows in enumerate(files)})
+
+
+# Pictures here are noise, which nothing has to judge.
+SETTINGS = ("filter.natural=0", "filter.nsfw=1", "pairs.relevance=0.3")
+
+
+def write_crawl(folder: Path, pages: int, files: int, seed: int = 0) -> list[Page]:
+    """Archives of a made-up web that hold its pictures too; each subject's versions are one photograph."""
+    subjects = [subject._replace(width=640, height=480) for subject in some_subjects(pages, seed)]
+    made = make_web(subjects, pages, seed)
+    data = {subject.name: saved(photograph(1000 + n, 640, 480), 50) for n, subject in enumerate(subjects)}
+    shown = {url: data[subject.name] for page in made for url, subject in page.images.items() if subject is not None}
+    write_warcs(made, folder, files, shown)
+    return made

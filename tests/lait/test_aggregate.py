@@ -22,7 +22,7 @@ from imagebert.lait.aggregate import write_pairs_table
 from imagebert.lait.engine import Task, run_step
 from imagebert.lait.recipe import PairsRecipe
 from tests.disks import small_disk
-from tests.lait.made import scored, scored_row
+from tests.lait.made import scored, scored_row, table_step
 
 PICTURES = 2_000_000  # of the large table
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_what_each_rule_does(tmp_path: Path) -> None:
     assert content["sha256"] == file_digest(out)
     assert content["recipe"] == {"relevance": 0.5, "sharing": 3}
     write_pairs_table(tmp_path / "scored", out, PairsRecipe(relevance=0.5, sharing=4), 0.5)
-    assert pairs_of(out)["3"] == (shared[3], np.float32(0.9))
+    assert pairs_of(out)["3"] == (shared[3], float(np.float32(0.9)))
     row = parquet.read_table(out).to_pylist()[0]
     assert (row["url"], row["page"], row["source"], row["width"], row["height"]) == (
         *("http://a.example/0.jpg", "http://a.example/", "alt"),
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_a_sentence(tmp_path: Path) -> None:
         table.write_bytes(damaged)
         with pytest.raises((UsageError, OSError), match=r"00000.parquet"):
             write_pairs_table(tmp_path / "scored", tmp_path / "pairs.parquet", PairsRecipe(), 0.5)
-    parquet.write_table(pa.table({"key": ["1"]}), table)
+    table_step(tmp_path / "scored", "score", pa.schema([("key", pa.string())]), {"00000": [{"key": "1"}]})
     with pytest.raises(UsageError, match=r"the tables do not fit together .*: make the step before again"):
         write_pairs_table(tmp_path / "scored", tmp_path / "pairs.parquet", PairsRecipe(), 0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scored"]

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from imagebert.claims import Claims
 from imagebert.errors import UsageError
+from imagebert.files import read_sealed
 from imagebert.lait import engine, filter
 from imagebert.lait.engine import Done, Engine, check_step, read_step
 from imagebert.lait.filter import filter_pictures
@@ -171,7 +172,7 @@ def test_near_duplicates_are_one_with_the_sentences_of_all(crawl: Path) -> None:
         assert rows[0]["page"] == min(row["page"] for row in rows[1:])
         assert all((row["width"], row["height"]) == (400, 320) for row in rows)
     assert len(pictures_of(done)) == len(numbers)
-    counts = filter.read_sealed(crawl / "kept/chosen/choice.json")["counts"]
+    counts = read_sealed(crawl / "kept/chosen/choice.json")["counts"]
     assert counts == {
         "good pictures": 20,
         "good pictures: address seen before": 0,
@@ -214,7 +215,7 @@ def test_a_new_tar_costs_itself(crawl: Path) -> None:
     assert {path: path.stat().st_ino for path in before} == before
     assert "00003" in read_step(crawl / "kept/looked").names
     assert "00003" not in read_step(crawl / "kept").names  # nobody says anything of it
-    counts = filter.read_sealed(crawl / "kept/chosen/choice.json")["counts"]
+    counts = read_sealed(crawl / "kept/chosen/choice.json")["counts"]
     assert counts["good pictures: no sentence"] == 1
 
 
@@ -240,7 +241,7 @@ def test_tars_of_img2dataset(tmp_path: Path) -> None:
         done = filtered(tmp_path, f"filter.hamming={hamming}")
         assert sentences_of(done) == {key: [f"Sentence of {url}."] for key, url, _ in made}
         assert pictures_of(done) == {f"{key}.jpg": data for key, _, data in made}
-        counts = filter.read_sealed(tmp_path / "kept/chosen/choice.json")["counts"]
+        counts = read_sealed(tmp_path / "kept/chosen/choice.json")["counts"]
         assert counts["good pictures: address seen before"] == 1
 
 

@@ -242,8 +242,12 @@ def test_a_person_judges_and_the_model_follows(tmp_path: Path, capsys: pytest.Ca
     kept(tmp_path / "kept", plain[:120], plain[120:])
     assert main(["lait", "score", str(tmp_path / "kept"), str(tmp_path / "scored"), "--processes", "1"]) == 0
     capsys.readouterr()
-    assert main(["lait", "sample", str(tmp_path / "scored"), "--count", "150"]) == 0
-    sampled = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    sample = ["lait", "sample", str(tmp_path / "scored"), str(tmp_path / "sample.csv"), "--count", "150"]
+    assert main(sample) == 0
+    assert "sample.csv: 150 sentences; write 1 where" in capsys.readouterr().out
+    assert main(sample) == 2  # somebody may have judged
+    assert "sample.csv exists, and may hold what somebody has judged: name another" in capsys.readouterr().err
+    sampled = list(csv.DictReader(io.StringIO((tmp_path / "sample.csv").read_text())))
     assert len({(row["key"], row["sentence"]) for row in sampled}) == 150
     assert {row["label"] for row in sampled} == {""}
     found = relevances(read_step(tmp_path / "scored"))
@@ -274,9 +278,12 @@ def test_a_person_judges_and_the_model_follows(tmp_path: Path, capsys: pytest.Ca
 def test_a_sample_is_spread_and_never_larger_than_all(tmp_path: Path) -> None:
     rows = [scored_row(f"{n:04x}", f"Sentence {n}.", n / 10) for n in range(10)]
     scored(tmp_path / "scored", rows[:4], rows[4:])
-    assert [int(key, 16) for key, *_ in api.lait_sample(tmp_path / "scored", 5)] == [0, 2, 4, 6, 8]
-    for count in (10, 11, 200):
-        assert [int(key, 16) for key, *_ in api.lait_sample(tmp_path / "scored", count)] == list(range(10))
+    for count, expected in ((5, [0, 2, 4, 6, 8]), (10, range(10)), (11, range(10)), (200, range(10))):
+        out = tmp_path / f"{count}.csv"
+        assert api.lait_sample(tmp_path / "scored", out, count) == len(expected)
+        assert [int(row["key"], 16) for row in csv.DictReader(out.open())] == list(expected)
+    with pytest.raises(UsageError, match="0 sentences cannot be judged"):
+        api.lait_sample(tmp_path / "scored", tmp_path / "none.csv", 0)
 
 
 def test_labels_that_are_wrong_are_named_by_their_line(tmp_path: Path) -> None:
@@ -322,4 +329,7 @@ def test_rows_with_scores_train_a_part_of_their_own(tmp_path: Path) -> None:
 
 def test_what_is_not_whole_is_not_scored(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"kept has no step.json: imagebert lait filter has not ended well there"):
+        score_pairs(tmp_path / "kept", tmp_path / "scored", SHIPPED, Engine(), None, "")
+    scored(tmp_path / "kept", [scored_row("1", "A dog.", 0.5)])
+    with pytest.raises(UsageError, match=r"kept is what another step wrote \(score\): give what imagebert lait filter"):
         score_pairs(tmp_path / "kept", tmp_path / "scored", SHIPPED, Engine(), None, "")

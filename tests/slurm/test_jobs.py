@@ -19,6 +19,7 @@ from imagebert.data.regions import RegionStore
 from imagebert.engine.metrics import read_log
 from imagebert.training.attempts import read_attempts
 from tests.corpora import write_corpus
+from tests.lait.made import SETTINGS, write_crawl
 from tests.regions.test_extractor import description as extractor  # noqa: F401
 from tests.slurm.cluster import Cluster, wait_for
 
@@ -269,6 +270,23 @@ def test_photographs_to_a_store(cluster: Cluster, home: Path, extractor: Path) -
     assert cluster.wait_for_end(ids[1], 120) == "COMPLETED"
     store = RegionStore(home / "extracted")
     assert [store.key(number) for number in range(len(store))] == [f"{number}.jpg" for number in range(5)]
+
+
+def test_web_archives_to_pairs(cluster: Cluster, home: Path) -> None:
+    """Two nodes with two ranks each share the archives; asked to stop it is requeued, and a table comes of it."""
+    write_crawl(home / "crawl", pages=40, files=8)
+    options = ["--nodes", "2", "--tasks", "2", "--cpus", "1", "--time", "5", "--crawl", "crawl", *SETTINGS]
+    job = submit(cluster, home, "lait.sh", *options, "--out", "lait", "--", "--archived")
+    output = home / f"slurm-imagebert-lait-{job}.out"
+    wait_for(lambda: output.exists() and "command: imagebert lait" in output.read_text(), 60, "its processes")
+    cluster.call(["scancel", "--signal=USR1", job], home)
+    assert cluster.wait_for_end(job, 180) == "COMPLETED", output.read_text()
+    assert cluster.field(job, "Restarts") == "1"
+    program = ROOT / ".venv/bin/imagebert"
+    alone = [program, "lait", "build", "crawl", "alone", "--archived", *SETTINGS]
+    done = cluster.call(alone, home, PYTHONPATH=f"{ROOT}:{ROOT}/kernels")
+    assert done.returncode == 0, done.stderr
+    assert (home / "lait/pairs.parquet").read_bytes() == (home / "alone/pairs.parquet").read_bytes()
 
 
 def test_asked_to_stop_before_the_time_limit(cluster: Cluster, home: Path, undisturbed: list[float]) -> None:
