@@ -82,14 +82,15 @@ _OPENING = re.compile(
     re.I,
 )
 _SPACES = re.compile(r"[\s\u00a0\u2028\u2029]+")
-_BROKEN = re.compile(r"\s+([,.;:!?)])|([(\[])\s+|[(\[]\s*[)\]]|([,;:])(?=\s*[.!?])")
+# Of a text whose spaces are single ones.
+_BROKEN = re.compile(r" ([,.;:!?)])|([(\[]) |[(\[] ?[)\]]|([,;:])(?= ?[.!?])")
 _ENDS = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 _ABBREVIATED = re.compile(
     r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|jr|sr|prof|gen|col|inc|ltd|co|u\.s|u\.k|e\.g|i\.e|[a-z])\.$", re.I
 )
 _EDGES = " \t\n\"'`*_|/\\-:;,~<>=+^\u201c\u201d\u2018\u2019\u2022\u00b7\u2013\u2014"
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-_SITE = re.compile(r"\s+(?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::)\s+")
+_SITE = re.compile(r" (?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::) ")
 
 _SPAM = _set(
     "viagra cialis casino porn porno xxx nude nudes naked sex sexy escort escorts hentai milf webcam nsfw payday "
@@ -138,14 +139,17 @@ class _Shown(dict[int, str]):
 _SHOWN = _Shown()
 
 
-@lru_cache(4096)  # a page has one text in several places
 def clean(text: str, site: str = "") -> str:
     """A text of one line without what is boilerplate, markup or noise; "" where nothing is left.
 
     Args:
         site: what the page's site is called, which titles end with
     """
-    text = text[:LONGEST]
+    return _clean(text[:LONGEST], site)
+
+
+@lru_cache(4096)  # a page has one text in several places
+def _clean(text: str, site: str) -> str:
     if "&" in text:
         text = html.unescape(text)
     lowered = text.lower()

@@ -34,6 +34,7 @@ FEATURES = (
     "words_cut",
 )
 _LEVELS, _STEPS = 4, 2  # elements around a picture that are climbed, and elements beside each that are looked at
+_BESIDE = 100  # nodes beside each that are passed, empty ones and spaces among them
 _BLOCK = 1_200  # characters of a text around: what is longer is cut where it is far from the picture
 _CAPTION = re.compile(
     r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I
@@ -111,8 +112,9 @@ def _around(node: Node) -> Iterator[Text]:
 
 
 def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
-    beside, steps = part.prev if back else part.next, 0
-    while beside is not None and steps < _STEPS:
+    beside, steps, left = part.prev if back else part.next, 0, _BESIDE
+    while beside is not None and steps < _STEPS and left > 0:
+        left -= 1
         if beside.is_text_node:
             text = beside.text().strip()
         elif beside.tag in _SKIPPED or not beside.is_element_node:
