@@ -36,13 +36,16 @@ _CODECS = {"utf-8", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "
 _CODECS |= {"gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"}
 _CODECS |= {f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)} | {f"cp125{n}" for n in range(9)}
 
-# The parser looks through all open elements at many tags, so that its time grows with their product.
+# The parser looks through all open elements at many tags, and through all attributes of a tag at each: its time grows
+# with their squares.
 _DEEPEST = 1_000  # elements in each other; browsers have 512
-_FEW = 10_000  # tags that cost little however they lie
 _TAGS = 200_000  # that are read of a page
+_ATTRIBUTES = 5_000  # of one tag
+_FEW, _SHORT, _GAP = 10_000, 200_000, 8_192  # tags, characters, and those without an end of a tag that cost little
 _TAG = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(/?)([a-z][^\s/>]{0,40})(?:[^>\"']{0,200}?=\s{0,9}(?:\"[^\"]*\"|'[^']*'))*", re.I | re.S
+    r"<!--.*?(?:-->|\Z)|<(/?)([a-z][^\s/>]{0,40})((?:[^>\"'=]+|=\s*\"[^\"]*\"|=\s*'[^']*'|[\"'=])*+)", re.I | re.S
 )
+_VALUE = re.compile(r"=\s*(?:\"[^\"]*\"|'[^']*')")
 # Elements that hold none of their kind: they end by themselves.
 _ALONE = frozenset(
     (
@@ -91,17 +94,21 @@ def _known(name: str | None) -> str | None:
 
 
 def _bounded(text: str) -> str:
-    """A page up to where it has too many tags, or too many in each other."""
-    if text.count("<") <= _FEW:
-        return text
+    """A page up to where it has too many tags, too many in each other, or a tag of too many attributes."""
+    if len(text) <= _SHORT and text.count("<") <= _FEW:
+        ends = (text.find(">", at, at + _GAP) for at in range(0, len(text) - _GAP, _GAP))
+        if all(end >= 0 for end in ends):
+            return text
     opened, depth = Counter[str](), 0
     for count, tag in enumerate(_TAG.finditer(text)):
-        name = (tag[2] or "").lower()
+        closes, name, attributes = tag[1], (tag[2] or "").lower(), tag[3] or ""
         if count >= _TAGS or depth > _DEEPEST:
+            return text[: tag.start()]
+        if len(attributes) > _ATTRIBUTES and len(re.split(r"[\s/]+", _VALUE.sub(" ", attributes))) > _ATTRIBUTES:
             return text[: tag.start()]
         if not name or name in _ALONE:
             continue
-        if not tag[1]:
+        if not closes:
             opened[name] += 1
             depth += 1
         elif opened[name]:
@@ -115,7 +122,7 @@ class Document:
 
     Attributes:
         url: its address
-        cut: whether it was too deep or had too many tags, and its end was left out
+        cut: whether it had too many tags or attributes, or was too deep, and its end was left out
         title: of its head
         meta: what its head says of it, by name or property in lower case: the first of each
         named: name and content of its meta tags that are no properties, of all
@@ -232,7 +239,8 @@ def _escaped(url: str) -> str:
     if not _PLAIN_HOST.fullmatch(host):
         return ""
     before, behind = url[start : there.start(1)], url[there.end(1) :]
-    return f"{url[:start]}{before}{host}{quote(behind, safe=_SAFE, errors='replace')}"
+    before, behind = (quote(part, safe=_SAFE, errors="replace") for part in (before, behind))
+    return f"{url[:start]}{before}{host}{behind}"
 
 
 def above(node: Node, most: int) -> Iterator[Node]:
