@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -18,17 +19,47 @@ _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2
 _HEAD_BYTES = 4096  # where a page says its charset; the standard asks for the first 1,024
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # of an address, that stays as it is
 _HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
+_SAID = 2_000  # characters of what a head says of its page that are kept
+_SITE = 100  # of a site's name
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
+_HOST = re.compile(r"(?:[^@/?#]*@)?([^/?#:@\[\]]+)(?::\d{0,5})?(?=[/?#]|$)")
+_PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # As browsers read what calls itself so.
 _READ_AS = {"iso-8859-1": "windows-1252", "latin-1": "windows-1252", "latin1": "windows-1252", "ascii": "windows-1252"}
 _READ_AS |= {"us-ascii": "windows-1252", "gb2312": "gb18030", "gbk": "gb18030", "iso-8859-9": "windows-1254"}
 _READ_AS |= {"shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "ks_c_5601-1987": "cp949", "euc-kr": "cp949"}
+_READ_AS |= {"x-sjis": "cp932", "windows-31j": "cp932", "x-gbk": "gb18030", "windows-874": "cp874", "tis-620": "cp874"}
+_READ_AS |= {"utf-16": "utf-16-le", "iso-8859-8-i": "iso-8859-8", "big5": "big5hkscs"}
+# What browsers know, by Python's names: what else Python knows is no charset of pages, and some of it is slow.
+_CODECS = {"utf-8", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "cp866", "cp874"}
+_CODECS |= {"gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"}
+_CODECS |= {f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)} | {f"cp125{n}" for n in range(9)}
+
+# The parser looks through all open elements at many tags, and through all attributes of a tag at each: its time grows
+# with their squares.
+_DEEPEST = 1_000  # elements in each other; browsers have 512
+_TAGS = 200_000  # that are read of a page
+_ATTRIBUTES = 5_000  # of one tag
+_FEW, _SHORT, _GAP = 10_000, 200_000, 8_192  # tags, characters, and those without an end of a tag that cost little
+_TAG = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(/?)([a-z][^\s/>]{0,40})((?:[^>\"'=]+|=\s*\"[^\"]*\"|=\s*'[^']*'|[\"'=])*+)", re.I | re.S
+)
+_VALUE = re.compile(r"=\s*(?:\"[^\"]*\"|'[^']*')")
+# Elements that hold none of their kind: they end by themselves.
+_ALONE = frozenset(
+    (
+        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track"),
+        *("wbr", "p", "li", "dt", "dd", "option", "tr", "td", "th", "tbody"),
+    )
+)
 
 
 def decode(html: bytes, charset: str | None) -> str:
-    """The text of a page: in the charset of its mark, of its header, of its own words, else in what fits.
+    """The text of a page: in the charset of its mark, in UTF-8 where all is, else as its header or its own words say.
 
-    Headers and pages say wrong ones: the first that all its bytes are right in is taken, and none needs to be.
+    Headers and pages say wrong ones: the first that all its bytes are right in is taken, and none needs to be. What is
+    right in UTF-8 is hardly ever meant otherwise.
 
     Args:
         charset: as the server said
@@ -37,29 +68,53 @@ def decode(html: bytes, charset: str | None) -> str:
         if html.startswith(mark):
             return html[len(mark) :].decode(encoding, "replace")
     said = _META_CHARSET.search(html, 0, _HEAD_BYTES)
-    claimed = [charset, said[1].decode("ascii") if said else None]
-    for name in (*claimed, "utf-8"):
+    # Its own words could not be read if they were in UTF-16.
+    claimed = [_known(charset), said and _known(said[1].decode("ascii", "replace").replace("utf-16", ""))]
+    if (claimed[0] or "").startswith("utf-16") and b"\0" not in html[:200]:
+        claimed[0] = None
+    first = claimed[0] if claimed[0] in ("utf-16-le", "utf-16-be", "iso2022_jp") else None  # ASCII's bytes, too
+    for name in (first, "utf-8", *claimed):
         try:
             if name:
-                return html.decode(_text_codec(name), "strict")
-        except (LookupError, UnicodeError):  # unknown, or not in it
+                return html.decode(name, "strict")
+        except UnicodeError:
             pass
-    return html.decode(next(filter(None, map(_known, claimed)), "windows-1252"), "replace")
-
-
-def _text_codec(name: str) -> str:
-    name = name.strip().lower()
-    info = codecs.lookup(_READ_AS.get(name, name))
-    if not info._is_text_encoding:  # base64 and the like
-        raise LookupError(name)
-    return info.name
+    return html.decode(next(filter(None, claimed), "cp1252"), "replace")
 
 
 def _known(name: str | None) -> str | None:
+    """Python's name of a charset, None for what is no charset of pages."""
+    name = (name or "").strip(" \t\"'").lower()
     try:
-        return _text_codec(name) if name else None
-    except LookupError:
+        found = codecs.lookup(_READ_AS.get(name, name)).name if name.isascii() and len(name) <= 40 else ""
+    except (LookupError, ValueError):
         return None
+    found = _READ_AS.get(found, found)
+    return found if found in _CODECS else "cp1252" if found in ("iso8859-1", "ascii", "windows-1252") else None
+
+
+def _bounded(text: str) -> str:
+    """A page up to where it has too many tags, too many in each other, or a tag of too many attributes."""
+    if len(text) <= _SHORT and text.count("<") <= _FEW:
+        ends = (text.find(">", at, at + _GAP) for at in range(0, len(text) - _GAP, _GAP))
+        if all(end >= 0 for end in ends):
+            return text
+    opened, depth = Counter[str](), 0
+    for count, tag in enumerate(_TAG.finditer(text)):
+        closes, name, attributes = tag[1], (tag[2] or "").lower(), tag[3] or ""
+        if count >= _TAGS or depth > _DEEPEST:
+            return text[: tag.start()]
+        if len(attributes) > _ATTRIBUTES and len(re.split(r"[\s/]+", _VALUE.sub(" ", attributes))) > _ATTRIBUTES:
+            return text[: tag.start()]
+        if not name or name in _ALONE:
+            continue
+        if not closes:
+            opened[name] += 1
+            depth += 1
+        elif opened[name]:
+            opened[name] -= 1
+            depth -= 1
+    return text
 
 
 class Document:
@@ -67,35 +122,44 @@ class Document:
 
     Attributes:
         url: its address
+        cut: whether it had too many tags or attributes, or was too deep, and its end was left out
         title: of its head
         meta: what its head says of it, by name or property in lower case: the first of each
         named: name and content of its meta tags that are no properties, of all
         site: what its site is called, "" where it does not say
-        site_name: the first part of its host's name, www apart
+
+    Raises:
+        ValueError: its address is none.
     """
 
     def __init__(self, url: str, text: str) -> None:
         self.url = url
-        self._tree = LexborHTMLParser(text.replace("\0", "") if "\0" in text else text)
+        urlsplit(url)
+        bounded = _bounded(text)
+        self.cut = len(bounded) < len(text)
+        self._tree = LexborHTMLParser(bounded.replace("\0", "") if "\0" in bounded else bounded)
+        self._attributes: dict[int, dict[str, str | None]] = {}
         self.meta: dict[str, str] = {}
         self.named: list[tuple[str, str]] = []
         for node in self._tree.css("meta"):
             said = node.attributes
             name, content = (said.get("property") or said.get("name") or "").strip().lower(), said.get("content") or ""
             if name and content:
-                self.meta.setdefault(name, content.strip())
+                self.meta.setdefault(name, content.strip()[:_SAID])
                 self.named.append((name, content))
         title = self._tree.css_first("title")
-        self.title = title.text().strip() if title is not None else ""
-        self.site = self.meta.get("og:site_name") or self.meta.get("application-name") or ""
+        self.title = title.text().strip()[:_SAID] if title is not None else ""
+        self.site = (self.meta.get("og:site_name") or self.meta.get("application-name") or "")[:_SITE]
         base = self._tree.css_first("base[href]")
         href = (base.attributes.get("href") or "").strip() if base is not None else ""
-        self._base = url
-        self._base = self.absolute(href) or url if href else url
-        parts = urlsplit(self._base)
-        self._scheme, self._origin = parts.scheme, f"{parts.scheme}://{parts.netloc}"
+        self._place(url)
+        if href and (absolute := self.absolute(href)):
+            self._place(absolute)
+
+    def _place(self, base: str) -> None:
+        parts = urlsplit(base)
+        self._base, self._scheme, self._origin = base, parts.scheme, f"{parts.scheme}://{parts.netloc}"
         self.host = parts.hostname or ""
-        self.site_name = self.host.removeprefix("www.").partition(".")[0]
 
     def absolute(self, href: str) -> str:
         """An address as the page means it, without its fragment; "" for what is none of http."""
@@ -104,22 +168,34 @@ class Document:
             return ""
         if "\n" in href or "\t" in href or "\r" in href:
             href = re.sub(r"[\t\r\n]", "", href)
-        lowered = href[:8].lower()
-        if lowered.startswith(("http://", "https://")):
-            found = href
+        if "\\" in href:  # as browsers take them
+            path, mark, query = href.partition("?")
+            href = path.replace("\\", "/") + mark + query
+        if href[:8].lower().startswith(("http://", "https://")):
+            scheme, colon, rest = href.partition(":")
+            found = scheme.lower() + colon + rest
         elif href.startswith("//"):
-            found = f"{urlsplit(self._base).scheme}:{href}"
-        elif ":" in href.split("/", 1)[0].split("?", 1)[0]:  # data:, about:, javascript:
+            found = f"{self._scheme}:{href}"
+        elif _SCHEME.match(href):  # data:, about:, javascript:
             return ""
-        elif href.startswith("/") and ".." not in href:
-            found = getattr(self, "_origin", "") + href or href
+        elif href.startswith("/") and "/." not in href:
+            found = self._origin + href
         else:
             try:
                 found = urljoin(self._base, href)
             except ValueError:
                 return ""
         found = found.partition("#")[0]
-        return found if found.isascii() and " " not in found else _escaped(found)
+        if found.isascii() and " " not in found and "[" not in found:
+            return found if _HOST.match(found, found.find("://") + 3) else ""
+        return _escaped(found)
+
+    def attributes(self, node: Node) -> dict[str, str | None]:
+        """The attributes of an element, which many pictures may stand in."""
+        known = self._attributes.get(node.mem_id)
+        if known is None:
+            known = self._attributes[node.mem_id] = node.attributes
+        return known
 
     def all(self, selector: str) -> list[Node]:
         """The elements that a selector of CSS finds, in the page's order."""
@@ -141,22 +217,30 @@ class Document:
             if len(found) > most:
                 return found[:most]
         if len(found) < most // 2 and self._tree.body is not None:
-            for node in self._tree.css("script,style,template,svg"):
+            # The last first, so that none is taken out of what is gone.
+            for node in reversed(self._tree.css("script,style,template,svg")):
                 node.decompose()
             found += " " + self._tree.body.text(separator=" ")[:most]
         return f"{self.title} {found}"[:most]
 
 
 def _escaped(url: str) -> str:
-    """An address as browsers send it: UTF-8 in percents, a host's name in IDNA."""
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
+    """An address as browsers send it: UTF-8 in percents, a host's name in IDNA; "" where it has no host."""
+    start = url.find("://") + 3
+    there = _HOST.match(url, start)
+    if there is None:
+        return ""
+    host = there[1]
     if not host.isascii():
         try:
             host = host.encode("idna").decode("ascii")
         except UnicodeError:
             return ""
-    return f"{scheme}://{host}{slash}{quote(path, safe=_SAFE, errors='replace')}"
+    if not _PLAIN_HOST.fullmatch(host):
+        return ""
+    before, behind = url[start : there.start(1)], url[there.end(1) :]
+    before, behind = (quote(part, safe=_SAFE, errors="replace") for part in (before, behind))
+    return f"{url[:start]}{before}{host}{behind}"
 
 
 def above(node: Node, most: int) -> Iterator[Node]:
@@ -171,14 +255,12 @@ def element_beside(node: Node, back: bool) -> Node | None:
     """The element before or behind one; None where there is text between them, or nothing."""
     beside = node.prev if back else node.next
     for _ in range(8):
-        if beside is None or beside.is_element_node:
-            return beside
-        if beside.is_text_node and not beside.is_empty_text_node:
-            return None
+        if beside is None or beside.is_element_node or (beside.is_text_node and beside.text().strip()):
+            break
         beside = beside.prev if back else beside.next
-    return None
+    return beside if beside is not None and beside.is_element_node else None
 
 
 def text_of(node: Node, most: int = 2_000) -> str:
     """What an element says, in one line."""
-    return " ".join(node.text(separator=" ").split())[:most] if node is not None else ""
+    return " ".join(node.text(separator=" ")[: 8 * most].split())[:most] if node is not None else ""

@@ -62,7 +62,6 @@ LAZY = (
     *("data-hi-res-src", "data-image", "data-url", "data-flickity-lazyload", "data-echo", "data-img-src"),
     *("data-actualsrc", "data-full-src", "data-zoom-image"),
 )
-_LAZY = frozenset(LAZY)
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 
 _GOOD_CLASS = re.compile(
@@ -104,7 +103,12 @@ _JPEG_NAME = re.compile(r"\.(?:jpe?g|webp)\b", re.I)
 _DRAWN = re.compile(r"\.(?:gif|svg|ico)(?:$|\?)", re.I)
 _NAME_WORD = re.compile(r"[^\W\d_]{3,}")
 _JPEG = re.compile(r"\.jpe?g(?:$|\?)", re.I)
-_CANDIDATE = re.compile(r"\s*([^\s,](?:[^\s]*[^\s,])?)(?:\s+([\d.]+)([wx]))?\s*(?:,|$)")
+# Of a srcset: an address, which ends with a space or with commas, and its descriptors.
+_CANDIDATE = re.compile(r"[\s,]*(\S+)([^,]*)", re.ASCII)
+_DESCRIPTOR = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})([wx])\s*", re.ASCII)
+_LISTED, _STYLE, _CLASS, _ALT = 20_000, 1_000, 500, 2_000  # characters of such attributes that are looked at
+_HREF = 2_000
+_SOURCES, _WIDEST = 20, 100_000.0  # sources of a picture element that are looked at; pixels
 
 
 class PageImage(NamedTuple):
@@ -137,18 +141,6 @@ class _Seen(NamedTuple):
     lazy: bool
 
 
-class _Around(NamedTuple):
-    """What an element says of the pictures in it."""
-
-    node: Node
-    tag: str
-    classes: str
-    href: str  # of a link
-    good: int
-    bad: int
-    hidden: bool
-
-
 def images_of(document: Document, most: int) -> list[PageImage]:
     """The pictures of a page in its order, each address once; no more than `most`.
 
@@ -156,8 +148,8 @@ def images_of(document: Document, most: int) -> list[PageImage]:
     what is drawn (GIF, SVG).
     """
     nodes = document.all("img,amp-img")[:most]
-    elements: dict[int, _Around] = {}  # that pictures stand in: of many of them the same ones
-    seen = [found for node in nodes if (found := _look(document, node, elements)) is not None]
+    shared = _Shared()
+    seen = [found for node in nodes if (found := _look(document, node, shared)) is not None]
     alike = Counter(entry.signature for entry in seen)
     linked = Counter(entry.signature for entry in seen if entry.href and not entry.to_picture)
     times = Counter(entry.url for entry in seen)
@@ -173,89 +165,106 @@ def images_of(document: Document, most: int) -> list[PageImage]:
         urls.add(entry.url)
         group = alike[entry.signature], linked[entry.signature], times[entry.url]
         is_og = entry.url in page_pictures or any(stem in entry.url for stem in stems)
-        features = _measure(document, entry, len(images), len(seen), group, is_og)
+        features = _measure(document, entry, len(images), len(seen), group, is_og, shared)
         images.append(PageImage(entry.node, entry.url, *entry.sizes, entry.alt, features))
     return images
 
 
-def _look(document: Document, node: Node, elements: dict[int, _Around]) -> _Seen | None:
+def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
     attributes = node.attributes
     sizes = _sizes(attributes)
-    around = [_element(parent, elements) for parent in above(node, _ANCESTORS)]
-    href = ""
-    for element in around:
-        if element.href:
-            href = element.href
-            break
-    to_picture = href != "" and _is_picture(href, attributes.get("src") or "")
-    if not to_picture and (0 < sizes[0] <= SMALLEST or 0 < sizes[1] <= SMALLEST):
+    is_small = any(0 < side <= SMALLEST for side in sizes)
+    if is_small and not any(parent.tag == "a" for parent in above(node, 3)):
         return None
-    url, width, lazy = _address(document, node, attributes)
-    if to_picture:
-        url = document.absolute(href) or url  # the picture itself, of which this one is a small form
-    if not url or _DRAWN.search(url):
+    url, width, lazy = _address(document, node, attributes, shared)
+    if not url:
         return None
-    good, bad = _class_words(attributes.get("class"), attributes.get("id"))
+    good, bad = _class_words(*_named(attributes))
     hidden = "hidden" in attributes or _is_hidden(attributes.get("style"))
-    figure = next((element.node for element in around[:4] if element.tag == "figure"), None)
-    classes = "|".join([attributes.get("class") or "", *(element.classes for element in around[:2])])
+    tags, href, to_picture, figure = [], "", False, None
+    signature = (attributes.get("class") or "")[:_CLASS]
+    for level, parent in enumerate(above(node, _ANCESTORS)):
+        tag = parent.tag or ""
+        around = document.attributes(parent)
+        tags.append(tag)
+        if tag == "a" and not href and (href := (around.get("href") or "")[:_HREF].strip()):
+            to_picture = _is_picture(href, (attributes.get("src") or "")[:_HREF])
+            if to_picture and (larger := document.absolute(href)):
+                url, is_small = larger, False  # the picture itself, of which this one is a small form
+        elif tag == "figure" and figure is None and level < 4:
+            figure = parent
+        if is_small and level >= 2:
+            return None
+        if around:
+            more = _class_words(*_named(around))
+            good, bad = good + more[0], bad + more[1]
+            hidden = hidden or _is_hidden(around.get("style"))
+            if level < 2:
+                signature += f"|{(around.get('class') or '')[:_CLASS]}"
+    if is_small or _DRAWN.search(url):
+        return None
+    signature = f"{'/'.join(tags[:4])} {signature.translate(_NO_DIGITS)}"
+    alt = (attributes.get("alt") or "")[:_ALT].strip()
     return _Seen(
-        node=node,
-        url=url,
-        sizes=sizes,
-        alt=(attributes.get("alt") or "").strip(),
-        tags=[element.tag for element in around],
-        figure=figure,
-        good=good + sum([element.good for element in around]),
-        bad=bad + sum([element.bad for element in around]),
-        hidden=hidden or any(element.hidden for element in around),
-        signature=f"{'/'.join(element.tag for element in around[:4])} {classes.translate(_NO_DIGITS)}",
-        href=href,
-        to_picture=to_picture,
-        srcset_width=width,
-        lazy=lazy,
+        *(node, url, sizes, alt, tags, figure, good, bad, hidden, signature, href, to_picture, width, lazy),
     )
 
 
-def _element(node: Node, elements: dict[int, _Around]) -> _Around:
-    found = elements.get(node.mem_id)
-    if found is None:
-        tag, said = node.tag or "", node.attributes
-        classes = said.get("class") or ""
-        href = (said.get("href") or "").strip() if tag == "a" else ""
-        good, bad = _class_words(classes, said.get("id"))
-        found = _Around(node, tag, classes, href, good, bad, _is_hidden(said.get("style")))
-        elements[node.mem_id] = found
-    return found
+def _named(attributes: dict[str, str | None]) -> tuple[str, str]:
+    return (attributes.get("class") or "")[:_CLASS], (attributes.get("id") or "")[:100]
 
 
-@lru_cache(1 << 16)  # a site has few
-def _class_words(classes: str | None, name: str | None) -> tuple[int, int]:
+@lru_cache(1 << 14)  # a site has few
+def _class_words(classes: str, name: str) -> tuple[int, int]:
     """How many words of an element's classes and name speak for and against a picture in it."""
-    text = f"{(classes or '')[:500]} {(name or '')[:100]}"
+    text = f"{classes} {name}"
     return len(_GOOD_CLASS.findall(text)), len(_BAD_CLASS.findall(text))
 
 
 def _is_hidden(style: str | None) -> bool:
-    return bool(style) and _HIDDEN.search(style or "") is not None
+    return bool(style) and _HIDDEN.search((style or "")[:_STYLE]) is not None
 
 
-def _address(document: Document, node: Node, attributes: dict[str, str | None]) -> tuple[str, float, bool]:
+class _Shared:
+    """What is found once for all pictures of an element that many may stand in."""
+
+    def __init__(self) -> None:
+        self._sources: dict[int, tuple[str, float]] = {}
+        self._captions: dict[int, bool] = {}
+
+    def sources(self, picture: Node) -> tuple[str, float]:
+        """The largest of what the sources of a picture element list, and its width."""
+        found = self._sources.get(picture.mem_id)
+        if found is None:
+            found = "", 0.0
+            for other in picture.css("source")[:_SOURCES]:
+                said = other.attributes
+                for name in _SRCSETS:
+                    if listed := said.get(name):
+                        found = _largest(listed, *found)
+            self._sources[picture.mem_id] = found
+        return found
+
+    def has_caption(self, figure: Node) -> bool:
+        """Whether a figure has one."""
+        found = self._captions.get(figure.mem_id)
+        if found is None:
+            found = self._captions[figure.mem_id] = figure.css_first("figcaption") is not None
+        return found
+
+
+def _address(
+    document: Document, node: Node, attributes: dict[str, str | None], shared: _Shared
+) -> tuple[str, float, bool]:
     """The address of the largest form of a picture, the width that a list of them says, and whether it comes lazily."""
     best, width = "", 0.0
     for name in _SRCSETS:
-        if name in attributes and (listed := attributes[name]):
+        if listed := attributes.get(name):
             best, width = _largest(listed, best, width)
     parent = node.parent
     if parent is not None and parent.tag == "picture":
-        for other in parent.css("source"):
-            said = other.attributes
-            for name in _SRCSETS:
-                if listed := said.get(name):
-                    best, width = _largest(listed, best, width)
-    lazy = ""
-    if not _LAZY.isdisjoint(attributes):
-        lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
+        best, width = _larger(*shared.sources(parent), best, width)
+    lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
     source = attributes.get("src") or ""
     if best and not best.startswith("data:") and (url := document.absolute(best)):
         return url, width, bool(lazy) or not source or source.startswith("data:")
@@ -266,10 +275,21 @@ def _address(document: Document, node: Node, attributes: dict[str, str | None]) 
 
 def _largest(listed: str, best: str, width: float) -> tuple[str, float]:
     """The largest of a srcset's candidates, or what was found before; of equal ones a JPEG, which all can read."""
-    for found in _CANDIDATE.finditer(listed[:20_000]):
-        size = float(found[2]) * (1 if found[3] == "w" else 640) if found[2] and found[2].count(".") < 2 else 640.0
-        if size > width or (size == width and _JPEG.search(found[1]) and not _JPEG.search(best)):
-            best, width = found[1], size
+    listed, at = listed[:_LISTED], 0
+    while (found := _CANDIDATE.match(listed, at)) is not None:
+        url, at, said = found[1], found.end(), found[2]
+        if url.endswith(","):  # nothing is said of it
+            url, at, said = url.rstrip(","), found.end(1), ""
+        size = _DESCRIPTOR.fullmatch(said)
+        pixels = float(size[1]) * (1 if size[2] == "w" else 640) if size else 640.0
+        if url:
+            best, width = _larger(url, min(pixels, _WIDEST), best, width)
+    return best, width
+
+
+def _larger(url: str, size: float, best: str, width: float) -> tuple[str, float]:
+    if size > width or (size == width and _JPEG.search(url) and not _JPEG.search(best)):
+        return url, size
     return best, width
 
 
@@ -291,7 +311,7 @@ def _is_picture(href: str, url: str) -> bool:
 
 def _sizes(attributes: dict[str, str | None]) -> tuple[int, int]:
     width, height = _pixels(attributes.get("width")), _pixels(attributes.get("height"))
-    if (style := attributes.get("style")) and not (width and height):
+    if (style := (attributes.get("style") or "")[:_STYLE]) and not (width and height):
         found = {name.lower(): int(value) for name, value in _STYLE_SIZE.findall(style)}
         width, height = width or found.get("width", 0), height or found.get("height", 0)
     return width, height
@@ -301,12 +321,18 @@ def _pixels(text: str | None) -> int:
     """A size in pixels; 0 where it is none, such as a share."""
     if not text:
         return 0
-    digits = text if text.isdecimal() else text.strip().lower().removesuffix("px").partition(".")[0]
+    digits = text.strip().lower().removesuffix("px").partition(".")[0]
     return int(digits) if digits.isdecimal() and len(digits) < 6 else 0
 
 
 def _measure(
-    document: Document, entry: _Seen, place: int, count: int, group: tuple[int, int, int], is_og: bool
+    document: Document,
+    entry: _Seen,
+    place: int,
+    count: int,
+    group: tuple[int, int, int],
+    is_og: bool,
+    shared: _Shared,
 ) -> list[float]:
     (width, height), tags, url, href = entry.sizes, entry.tags, entry.url, entry.href
     path = url.partition("?")[0]
@@ -317,51 +343,50 @@ def _measure(
     alike, linked, times = group
     words = entry.alt.count(" ") + 1 if entry.alt else 0
     is_known = width > 0 or height > 0
-    to_page = bool(href) and not entry.to_picture and not to_file_page
-    return [
-        float(is_known),
+    values = (
+        is_known,
         math.log((width or height) * (height or width) + 1) if is_known else 0.0,
         abs(math.log(width / height)) if width and height else 0.0,
-        float(entry.figure is not None),
-        float(entry.figure is not None and entry.figure.css_first("figcaption") is not None),
-        float("article" in tags or "main" in tags),
-        float(not _FRAMES.isdisjoint(tags)),
-        float("li" in tags),
-        float("td" in tags),
-        float(min(4, entry.good)),
-        float(min(4, entry.bad)),
-        float(not _GOOD_ADDRESS.isdisjoint(address)),
-        float(not _BAD_ADDRESS.isdisjoint(address)),
-        float(min(12, words)),
-        float(words == 0),
-        float(is_og),
+        entry.figure is not None,
+        entry.figure is not None and shared.has_caption(entry.figure),
+        "article" in tags or "main" in tags,
+        not _FRAMES.isdisjoint(tags),
+        "li" in tags,
+        "td" in tags,
+        min(4, entry.good),
+        min(4, entry.bad),
+        not _GOOD_ADDRESS.isdisjoint(address),
+        not _BAD_ADDRESS.isdisjoint(address),
+        min(12, words),
+        words == 0,
+        is_og,
         math.log(len(name) + 1),
-        float(min(8, len(_NAME_WORD.findall(name)))),
-        float(_JPEG_NAME.search(url) is not None),
-        float(entry.lazy),
-        float(entry.srcset_width > 0),
+        min(8, len(_NAME_WORD.findall(name))),
+        _JPEG_NAME.search(url) is not None,
+        entry.lazy,
+        entry.srcset_width > 0,
         math.log(entry.srcset_width + 1),
-        float(entry.to_picture),
-        float(to_file_page),
-        float(to_page),
-        float("//" in href and document.host not in href),
-        float(document.site_name not in host),
+        entry.to_picture,
+        to_file_page,
+        bool(href) and not entry.to_picture and not to_file_page,
+        "//" in href and document.host not in href,
+        document.host.removeprefix("www.").partition(".")[0] not in host,
         place / max(1, count - 1),
-        float(place == 0),
+        place == 0,
         math.log(alike),
         linked / alike,
-        float(entry.hidden),
-        float(times > 1),
+        entry.hidden,
+        times > 1,
         math.log(count),
-        float(_by_paragraph(entry.node)),
-    ]
+        _by_paragraph(entry.node),
+    )
+    return [float(value) for value in values]
 
 
 def _by_paragraph(node: Node) -> bool:
     """Whether a paragraph stands beside it, or beside what it stands in."""
-    for part in (node, *above(node, 2)):
-        for back in (True, False):
-            beside = element_beside(part, back)
-            if beside is not None and beside.tag == "p":
-                return True
-    return False
+    return any(
+        beside is not None and beside.tag == "p"
+        for part in (node, *above(node, 2))
+        for beside in (element_beside(part, back=True), element_beside(part, back=False))
+    )

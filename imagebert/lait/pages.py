@@ -83,7 +83,12 @@ class PageReader:
         if header_opt_out(page.robots, AGENT, page.date):
             counts["pages: opted out"] += 1
             return []
-        document = Document(page.url, decode(page.body, page.charset))
+        try:
+            document = Document(page.url, decode(page.body, page.charset))
+        except ValueError:
+            counts["pages: address is none"] += 1
+            return []
+        counts["pages: too many tags"] += document.cut
         if meta_opt_out(document.named, AGENT, page.date):
             counts["pages: opted out"] += 1
             return []

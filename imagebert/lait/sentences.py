@@ -19,6 +19,7 @@ from imagebert.lait.recipe import SentencesRecipe
 
 _SURELY = 0.1  # share of unknown words up to which a sentence with stop words is in the language
 _MANY = 20  # words that say it
+_ROUNDS = 8  # of cleaning
 LONGEST = 2_000  # characters of a text that are looked at: captions are shorter
 # The reasons for which a sentence is not kept.
 FLAWS = ("short", "long", "letters", "capitals", "keywords", "repetition", "spam", "unknown_words", "language")
@@ -52,8 +53,10 @@ _DATE = re.compile(
 _WHOSE = r"(?:photo(?:graph)?s?|images?|pictures?|pics?|illustrations?|file photo|handout|stock photo)"
 _CREDIT = re.compile(
     rf"[(\[]\s*(?:{_WHOSE}|credits?|source|courtesy|via|©|copyright)\b[^()\[\]]{{0,120}}[)\]]|"
-    rf"(?:\b{_WHOSE}\s*(?:credits?|courtesy(?: of)?|by|source|via|:|/|©)|\b(?:credits?|source|courtesy(?: of)?)\s*[:/]|"
-    r"\bcourtesy of\b|©|\(c\)|\bcopyright\b|\ball rights reserved\b)[^\n]{0,120}?(?=[.!?](?:\s|$)|\n|\||$)[.!?]?",
+    rf"(?:\b{_WHOSE}\s*(?:credits?|courtesy(?: of)?|by(?=:| (?-i:[A-Z@]))|source|via|:|/|©)|"
+    r"\b(?:credits?|source|courtesy(?: of)?)\s*[:/]|"
+    r"\bcourtesy of\b|©|\(c\)|\bcopyright\b|\ball rights reserved\b)[^\n]{0,120}?(?=[.!?](?:\s|$)|\n|\||$)[.!?]?|"
+    r"\b(?:file|stock|handout) (?:photo|picture|image)(?=[.)\]]|\s*$)",
     re.I,
 )
 _AGENCY = re.compile(
@@ -82,14 +85,15 @@ _OPENING = re.compile(
     re.I,
 )
 _SPACES = re.compile(r"[\s\u00a0\u2028\u2029]+")
-_BROKEN = re.compile(r"\s+([,.;:!?)])|([(\[])\s+|[(\[]\s*[)\]]|([,;:])(?=\s*[.!?])")
+# Of a text whose spaces are single ones.
+_BROKEN = re.compile(r" ?[(\[] ?[)\]]| ([,.;:!?)])|([(\[]) |([,;:])(?= ?[.!?])")
 _ENDS = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 _ABBREVIATED = re.compile(
     r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|jr|sr|prof|gen|col|inc|ltd|co|u\.s|u\.k|e\.g|i\.e|[a-z])\.$", re.I
 )
 _EDGES = " \t\n\"'`*_|/\\-:;,~<>=+^\u201c\u201d\u2018\u2019\u2022\u00b7\u2013\u2014"
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-_SITE = re.compile(r"\s+(?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::)\s+")
+_SITE = re.compile(r" (?:[|\u00bb\u00b7\u2022]|[-\u2013\u2014]{1,2}|::) ")
 
 _SPAM = _set(
     "viagra cialis casino porn porno xxx nude nudes naked sex sexy escort escorts hentai milf webcam nsfw payday "
@@ -138,14 +142,25 @@ class _Shown(dict[int, str]):
 _SHOWN = _Shown()
 
 
-@lru_cache(4096)  # a page has one text in several places
 def clean(text: str, site: str = "") -> str:
     """A text of one line without what is boilerplate, markup or noise; "" where nothing is left.
 
     Args:
         site: what the page's site is called, which titles end with
     """
-    text = text[:LONGEST]
+    return _clean(text[:LONGEST], site)
+
+
+@lru_cache(4096)  # a page has one text in several places
+def _clean(text: str, site: str) -> str:
+    for _ in range(_ROUNDS):  # what is taken out may bring together what is no text either
+        before, text = text, _once(text, site)
+        if text == before:
+            break
+    return text
+
+
+def _once(text: str, site: str) -> str:
     if "&" in text:
         text = html.unescape(text)
     lowered = text.lower()
@@ -159,7 +174,7 @@ def clean(text: str, site: str = "") -> str:
     if _DIGIT.search(text):
         for pattern in _BY_DIGIT:
             text = pattern.sub(" ", text)
-    if not text.isascii():
+    if not (text.isascii() and text.isprintable()):
         text = unicodedata.normalize("NFC", text.translate(_SHOWN))
     text = _SPACES.sub(" ", text)
     if site:
@@ -174,10 +189,15 @@ def _without_site(text: str, site: str) -> str:
     """Without the parts, behind a bar or a dash, that name the site."""
     name = re.sub(r"\W", "", site.lower())
     parts = _SITE.split(text)
-    kept = [
-        part for part in parts if (plain := re.sub(r"\W", "", part.lower())) and plain not in name and name not in plain
-    ]
+    kept = [part for part in parts if not _names(re.sub(r"\W", "", part.lower()), name, len(parts) == 1)]
     return text if len(kept) == len(parts) else " - ".join(kept)
+
+
+def _names(part: str, site: str, alone: bool) -> bool:
+    """Whether a part of a title is a site's name, or a part of it, or little more."""
+    if alone or not part:
+        return part == site
+    return (len(part) > 2 and part in site) or (len(site) > 2 and site in part and len(part) <= 2 * len(site) + 4)
 
 
 def sentences(text: str) -> list[str]:
@@ -239,7 +259,7 @@ class Judge:
 
     def unknown(self, words: list[str]) -> float:
         """The share of words that the language's 100,000 most frequent ones do not have."""
-        return sum(not self._knows(word) for word in words) / len(words)
+        return sum(not self._knows(word) for word in words) / max(1, len(words))
 
     def _knows(self, word: str) -> bool:
         if word in self._words or word.removesuffix("'s") in self._words:

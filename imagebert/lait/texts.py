@@ -33,9 +33,9 @@ FEATURES = (
     "log_pictures",
     "words_cut",
 )
-_ONE_OF = {source: tuple(float(source == other) for other in SOURCES) for source in SOURCES}
 _LEVELS, _STEPS = 4, 2  # elements around a picture that are climbed, and elements beside each that are looked at
-_BLOCK = 500  # characters of a text around: what is longer is cut where it is far from the picture
+_BESIDE = 100  # nodes beside each that are passed, empty ones and spaces among them
+_BLOCK = 1_200  # characters of a text around: what is longer is cut where it is far from the picture
 _CAPTION = re.compile(
     r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I
 )
@@ -112,8 +112,9 @@ def _around(node: Node) -> Iterator[Text]:
 
 
 def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
-    beside, steps = part.prev if back else part.next, 0
-    while beside is not None and steps < _STEPS:
+    beside, steps, left = part.prev if back else part.next, 0, _BESIDE
+    while beside is not None and steps < _STEPS and left > 0:
+        left -= 1
         if beside.is_text_node:
             text = beside.text().strip()
         elif beside.tag in _SKIPPED or not beside.is_element_node:
@@ -146,43 +147,41 @@ def candidates(
         others: the page's other dominant pictures
         most_around: sentences of one text around it, those nearest to the picture
     """
-    name = _words(unquote(urlsplit(image.url).path.rpartition("/")[2]).replace("_", " ").lower())
+    name = _words(unquote(urlsplit(image.url).path.rpartition("/")[2]).replace("-", " ").replace("_", " ").lower())
     title = _words(f"{document.title} {document.meta.get('og:title', '')}".lower())
     alt = _words(image.alt.lower())
-    other_alts = "\n".join(other.alt for other in others).lower()
+    other_alts = [other.alt for other in others if other.alt]
     found: dict[str, tuple[Text, int, str]] = {}
-    twice = set[str]()
+    twice: dict[str, int] = {}
     for text in texts_of(document, image, alone):
         parts = sentences(clean(text.text, document.site))
         if text.source == "around" or len(parts) > 2 * most_around:
             parts = parts[:most_around] if text.behind else parts[::-1][:most_around]
         for place, sentence in enumerate(parts):
             key = sentence.lower().rstrip(".")
-            if key in found:
-                twice.add(key)
-            else:
-                found[key] = text, place, sentence
+            twice[key] = twice.get(key, 0) + 1
+            found.setdefault(key, (text, place, sentence))
     result = []
     for key, (text, place, sentence) in found.items():
         words = _words(key)
         length = sentence.count(" ") + 1
-        features = [
-            *_ONE_OF[text.source],
-            float(text.distance),
-            float(text.behind),
-            float(place),
+        values = (
+            *(text.source == source for source in SOURCES),
+            text.distance,
+            text.behind,
+            place,
             min(length, 40) / 10,
-            float(length < 5),
-            float(sentence[-1:] in ".!"),
+            length < 5,
+            sentence[-1:] in ".!",
             _overlap(name, words),
             _overlap(title, words),
             _overlap(alt, words) if text.source != "alt" else 0.0,
-            float(key in other_alts),
-            float(key in twice),
+            sum(key in other.lower() for other in other_alts) > 0,
+            twice[key] > 1,
             min(len(others), 20) / 10,
-            float(len(text.text) > len(sentence) + 60),
-        ]
-        result.append(Candidate(sentence, text.source, features))
+            len(text.text) > len(sentence) + 60,
+        )
+        result.append(Candidate(sentence, text.source, [float(value) for value in values]))
     return result
 
 

@@ -1,0 +1,69 @@
+"""The shipped recipe says each default, with a word about it; what it does not know is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imagebert.errors import UsageError
+from imagebert.lait.recipe import SHIPPED, LaitRecipe, digest, read_recipe
+
+PARTS = asdict(LaitRecipe())
+KEYS = [(part, key) for part, keys in PARTS.items() for key in keys]
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_shipped_file_says_every_default_and_nothing_else() -> None:
+    there = yaml.safe_load(SHIPPED.read_text())
+    assert [(part, key) for part, keys in there.items() for key in keys] == KEYS
+    for part, key in KEYS:
+        assert there[part][key] == plain(PARTS[part][key]), (part, key)
+    assert read_recipe() == LaitRecipe()
+
+
+def test_every_key_has_its_comment() -> None:
+    lines = SHIPPED.read_text().splitlines()
+    for part, key in KEYS:
+        start = lines.index(f"{part}:")
+        place = next(n for n in range(start, len(lines)) if lines[n].startswith(f"  {key}:"))
+        while lines[place - 1].startswith("  ") and not lines[place - 1].lstrip().startswith("#"):
+            place -= 1  # the keys of one comment stand below each other
+        assert lines[place - 1].lstrip().startswith("# "), (part, key)
+
+
+@pytest.mark.parametrize(("part", "key"), KEYS)
+def test_every_key_can_be_set_and_is_told_from_what_is_like_it(part: str, key: str) -> None:
+    value = PARTS[part][key]
+    other: Any = [1, 2] if isinstance(value, tuple) else not value if isinstance(value, bool) else value
+    other = "de" if isinstance(value, str) else other + 1 if type(value) in (int, float) else other
+    recipe = read_recipe(overrides=[f"{part}.{key}={yaml.safe_dump(other, default_flow_style=True).splitlines()[0]}"])
+    assert plain(asdict(recipe)[part][key]) == other
+    assert digest(getattr(recipe, part)) != digest(getattr(LaitRecipe(), part))
+    with pytest.raises(UsageError, match=f"unknown key {part}.{key}x; did you mean {key}"):
+        read_recipe(overrides=[f"{part}.{key}x=1"])
+    with pytest.raises(UsageError, match=f"{part}.{key} is "):
+        read_recipe(overrides=[f"{part}.{key}={{a: 1}}"])
+
+
+def test_a_file_may_say_less(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("pages:\n  pictures: 3\n")
+    recipe = read_recipe(path)
+    assert recipe.pages.pictures == 3
+    assert recipe.sentences == LaitRecipe().sentences
+    path.write_text("page:\n  pictures: 3\n")
+    with pytest.raises(UsageError, match=r"own\.yaml: unknown key page; did you mean pages"):
+        read_recipe(path)
+    assert {field.name for field in fields(LaitRecipe)} == set(PARTS)
+
+
+def test_a_digest_tells_recipes_apart_and_is_the_same_for_equal_ones() -> None:
+    assert digest(LaitRecipe(), "x", [1]) == digest(read_recipe(), "x", [1])
+    assert digest(LaitRecipe(), "x") != digest(LaitRecipe(), "y")
