@@ -22,7 +22,7 @@ _HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
 _SAID = 2_000  # characters of what a head says of its page that are kept
 _SITE = 100  # of a site's name
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
-_HOST = re.compile(r"(?:[^@/?#]*@)?([^/?#:@\[\]]+)(?::\d{0,5})?(?=[/?#]|$)")
+_HOST = re.compile(r"(?:[^@/?#\[\]]*@)?([^/?#:@\[\]]+)(?::\d{0,5})?(?=[/?#]|$)")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # As browsers read what calls itself so.
@@ -186,7 +186,7 @@ class Document:
             except ValueError:
                 return ""
         found = found.partition("#")[0]
-        if found.isascii() and " " not in found and "[" not in found:
+        if found.isascii() and " " not in found:
             return found if _HOST.match(found, found.find("://") + 3) else ""
         return _escaped(found)
 
