@@ -127,6 +127,7 @@ class Document:
         meta: what its head says of it, by name or property in lower case: the first of each
         named: name and content of its meta tags that are no properties, of all
         site: what its site is called, "" where it does not say
+        site_name: the first part of its host's name, www apart
 
     Raises:
         ValueError: its address is none.
@@ -138,7 +139,6 @@ class Document:
         bounded = _bounded(text)
         self.cut = len(bounded) < len(text)
         self._tree = LexborHTMLParser(bounded.replace("\0", "") if "\0" in bounded else bounded)
-        self._attributes: dict[int, dict[str, str | None]] = {}
         self.meta: dict[str, str] = {}
         self.named: list[tuple[str, str]] = []
         for node in self._tree.css("meta"):
@@ -160,6 +160,7 @@ class Document:
         parts = urlsplit(base)
         self._base, self._scheme, self._origin = base, parts.scheme, f"{parts.scheme}://{parts.netloc}"
         self.host = parts.hostname or ""
+        self.site_name = self.host.removeprefix("www.").partition(".")[0]
 
     def absolute(self, href: str) -> str:
         """An address as the page means it, without its fragment; "" for what is none of http."""
@@ -189,13 +190,6 @@ class Document:
         if found.isascii() and " " not in found:
             return found if _HOST.match(found, found.find("://") + 3) else ""
         return _escaped(found)
-
-    def attributes(self, node: Node) -> dict[str, str | None]:
-        """The attributes of an element, which many pictures may stand in."""
-        known = self._attributes.get(node.mem_id)
-        if known is None:
-            known = self._attributes[node.mem_id] = node.attributes
-        return known
 
     def all(self, selector: str) -> list[Node]:
         """The elements that a selector of CSS finds, in the page's order."""

@@ -62,6 +62,7 @@ LAZY = (
     *("data-hi-res-src", "data-image", "data-url", "data-flickity-lazyload", "data-echo", "data-img-src"),
     *("data-actualsrc", "data-full-src", "data-zoom-image"),
 )
+_LAZY = frozenset(LAZY)
 _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 
 _GOOD_CLASS = re.compile(
@@ -173,40 +174,38 @@ def images_of(document: Document, most: int) -> list[PageImage]:
 def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
     attributes = node.attributes
     sizes = _sizes(attributes)
-    is_small = any(0 < side <= SMALLEST for side in sizes)
-    if is_small and not any(parent.tag == "a" for parent in above(node, 3)):
+    is_small = 0 < sizes[0] <= SMALLEST or 0 < sizes[1] <= SMALLEST
+    if is_small and not any(parent.tag == "a" for parent in above(node, 3)):  # most are told here
+        return None
+    around = [shared.element(parent) for parent in above(node, _ANCESTORS)]
+    href = next((element.href for element in around if element.href), "")
+    to_picture = href != "" and _is_picture(href, (attributes.get("src") or "")[:_HREF])
+    if is_small and not to_picture:
         return None
     url, width, lazy = _address(document, node, attributes, shared)
-    if not url:
+    if to_picture and url:
+        url = document.absolute(href) or url  # the picture itself, of which this one is a small form
+    if not url or _DRAWN.search(url):
         return None
     good, bad = _class_words(*_named(attributes))
-    hidden = "hidden" in attributes or _is_hidden(attributes.get("style"))
-    tags, href, to_picture, figure = [], "", False, None
-    signature = (attributes.get("class") or "")[:_CLASS]
-    for level, parent in enumerate(above(node, _ANCESTORS)):
-        tag = parent.tag or ""
-        around = document.attributes(parent)
-        tags.append(tag)
-        if tag == "a" and not href and (href := (around.get("href") or "")[:_HREF].strip()):
-            to_picture = _is_picture(href, (attributes.get("src") or "")[:_HREF])
-            if to_picture and (larger := document.absolute(href)):
-                url, is_small = larger, False  # the picture itself, of which this one is a small form
-        elif tag == "figure" and figure is None and level < 4:
-            figure = parent
-        if is_small and level >= 2:
-            return None
-        if around:
-            more = _class_words(*_named(around))
-            good, bad = good + more[0], bad + more[1]
-            hidden = hidden or _is_hidden(around.get("style"))
-            if level < 2:
-                signature += f"|{(around.get('class') or '')[:_CLASS]}"
-    if is_small or _DRAWN.search(url):
-        return None
-    signature = f"{'/'.join(tags[:4])} {signature.translate(_NO_DIGITS)}"
-    alt = (attributes.get("alt") or "")[:_ALT].strip()
+    classes = "|".join([(attributes.get("class") or "")[:_CLASS], *(element.classes for element in around[:2])])
     return _Seen(
-        *(node, url, sizes, alt, tags, figure, good, bad, hidden, signature, href, to_picture, width, lazy),
+        node=node,
+        url=url,
+        sizes=sizes,
+        alt=(attributes.get("alt") or "")[:_ALT].strip(),
+        tags=[element.tag for element in around],
+        figure=next((element.node for element in around[:4] if element.tag == "figure"), None),
+        good=good + sum([element.good for element in around]),
+        bad=bad + sum([element.bad for element in around]),
+        hidden=(
+            "hidden" in attributes or _is_hidden(attributes.get("style")) or any(element.hidden for element in around)
+        ),
+        signature=f"{'/'.join(element.tag for element in around[:4])} {classes.translate(_NO_DIGITS)}",
+        href=href,
+        to_picture=to_picture,
+        srcset_width=width,
+        lazy=lazy,
     )
 
 
@@ -225,12 +224,37 @@ def _is_hidden(style: str | None) -> bool:
     return bool(style) and _HIDDEN.search((style or "")[:_STYLE]) is not None
 
 
+class _Element(NamedTuple):
+    """What an element says of the pictures in it."""
+
+    node: Node
+    tag: str
+    classes: str
+    href: str  # of a link
+    good: int
+    bad: int
+    hidden: bool
+
+
 class _Shared:
     """What is found once for all pictures of an element that many may stand in."""
 
     def __init__(self) -> None:
+        self._elements: dict[int, _Element] = {}
         self._sources: dict[int, tuple[str, float]] = {}
         self._captions: dict[int, bool] = {}
+
+    def element(self, node: Node) -> _Element:
+        """An element that pictures stand in."""
+        found = self._elements.get(node.mem_id)
+        if found is None:
+            tag, said = node.tag or "", node.attributes
+            classes, name = _named(said)
+            href = (said.get("href") or "")[:_HREF].strip() if tag == "a" else ""
+            words = _class_words(classes, name) if classes or name else (0, 0)
+            found = _Element(node, tag, classes, href, *words, _is_hidden(said.get("style")))
+            self._elements[node.mem_id] = found
+        return found
 
     def sources(self, picture: Node) -> tuple[str, float]:
         """The largest of what the sources of a picture element list, and its width."""
@@ -264,7 +288,9 @@ def _address(
     parent = node.parent
     if parent is not None and parent.tag == "picture":
         best, width = _larger(*shared.sources(parent), best, width)
-    lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
+    lazy = ""
+    if not _LAZY.isdisjoint(attributes):
+        lazy = next((found for name in LAZY if (found := attributes.get(name)) and not found.startswith("data:")), "")
     source = attributes.get("src") or ""
     if best and not best.startswith("data:") and (url := document.absolute(best)):
         return url, width, bool(lazy) or not source or source.startswith("data:")
@@ -370,7 +396,7 @@ def _measure(
         to_file_page,
         bool(href) and not entry.to_picture and not to_file_page,
         "//" in href and document.host not in href,
-        document.host.removeprefix("www.").partition(".")[0] not in host,
+        document.site_name not in host,
         place / max(1, count - 1),
         place == 0,
         math.log(alike),

@@ -227,17 +227,18 @@ class Judge:
             return "short"
         if len(words) > recipe.words[1] or len(sentence) > recipe.characters[1]:
             return "long"
-        letters = sum(map(str.isalpha, sentence))
+        letters = sum(map(len, words))  # and the signs within them
         if letters < recipe.letters * len(sentence):
             return "letters"
-        if sum(map(str.isupper, sentence)) > recipe.capitals * letters:
+        if not sentence[1:].islower() and sum(map(str.isupper, sentence)) > recipe.capitals * letters:
             return "capitals"
         if not _SPAM.isdisjoint(words):
             return "spam"
         separators = sum(map(sentence.count, ",;|/"))
-        if separators > recipe.commas * len(words) or sum(w in self._stop_words for w in words) < recipe.stop_words:
+        plain = [word for word in words if word not in self._stop_words]
+        if separators > recipe.commas * len(words) or len(words) - len(plain) < recipe.stop_words:
             return "keywords"
-        if self.repetition(words) > recipe.repetition:
+        if self.repetition(words, plain) > recipe.repetition:
             return "repetition"
         unknown = self.unknown(words)
         if unknown > recipe.unknown_words:
@@ -247,9 +248,8 @@ class Judge:
             return "language"
         return ""
 
-    def repetition(self, words: list[str]) -> float:
-        """The share of a sentence's words that are its most frequent one, stop words apart, or of pairs come again."""
-        plain = [word for word in words if word not in self._stop_words]
+    def repetition(self, words: list[str], plain: list[str]) -> float:
+        """The share of words without stop words that are the most frequent one, or of pairs that come again."""
         if len(plain) < 4 or len(set(plain)) == len(plain):
             return 0.0
         (_, most), *_ = Counter(plain).most_common(1)
@@ -259,10 +259,11 @@ class Judge:
 
     def unknown(self, words: list[str]) -> float:
         """The share of words that the language's 100,000 most frequent ones do not have."""
-        return sum(not self._knows(word) for word in words) / max(1, len(words))
+        rare = [word for word in words if word not in self._words and not self._knows(word)]
+        return len(rare) / max(1, len(words))
 
     def _knows(self, word: str) -> bool:
-        if word in self._words or word.removesuffix("'s") in self._words:
+        if word.removesuffix("'s") in self._words:
             return True
         return "-" in word and all(part in self._words for part in word.split("-") if part)
 
@@ -272,7 +273,7 @@ class Judge:
         Of most pages the words say it, without the model: nearly all are known, and a fifth are stop words.
         """
         words = _WORD.findall(text.lower())
-        stops = sum(word in self._stop_words for word in words)
+        stops = len([word for word in words if word in self._stop_words])
         if len(words) >= _MANY and stops >= 0.2 * len(words) and self.unknown(words) <= _SURELY:
             return 1.0
         return self._languages.score(text, self._language)

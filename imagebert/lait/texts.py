@@ -39,6 +39,7 @@ _BLOCK = 1_200  # characters of a text around: what is longer is cut where it is
 _CAPTION = re.compile(
     r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I
 )
+_ONE_OF = {source: tuple(float(source == other) for other in SOURCES) for source in SOURCES}
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _SKIPPED = frozenset(
     (
@@ -150,23 +151,25 @@ def candidates(
     name = _words(unquote(urlsplit(image.url).path.rpartition("/")[2]).replace("-", " ").replace("_", " ").lower())
     title = _words(f"{document.title} {document.meta.get('og:title', '')}".lower())
     alt = _words(image.alt.lower())
-    other_alts = [other.alt for other in others if other.alt]
+    other_alts = "\n".join(other.alt for other in others).lower()
     found: dict[str, tuple[Text, int, str]] = {}
-    twice: dict[str, int] = {}
+    twice = set[str]()
     for text in texts_of(document, image, alone):
         parts = sentences(clean(text.text, document.site))
         if text.source == "around" or len(parts) > 2 * most_around:
             parts = parts[:most_around] if text.behind else parts[::-1][:most_around]
         for place, sentence in enumerate(parts):
             key = sentence.lower().rstrip(".")
-            twice[key] = twice.get(key, 0) + 1
-            found.setdefault(key, (text, place, sentence))
+            if key in found:
+                twice.add(key)
+            else:
+                found[key] = text, place, sentence
     result = []
     for key, (text, place, sentence) in found.items():
         words = _words(key)
         length = sentence.count(" ") + 1
         values = (
-            *(text.source == source for source in SOURCES),
+            *_ONE_OF[text.source],
             text.distance,
             text.behind,
             place,
@@ -176,8 +179,8 @@ def candidates(
             _overlap(name, words),
             _overlap(title, words),
             _overlap(alt, words) if text.source != "alt" else 0.0,
-            sum(key in other.lower() for other in other_alts) > 0,
-            twice[key] > 1,
+            key in other_alts,
+            key in twice,
             min(len(others), 20) / 10,
             len(text.text) > len(sentence) + 60,
         )
