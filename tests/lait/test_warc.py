@@ -326,7 +326,9 @@ def test_an_archive_that_ends_in_any_place_says_so(tmp_path: Path, packed: bool)
 
 
 @pytest.mark.parametrize(
-    "content", [b"no archive\n" * 1000, b"\0" * 5000, b"\x1f\x8b\x08" * 5000, gzip.compress(b"no archive\n" * 1000)]
+    "content",
+    [b"no archive\n" * 1000, b"\0" * 5000, b"\x1f\x8b\x08" * 5000, gzip.compress(b"no archive\n" * 1000, mtime=0)],
+    ids=["text", "zeros", "marks", "packed text"],
 )
 def test_what_is_no_archive_is_damage(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.warc.gz"
