@@ -255,6 +255,9 @@ def element_beside(node: Node, back: bool) -> Node | None:
     return beside if beside is not None and beside.is_element_node else None
 
 
-def text_of(node: Node, most: int = 2_000) -> str:
-    """What an element says, in one line."""
-    return " ".join(node.text(separator=" ")[: 8 * most].split())[:most] if node is not None else ""
+def text_of(node: Node, most: int = 2_000, back: bool = False) -> str:
+    """The beginning of what an element says, or its end, in one line."""
+    text = node.text(separator=" ")
+    if back:
+        return " ".join(text[-8 * most :].split())[-most:]
+    return " ".join(text[: 8 * most].split())[:most]

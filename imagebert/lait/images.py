@@ -109,7 +109,7 @@ _CANDIDATE = re.compile(r"[\s,]*(\S+)([^,]*)", re.ASCII)
 _DESCRIPTOR = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})([wx])\s*", re.ASCII)
 _LISTED, _STYLE, _CLASS, _ALT = 20_000, 1_000, 500, 2_000  # characters of such attributes that are looked at
 _HREF = 2_000
-_SOURCES, _WIDEST = 20, 100_000.0  # sources of a picture element that are looked at; pixels
+_SOURCES = 20  # of a picture element that are looked at
 
 
 class PageImage(NamedTuple):
@@ -309,7 +309,7 @@ def _largest(listed: str, best: str, width: float) -> tuple[str, float]:
         size = _DESCRIPTOR.fullmatch(said)
         pixels = float(size[1]) * (1 if size[2] == "w" else 640) if size else 640.0
         if url:
-            best, width = _larger(url, min(pixels, _WIDEST), best, width)
+            best, width = _larger(url, pixels, best, width)
     return best, width
 
 

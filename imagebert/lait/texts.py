@@ -118,12 +118,13 @@ def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
         left -= 1
         if beside.is_text_node:
             text = beside.text().strip()
+            text = text[-_BLOCK:] if back else text[:_BLOCK]
         elif beside.tag in _SKIPPED or not beside.is_element_node:
             text = ""
         elif beside.tag == "img" or beside.css_first("img") is not None:
             return  # what stands there is of that one
         else:
-            text = text_of(beside, 20_000)
+            text = text_of(beside, _BLOCK, back)
         if text:
             steps += 1
             kind = "around"
@@ -135,7 +136,7 @@ def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
                 f"{beside.attributes.get('class') or ''} {beside.attributes.get('id') or ''}"
             ):
                 kind = "caption"
-            yield Text(kind, text[-_BLOCK:] if back else text[:_BLOCK], distance + steps - 1, not back)
+            yield Text(kind, text, distance + steps - 1, not back)
         beside = beside.prev if back else beside.next
 
 

@@ -286,7 +286,7 @@ def _inflated(body: bytes, most: int, window: int, size: int) -> tuple[bytes, bo
     inflate, parts, left = zlib.decompressobj(window), list[bytes](), most
     try:
         for at in range(0, len(body), max(1, size)):
-            parts.append(inflate.decompress(inflate.unconsumed_tail + body[at : at + size], left))
+            parts.append(inflate.decompress(body[at : at + size], left))
             left -= len(parts[-1])
             if inflate.eof or left == 0:
                 break
