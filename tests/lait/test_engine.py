@@ -173,14 +173,16 @@ def wait_for(asked: Any, seconds: float = 60) -> bool:
 def test_a_killed_process_is_named_and_the_call_goes_on(
     tmp_path: Path, notes: Path, expected: dict[str, bytes]
 ) -> None:
-    (notes / "at crawl-é").write_text("kill")
-    said = r"a process was killed at one of .*crawl-é.*, by a lack of memory .*: give fewer processes; the same call"
+    (notes / "at *").write_text("wait")  # the first two
+    (notes / "at 00000").write_text("kill")
+    said = r"a process was killed at one of \*, 00000.*, by a lack of memory .*: give fewer processes; the same call"
     with pytest.raises(OSError, match=said):
         run(tmp_path / "step", notes, COUNT, Engine(processes=2))
     with pytest.raises(UsageError, match=r"has no step.json: the step before has not ended well there"):
         read_step(tmp_path / "step")
     before = noted(tmp_path / "step")
-    assert "crawl-é" not in before
+    assert "00000" not in before
+    (notes / "at *").unlink()
     done_in(notes)
     run(tmp_path / "step", notes, COUNT, Engine(processes=2))
     assert files_of(tmp_path / "step") == expected
@@ -250,6 +252,20 @@ def test_another_threshold_makes_all_again(made: Path, notes: Path) -> None:
     assert sorted(done_in(notes)) == sorted(names())
     assert after.digest != before.digest
     assert after[1:3] == before[1:3]
+
+
+def only_a_table(number: int, notes: Path, out: Path) -> dict[str, int]:
+    out.with_name(f"{out.name}.parquet").write_bytes(b"%d" % number)
+    return {}
+
+
+def test_what_a_task_wrote_before_does_not_stay(made: Path, notes: Path) -> None:
+    """Of another recipe, which makes no such file."""
+    run_step("test", made, only_a_table, tasks(COUNT, notes), 0.6)
+    assert sorted(files_of(made)) == sorted(
+        [STEP, *(f"{name}.json" for name in names()), *(f"{name}.parquet" for name in names())]
+    )
+    assert check_step(made) == COUNT
 
 
 def test_another_input_makes_its_own_again(made: Path, notes: Path) -> None:

@@ -187,6 +187,25 @@ def test_near_duplicates_are_one_with_the_sentences_of_all(crawl: Path) -> None:
     assert all(len(sentences) == 2 for sentences in sentences_of(done).values())
 
 
+def test_of_a_sentence_on_several_pages_the_likeliest_stands(crawl: Path) -> None:
+    """Where they are as likely, that of the page which sorts first, with all that belongs to it."""
+    url, sentence = URL.format("0-1"), "The same sentence."
+    told = [("z", 0.1, 0.1), ("b", 0.9, 0.2), ("a", 0.9, 0.3), ("a", 0.9, 0.4), ("0", 0.5, 0.5)]
+    rows = [candidate(url, sentence, page, fit=fit, dominance=dominance) for page, fit, dominance in told]
+    candidates(crawl / "candidates", rows[:2], rows[2:])
+    for order in (rows, rows[::-1]):
+        candidates(crawl / "candidates", order[:1], order[1:])
+        (row,) = rows_of(filtered(crawl))
+        assert (row["page"], row["pages"]) == ("a", 4)
+        assert [row["fit"], row["dominance"]] == [np.float32(0.9), np.float32(0.3)]
+
+
+def test_another_threshold_looks_again(crawl: Path) -> None:
+    assert len(pictures_of(filtered(crawl))) == 8
+    filtered(crawl, "filter.side=320")  # only those that were enlarged have more
+    assert set(looked(crawl).values()) == {"", "small"}
+
+
 def test_the_same_bytes_whatever_does_it(crawl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filtered(crawl)
     expected = files_of(crawl / "kept")
