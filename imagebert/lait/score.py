@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ FEATURES = (
     "agreement",
 )
 MATCHED = (*FEATURES, "match", "match_among")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _LOGIT = 10.0  # what a model's logits are cut to
 _FEWEST = 20  # judged sentences of each kind that a model can be trained on
 
@@ -106,7 +108,7 @@ def features_of(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
 
 def _of_picture(rows: Sequence[Mapping[str, Any]], known: frozenset[str], stops: frozenset[str]) -> NDArray[np.float64]:
     """Features of one picture's sentences."""
-    bags = [frozenset(word.strip(".,;:!?\"'()").lower() for word in row["sentence"].split()) - {""} for row in rows]
+    bags = [frozenset(_WORD.findall(row["sentence"].lower())) for row in rows]
     plain = [bag - stops for bag in bags]
     best_fit = max(row["fit"] for row in rows)
     matches = np.array([row.get("match", math.nan) for row in rows], np.float64)
@@ -279,10 +281,14 @@ def _texts(path: Path) -> Iterator[str]:
         yield line.text
 
 
-def fit(features: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """The content of a scorer's file, from rows of MATCHED; with a part for logits where enough rows have one."""
-    content = {"alone": fit_logistic(FEATURES, features[:, : len(FEATURES)], labels)}
+def fit(features: NDArray[np.float64], labels: NDArray[np.int64], trust: float = 1.0) -> dict[str, Any]:
+    """The content of a scorer's file, from rows of MATCHED; with a part for logits where enough rows have one.
+
+    Args:
+        trust: see `fit_logistic`
+    """
+    content = {"alone": fit_logistic(FEATURES, features[:, : len(FEATURES)], labels, trust)}
     has_match = ~np.isnan(features[:, MATCHED.index("match")])
     if min(int(labels[has_match].sum()), int((1 - labels[has_match]).sum())) >= _FEWEST:
-        content["matched"] = fit_logistic(MATCHED, features[has_match], labels[has_match])
+        content["matched"] = fit_logistic(MATCHED, features[has_match], labels[has_match], trust)
     return content

@@ -40,6 +40,11 @@ _CAPTION = re.compile(
     r"caption|legend|desc|cutline|credit|subtitle|(?:image|photo|img|pic)[-_]?(?:text|title|info)", re.I
 )
 _ONE_OF = {source: tuple(float(source == other) for other in SOURCES) for source in SOURCES}
+# Of a sentence that stands in several places, the one that says most of the picture counts.
+_CLOSENESS = {
+    source: place
+    for place, source in enumerate(("figcaption", "caption", "alt", "title", "og", "heading", "around", "page_title"))
+}
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _SKIPPED = frozenset(
     (
@@ -143,7 +148,7 @@ def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
 def candidates(
     document: Document, image: PageImage, alone: bool, others: Sequence[PageImage], most_around: int
 ) -> list[Candidate]:
-    """The sentences that may describe a picture, each once, where it stands first.
+    """The sentences that may describe a picture, each once, where it stands closest to it.
 
     Args:
         others: the page's other dominant pictures
@@ -163,7 +168,7 @@ def candidates(
             key = sentence.lower().rstrip(".")
             if key in found:
                 twice.add(key)
-            else:
+            if key not in found or _CLOSENESS[text.source] < _CLOSENESS[found[key][0].source]:
                 found[key] = text, place, sentence
     result = []
     for key, (text, place, sentence) in found.items():
@@ -178,7 +183,7 @@ def candidates(
             length < 5,
             sentence[-1:] in ".!",
             _overlap(name, words),
-            _overlap(title, words),
+            _overlap(title, words) if text.source != "page_title" else 0.0,  # it says of itself nothing
             _overlap(alt, words) if text.source != "alt" else 0.0,
             key in other_alts,
             key in twice,

@@ -113,7 +113,7 @@ def test_each_problem_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sentences_of(done) == {key: [f"A sentence of {key}."] for key in good}
     assert pictures_of(done) == {f"{key}.jpg": data for key, _, data in made if key in good}
     counts = read_step(tmp_path / "kept/looked").counts
-    assert counts.pop("not fetched") == 1
+    assert counts.pop("not fetched: failed_to_download") == 1
     names = {f"pictures: {problem or 'good'}": len(pictures) for problem, pictures in truth.items()}
     assert counts == {"pictures": len(made), **names}
     assert done.counts == {"pictures: kept": 3, "sentences": 3}
@@ -329,4 +329,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         filtered(tmp_path)
     (tmp_path / "candidates/step.json").unlink()
     with pytest.raises(UsageError, match=r"candidates has no step.json: imagebert lait pages has not ended well"):
+        filtered(tmp_path)
+
+
+def test_nothing_left_is_a_sentence(tmp_path: Path) -> None:
+    tar_of(tmp_path / "pictures", "00000", [("a", URL.format("a"), b"none")], failed=[URL.format("gone")])
+    candidates(tmp_path / "candidates", [candidate(URL.format("a"), "A dog runs over the grass.")])
+    with pytest.raises(
+        UsageError, match="can be kept: not fetched: failed_to_download 1, unreadable 1; `imagebert lait"
+    ):
+        filtered(tmp_path)
+
+
+def test_pictures_of_another_crawl_are_told(tmp_path: Path) -> None:
+    tar_of(tmp_path / "pictures", "00000", [("a", URL.format("a"), saved(photograph(1)))])
+    candidates(tmp_path / "candidates", [candidate(URL.format("b"), "A dog runs over the grass.")])
+    with pytest.raises(UsageError, match=r"has no sentence for a picture of .*: are both of one crawl"):
         filtered(tmp_path)

@@ -51,7 +51,8 @@ def slowly(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, flo
     beside = [other for other in rows if other["key"] == row["key"]]
 
     def words(other: dict[str, Any]) -> set[str]:
-        return {word.strip(".,;:!?\"'()").lower() for word in other["sentence"].split()} - {""}
+        letters = "".join(c if c.isalpha() else " " for c in other["sentence"].lower())
+        return {word for word in letters.split() if len(word) > 1}
 
     own = words(row)
     said_by_others = {
