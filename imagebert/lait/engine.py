@@ -118,12 +118,11 @@ def run_step(
     with held(folder, workers):
         made_from = {task.name: digest_of([step, source, task.source]) for task in tasks}
         claims = Claims(folder, workers)
-        left = workers.agreed(
-            lambda: [
-                number for number, task in enumerate(tasks) if not _is_done(folder, task.name, made_from[task.name])
-            ]
-        )
-        if workers.rank == 0 and (left or _names_in(folder) != list(made_from)):
+        # The first rank looks, and the sum tells the others: a network's file system may show each something else.
+        first = workers.rank == 0
+        is_done = [int(first and _is_done(folder, task.name, made_from[task.name])) for task in tasks]
+        left = [number for number, done in enumerate(workers.total(is_done)) if not done]
+        if first and (left or _names_in(folder) != list(made_from)):
             (folder / STEP).unlink(missing_ok=True)  # until it is whole again
         with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
             done = len(tasks) - len(left)
@@ -132,7 +131,7 @@ def run_step(
                 done += 1
                 progress.update(done if workers.size == 1 else len(tasks) - len(left) + claims.reached)
         workers.barrier()
-        if workers.rank == 0:
+        if first:
             claims.clear()
             _finish(step, folder, tasks, made_from)
         workers.barrier()
