@@ -447,15 +447,15 @@ def test_what_had_arrived_when_it_was_ended_is_not_asked_for_again(
 ) -> None:
     ways = ["jpeg", "missing", "small", "noai", "broken"] * 24
     wanted, shard = wanted_of(server, ways, 10), tmp_path / "0.tar"
-    limits = replace(LIMITS, per_host=2, pause=0.05, seconds=10.0)
+    limits = replace(LIMITS, per_host=2, pause=0.2, seconds=10.0)  # so slow that it is ended in the middle
     process = start(wanted, shard, limits)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while sum(server.pictures().values()) < 50:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(by)
-    assert process.wait(5) != 0
+    assert process.wait(30) != 0
     assert not shard.exists()
     lines = (tmp_path / ".0.spool" / "journal").read_bytes().splitlines(keepends=True)
     arrived = {Row(*json.loads(line)["row"]).url for line in lines if line.endswith(b"\n")}
