@@ -135,7 +135,7 @@ def measure(content: dict[str, Any], found: Sequence[Example], missed: int, thre
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", type=int, default=3000)
+    parser.add_argument("--pages", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
