@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +29,9 @@ ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}:{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
 }
-PORT = 6387
+with socket.socket() as probe:
+    probe.bind(("", 0))
+    PORT = probe.getsockname()[1]
 
 
 def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
