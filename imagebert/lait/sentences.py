@@ -84,9 +84,11 @@ _OPENING = re.compile(
     r"(?:\d+[a-z]?)?(?:\s*(?:of|/)\s*\d+)?\s*[.:)\u2013-]|\d+\s*(?:of|/)\s*\d+\s*[.:)\u2013-]?|\d{1,3}[.)]\s)\s*",
     re.I,
 )
-_SPACES = re.compile(r"[\s\u00a0\u2028\u2029]+")
 # Of a text whose spaces are single ones.
 _BROKEN = re.compile(r" ?[(\[] ?[)\]]| ([,.;:!?)])|([(\[]) |([,;:])(?= ?[.!?])")
+# One of these is in what it finds.
+_FAULTS = ("(", "[", *(f" {sign}" for sign in ",.;:!?)"), *(a + b for a in ",;:" for b in ".!?"))
+_SIGN = re.compile(r"[.!?\u2026]")
 _ENDS = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 _ABBREVIATED = re.compile(
     r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|jr|sr|prof|gen|col|inc|ltd|co|u\.s|u\.k|e\.g|i\.e|[a-z])\.$", re.I
@@ -176,13 +178,14 @@ def _once(text: str, site: str) -> str:
             text = pattern.sub(" ", text)
     if not (text.isascii() and text.isprintable()):
         text = unicodedata.normalize("NFC", text.translate(_SHOWN))
-    text = _SPACES.sub(" ", text)
+    text = " ".join(text.split())
     if site:
         text = _without_site(text, site)
     while (shorter := _OPENING.sub("", text, count=1)) != text:
         text = shorter
-    text = _BROKEN.sub(lambda found: found[1] or found[2] or "", text)
-    return _SPACES.sub(" ", text).strip(_EDGES)
+    if any(fault in text for fault in _FAULTS):
+        text = _BROKEN.sub(lambda found: found[1] or found[2] or "", text)
+    return " ".join(text.split()).strip(_EDGES)
 
 
 def _without_site(text: str, site: str) -> str:
@@ -203,7 +206,7 @@ def _names(part: str, site: str, alone: bool) -> bool:
 def sentences(text: str) -> list[str]:
     """The sentences of a clean text."""
     found: list[str] = []
-    for part in _ENDS.split(text):
+    for part in _ENDS.split(text) if _SIGN.search(text, 0, len(text) - 1) else [text]:
         if found and _ABBREVIATED.search(found[-1]):
             found[-1] = f"{found[-1]} {part}"
         else:
