@@ -30,7 +30,7 @@ class LaitOptions:
     Args:
         recipe: The YAML file of all thresholds. None takes the one that ships, lait.yaml.
         overrides: Thresholds in place of the recipe's, such as {"filter.natural": 0}.
-        processes: The number of processes of this machine, or of each rank. None takes a core each.
+        processes: The number of processes of this machine, or of each rank. None takes one a core, or one a rank.
         ray: The address of a Ray cluster that does the work, such as "auto". Empty takes processes.
         memory_gib: The memory in GiB of what looks at everything at once. What does not fit goes to the disk.
     """
@@ -62,10 +62,8 @@ class LaitOptions:
         """
         if self.memory_gib < 0.5 or (self.processes is not None and self.processes < 1):
             raise UsageError("LAIT is built by a process at least, and half a GiB of memory: give more")
-        cores = len(os.sched_getaffinity(0))
-        # Ranks of one node often see all of its cores.
-        beside = 1 if discover(os.environ).world_size == 1 else cores
-        return Engine(team, self.processes or max(1, cores // beside), self.ray)
+        alone = discover(os.environ).world_size == 1  # ranks of one node often see all of its cores
+        return Engine(team, self.processes or (len(os.sched_getaffinity(0)) if alone else 1), self.ray)
 
 
 class LaitStep(NamedTuple):

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from imagebert.lait.build import archives_of, name_of
 from imagebert.lait.engine import Done, Engine, Task, identity_of, read_step, run_step
-from imagebert.lait.failures import Failed
+from imagebert.lait.failures import Failed, check_size
 from imagebert.lait.opt_out import header_opt_out
 from imagebert.lait.pages import key_of
 from imagebert.lait.picture_head import NoPicture, ends, read_head
@@ -93,10 +93,7 @@ def _row(key: str, url: str, kind: str, body: bytes, cut: bool, side: int, aspec
         raise Failed("no_picture", str(error), 200) from None
     if head is None:
         raise Failed("no_picture", "its bytes do not say how large it is", 200)
-    if min(head.width, head.height) <= side:
-        raise Failed("too_small", f"it has {head.width} x {head.height} pixels", 200, head)
-    if max(head.width, head.height) > aspect * min(head.width, head.height):
-        raise Failed("too_narrow", f"it has {head.width} x {head.height} pixels", 200, head)
+    check_size(head, side, aspect)
     if cut:
         raise Failed("too_large", f"it has more than {len(body):,} bytes", 200, head)
     if not ends(body, head.suffix):

@@ -1,4 +1,4 @@
-"""Steps 1 to 5 one after the other, in one folder; and step 1 for a folder of archives."""
+"""Step 1 for a folder of archives: which there are, and a task for each."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import glob
-import logging
 import multiprocessing
 import os
 import signal
@@ -32,8 +31,6 @@ from imagebert.lait.ray_cluster import ray_pool
 from imagebert.lock import lock
 from imagebert.log import Progress
 from imagebert.workers import ALONE, Workers
-
-log = logging.getLogger(__name__)
 
 STEP = "step.json"
 NOTE = {"made_from", "counts", "files", "digest"}  # what a task's note has

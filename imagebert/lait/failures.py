@@ -42,3 +42,20 @@ class Failed(Exception):
     def __init__(self, kind: str, why: str, status: int | None = None, head: Head | None = None) -> None:
         super().__init__(why)
         self.kind, self.why, self.status, self.head = kind, why, status, head
+
+
+def check_size(head: Head, side: int, aspect: float) -> None:
+    """Whether a picture may be as large as its first bytes say.
+
+    Args:
+        side: pixels that width and height both must exceed
+        aspect: the longer side over the shorter, at most
+
+    Raises:
+        Failed: it is too small or too narrow.
+    """
+    least, most = sorted((head.width, head.height))
+    if least <= side:
+        raise Failed("too_small", f"it has {head.width} x {head.height} pixels", 200, head)
+    if most > aspect * least:
+        raise Failed("too_narrow", f"it has {head.width} x {head.height} pixels", 200, head)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from imagebert.errors import UsageError
 from imagebert.files import digest_of
 from imagebert.lait.asking import LATER, Asker, Clock
-from imagebert.lait.failures import KINDS, Failed
+from imagebert.lait.failures import KINDS, Failed, check_size
 from imagebert.lait.fetch_limits import FetchLimits
 from imagebert.lait.opt_out import header_opt_out
 from imagebert.lait.picture_head import HEAD_BYTES, Head, NoPicture, ends, read_head
@@ -273,9 +273,5 @@ class _Fetcher:
             raise Failed("no_picture", str(error), 200) from None
         if head is None:
             return None
-        least, most = sorted((head.width, head.height))
-        if least <= self._limits.side:
-            raise Failed("too_small", f"it has {head.width} x {head.height} pixels", 200, head)
-        if most > self._limits.aspect * least:
-            raise Failed("too_narrow", f"it has {head.width} x {head.height} pixels", 200, head)
+        check_size(head, self._limits.side, self._limits.aspect)
         return head

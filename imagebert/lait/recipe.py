@@ -7,11 +7,9 @@ says of each where it comes from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from imagebert.files import digest_of
 from imagebert.strict_yaml import apply_overrides, build, read_yaml
 
 AGENT = "imagebert"  # as robots.txt, X-Robots-Tag and meta tags may name it
@@ -102,8 +100,3 @@ def read_recipe(path: Path = SHIPPED, overrides: Sequence[str] = ()) -> LaitReci
         UsageError: It has an unknown key or a value of a wrong type, which is named.
     """
     return build(LaitRecipe, apply_overrides(read_yaml(path), overrides), str(path))
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of parts of a recipe, and of other plain data."""
-    return digest_of([asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts])
