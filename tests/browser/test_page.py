@@ -11,9 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore
@@ -45,7 +46,7 @@ def server(scenes: Scenes) -> Iterator[str]:
         yield found[0]
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def page(server: str) -> Iterator[Page]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.goto(server)
+        expect(page.locator("#upload")).to_be_visible()  # the server has said what it is: the page is ready
         yield page
         started.close()
     # A refused question is an answer of status 400, which a browser writes down as an error.
@@ -111,14 +113,34 @@ def test_words_find_pictures_and_show_where_they_look(page: Page, finder: Finder
     weights[0] = 0  # the whole image
     assert max(range(len(fills)), key=fills.__getitem__) == weights.argmax()
     assert fills[0] == 0
+    record = explanation.record
+    assert_lies_at(dialog, record.boxes[1] / [record.width, record.height, record.width, record.height])
+    dialog.get_by_role("button", name="close").click()
+    expect(dialog).to_be_hidden()
+
+
+def assert_lies_at(dialog: Locator, sides: np.ndarray) -> None:
+    """The second box drawn, after the whole image, in shares of the picture."""
     box = dialog.locator("rect").nth(1).bounding_box()
     stage = dialog.locator("#photograph").bounding_box()
     assert box
     assert stage
-    left = explanation.record.boxes[1][0] / explanation.record.width
-    assert (box["x"] - stage["x"]) / stage["width"] == pytest.approx(left, abs=0.02)
-    dialog.get_by_role("button", name="close").click()
-    expect(dialog).to_be_hidden()
+    for side, (start, size) in enumerate([("x", "width"), ("y", "height")]):
+        assert (box[start] - stage[start]) / stage[size] == pytest.approx(sides[side], abs=0.02)
+        assert box[size] / stage[size] == pytest.approx(sides[side + 2] - sides[side], abs=0.03)
+
+
+def test_boxes_lie_where_they_belong_without_the_picture(page: Page, finder: Finder) -> None:
+    page.route("**/large", lambda route: route.abort())
+    search(page, QUERY)
+    page.locator(".hit").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    record = finder.store.read(finder.images(finder.query(QUERY), top=1)[0].number)
+    sides = record.boxes[1] / [record.width, record.height, record.width, record.height]
+    assert_lies_at(dialog, sides)
+    page.locator("#photograph").evaluate("picture => picture.removeAttribute('src')")  # a server that has none
+    assert_lies_at(dialog, sides)
 
 
 def test_a_picture_finds_captions(page: Page, finder: Finder, scenes: Scenes) -> None:

@@ -82,7 +82,7 @@ async function explain(hit, query) {
   try {
     const found = await call(`/regions/${hit.number}?q=` + encodeURIComponent(query));
     at("detail-title").textContent = `${query} – ${percent(hit.probability)}`;
-    at("photograph").alt = found.key;
+    Object.assign(at("photograph"), { alt: found.key, width: found.width, height: found.height });
     if (hit.picture) at("photograph").src = `${hit.picture}/large`;
     else at("photograph").removeAttribute("src");
     draw(at("boxes"), found.regions);
@@ -121,7 +121,8 @@ function ask(file, limit) {
     const boxes = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     boxes.setAttribute("viewBox", "0 0 1 1");
     boxes.setAttribute("preserveAspectRatio", "none");
-    const shown = element("img", "", { alt: "your picture", src: URL.createObjectURL(file) });
+    const size = { width: found.width, height: found.height };
+    const shown = element("img", "", { alt: "your picture", src: URL.createObjectURL(file), ...size });
     shown.addEventListener("load", () => URL.revokeObjectURL(shown.src));
     stage.append(shown, boxes);
     draw(boxes, found.regions);
