@@ -1,12 +1,14 @@
 """Step 5: scored sentences to pairs (paper, section 4, aggregation).
 
-Sentences below the threshold go. A sentence that too many pictures share goes from all of them: equal ones, and those
-that differ in digits, case and signs only. Of what is left each picture keeps its best. What comes out is a table as
-img2dataset writes them, which `imagebert pairs` reads as it is: `key` names the picture in the kept tars.
+Sentences below the threshold go. A sentence that too many pictures share goes from all of them: equal ones, those that
+differ in digits, case and signs only, and of long ones those that differ in some words, as a shop's do. Of what is left
+each picture keeps its best. What comes out is a table as img2dataset writes them, which `imagebert pairs` reads as it
+is: `key` names the picture in the kept tars.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
+
+# Near duplicates are found by MinHash (Broder, 1997) of a text's runs of words: two are one where in any of the orders
+# of all runs, grouped by ROWS, they have the same first ones: with a share s of runs in common, 1 - (1 - s^4)^8 are.
+_RUN, _GROUPS, _ROWS = 3, 8, 4  # nearly all at nine runs of ten, six in a hundred at three of ten
 
 
 def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: float) -> dict[str, int]:
@@ -57,9 +63,21 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
             WITH good AS (
                 SELECT *, trim(regexp_replace(lower(sentence), '[^\\p{{L}}]+', ' ', 'g')) AS plain
                 FROM {rows} WHERE relevance >= {recipe.relevance}
+            ), texts AS (
+                SELECT DISTINCT plain, key FROM good
+            ), signed AS (
+                SELECT plain, key, unnest({_signs()}) AS sign FROM (
+                    SELECT *, list_transform(range(1, len(words) - {_RUN - 2}), lambda first: hash(words[first : first + {_RUN - 1}])) AS runs
+                    FROM (SELECT *, string_split(plain, ' ') AS words FROM texts)
+                    WHERE len(words) >= {max(_RUN, recipe.long)}
+                )
             ), shared AS (
-                SELECT plain FROM (SELECT DISTINCT plain, key FROM good)
-                GROUP BY plain HAVING count(*) > {recipe.sharing}
+                SELECT plain FROM texts GROUP BY plain HAVING count(*) > {recipe.sharing}
+                UNION
+                SELECT plain FROM signed SEMI JOIN (
+                    SELECT sign FROM (SELECT DISTINCT sign, key FROM signed)
+                    GROUP BY sign HAVING count(*) > {recipe.sharing}
+                ) USING (sign)
             ), ranked AS (
                 SELECT good.*, row_number() OVER (PARTITION BY key ORDER BY relevance DESC, sentence) AS place
                 FROM good ANTI JOIN shared USING (plain)
@@ -82,6 +100,14 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
         }
         write_sealed(note_of(out), {**content, "sha256": file_digest(out)})
     return counts
+
+
+def _signs() -> str:
+    """What near duplicates have in common, of their runs' hashes, in SQL: a list with a number for each group."""
+    orders = [int.from_bytes(hashlib.sha256(b"%d" % n).digest()[:8], "big") for n in range(_GROUPS * _ROWS)]
+    firsts = [f"list_min(list_transform(runs, lambda run: xor(run, {order}::UBIGINT)))" for order in orders]
+    groups = [", ".join(firsts[n * _ROWS : (n + 1) * _ROWS]) for n in range(_GROUPS)]
+    return "[" + ", ".join(f"hash({n}, {group})" for n, group in enumerate(groups)) + "]"
 
 
 def _counts(connection: Any, rows: str, recipe: PairsRecipe, pairs: int) -> dict[str, int]:

@@ -80,6 +80,7 @@ class PairsRecipe:
 
     relevance: float = 0.5
     sharing: int = 10
+    long: int = 8
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_what_each_rule_does(tmp_path: Path) -> None:
     content = read_sealed(tmp_path / "pairs.json")
     assert content["counts"] == counts
     assert content["sha256"] == file_digest(out)
-    assert content["recipe"] == {"relevance": 0.5, "sharing": 3}
+    assert content["recipe"] == {"relevance": 0.5, "sharing": 3, "long": 8}
     write_pairs_table(tmp_path / "scored", out, PairsRecipe(relevance=0.5, sharing=4), 0.5)
     assert pairs_of(out)["3"] == (shared[3], float(np.float32(0.9)))
     row = parquet.read_table(out).to_pylist()[0]
@@ -112,6 +112,35 @@ def test_what_each_rule_does(tmp_path: Path) -> None:
         *("http://a.example/0.jpg", "http://a.example/", "alt"),
         *(400, 320),
     )
+
+
+def test_a_template_that_a_shop_fills_describes_no_picture(tmp_path: Path) -> None:
+    """Long sentences that differ in a word are one for the rule, by the share of runs of words that they have in common."""
+    rng = random.Random(0)
+    words = sorted({"".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)})
+    template = "buy the best {} for your home and garden today with delivery in three days from our friendly shop"
+    filled = [template.format(word) for word in rng.sample(words, 60)]
+    short = [f"a man in a {word} hat" for word in rng.sample(words, 60)]
+    alone = [" ".join(rng.choices(words, k=14)) for _ in range(60)]
+    few = [f"{alone[0]} {word}" for word in rng.sample(words, 10)]  # no more than may share a sentence
+    sentences = [*filled, *short, *alone[1:], *few]
+    rows = [scored_row(f"{n:016x}", sentence, 0.9) for n, sentence in enumerate(sentences)]
+    scored(tmp_path / "scored", rows)
+    out = tmp_path / "pairs.parquet"
+    write_pairs_table(tmp_path / "scored", out, PairsRecipe(), 0.5)
+    left = {sentence for sentence, _ in pairs_of(out).values()}
+    assert left - set(filled) == set(sentences) - set(filled)
+    # Two of them have 14 of 20 runs in common (brute force); each has 57 others to be found equal with.
+    assert {shared_runs(filled[0], other) for other in filled[1:]} == {14 / 20}
+    assert len(left & set(filled)) <= 6
+    write_pairs_table(tmp_path / "scored", out, PairsRecipe(long=1000), 0.5)
+    assert len(pairs_of(out)) == len(sentences)
+
+
+def shared_runs(some: str, other: str) -> float:
+    """The share of the runs of three words of two sentences that both have."""
+    both = [set(zip(text, text[1:], text[2:], strict=False)) for text in (some.split(), other.split())]
+    return len(both[0] & both[1]) / len(both[0] | both[1])
 
 
 @pytest.mark.parametrize("name", ["it's", "a[1]", "what?", "*", 'a "b"', "ü {1,2}"])
