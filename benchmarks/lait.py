@@ -1,12 +1,16 @@
-"""Pages to candidates: pages a second and core, beside what others do with the same pages.
+"""LAIT's two steps that processors are for: pages read, and pictures looked at, a second and core.
 
-    python -m benchmarks.lait [--pages 2000] [--rounds 3] [--json FILE]
+    python -m benchmarks.lait [--pages 2000] [--pictures 100] [--rounds 3] [--json FILE]
 
 Pages are a made-up web's (imagebert/demo/web), archived as a crawler does. In turns, each by one process, in seconds of
 its processor: ours (archive to Parquet: reading, language, dominant pictures, sentences), the half of it that nothing
 can do without (archive to parsed page), and, where they are installed, cc2dataset's own extraction from the archive's
 WAT, which Common Crawl makes of it and which has alternative texts only, with trafilatura's text of each page besides:
 what it takes to have both pictures and the text around. Making the WAT is not counted.
+
+Pictures are random ones of 1,024 x 768 pixels, JPEGs of some 150 kB, of which each is decoded and goes through all
+that judges it: natural or not, OpenNSFW where it is installed, the perceptual hash. Both rates are those of
+`imagebert lait plan`.
 """
 
 from __future__ import annotations
@@ -21,24 +25,30 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
 from benchmarks.lait_ranker import web
 from benchmarks.report import Line, publish
 from imagebert.demo.web import Page, write_warcs
 from imagebert.lait.document import Document, decode
+from imagebert.lait.filter import look
 from imagebert.lait.pages import read_archive
 from imagebert.lait.ranker import Ranker
 from imagebert.lait.recipe import LaitRecipe
+from imagebert.lait.shards import Row, write_shard
 from imagebert.lait.warc import responses
 
 SEED = 21
 LEAST = 2000.0  # pages a second and core
+PICTURES = "pictures looked at"
 PEER = "cc2dataset and trafilatura"
 
 
@@ -91,6 +101,24 @@ def peer(pages: list[Page], wat: bytes) -> Callable[[], None] | None:
     return run
 
 
+def write_pictures(folder: Path, count: int) -> Path:
+    """A tar of pictures, as `imagebert lait fetch` writes them."""
+    rng = np.random.default_rng(SEED)
+    data = dict[str, bytes]()
+    for number in range(count):
+        image = sum(
+            np.asarray(Image.fromarray(rng.integers(0, 85, (size, size, 3), np.uint8)).resize((1024, 768)), np.uint8)
+            for size in (4, 24, 160)
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=85)
+        data[f"{number:016x}"] = buffer.getvalue()
+    shard = folder / "00000.tar"
+    rows = [Row(key, f"http://a.example/{key}.jpg", "success", suffix="jpg") for key in data]
+    write_shard(shard, rows, lambda row: data[row.key])
+    return shard
+
+
 def seconds(work: Callable[[], object]) -> float:
     begun = time.process_time()
     work()
@@ -100,6 +128,7 @@ def seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parsed = parser.parse_args()
@@ -117,16 +146,26 @@ def main() -> None:
         if (theirs := peer(few, wat_of(few))) is not None:
             theirs()
             works[PEER] = theirs
+        shard, looked = write_pictures(Path(folder), parsed.pictures), Path(folder) / "looked"
+        # Whatever is found, all is looked for.
+        all_of_it = replace(recipe.filter, natural=1e-9, nsfw=1 - 1e-9)
+        shard_bytes = shard.stat().st_size
+        good = look(shard, all_of_it, None, looked)["pictures: good"]
+        assert good == parsed.pictures
+        works[PICTURES] = lambda: look(shard, all_of_it, None, looked)
         taken: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(parsed.rounds):
             for name, work in works.items():
                 taken[name].append(seconds(work))
-    count = {name: len(few) if name == PEER else counts["pages"] for name in works}
+    count = dict.fromkeys(works, counts["pages"]) | {PEER: len(few), PICTURES: parsed.pictures}
     rates = {name: count[name] / statistics.median(times) for name, times in taken.items()}
+    pictures = rates.pop(PICTURES)
     figures: dict[str, Any] = {
         "kilobytes_a_page": sum(len(page.html) for page in pages) / len(pages) / 1e3,
         "images_a_page": sum(len(page.images) for page in pages) / len(pages),
         "pages_a_second_and_core": rates,
+        "kilobytes_a_picture": shard_bytes / parsed.pictures / 1e3,
+        "pictures_looked_at_a_second_and_core": pictures,
         "counts": dict(sorted(counts.items())),
     }
     lines = [Line("pages/s and core", rates["ours"], LEAST)]
@@ -134,6 +173,7 @@ def main() -> None:
         lines.append(Line(f"times {PEER}", rates["ours"] / rates[PEER], 1.0))
     for name, rate in rates.items():
         print(f"{name}: {rate:,.0f} pages/s and core")
+    print(f"{PICTURES}: {pictures:,.0f} pictures/s and core")
     publish(figures, lines, parsed.json)
 
 

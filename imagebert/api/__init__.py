@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from imagebert.api.detectors import check_detector as check_detector
     from imagebert.api.detectors import convert_detector as convert_detector
     from imagebert.api.lait import LaitOptions as LaitOptions
+    from imagebert.api.lait import LaitPlan as LaitPlan
     from imagebert.api.lait import LaitStep as LaitStep
     from imagebert.api.lait import lait_build as lait_build
     from imagebert.api.lait import lait_fetch as lait_fetch
@@ -112,6 +113,7 @@ _MODULES = {
     "lait": (
         *(
             "LaitOptions",
+            "LaitPlan",
             "LaitStep",
             "lait_build",
             "lait_fetch",

@@ -80,6 +80,20 @@ class LaitStep(NamedTuple):
     counts: dict[str, int]
 
 
+class LaitPlan(NamedTuple):
+    """Describes what so many web pages give, and take.
+
+    Attributes:
+        figures: Counts, hours and terabytes by name.
+        rates: The shares and rates that the figures follow from.
+        sources: Where each rate is from, by its name.
+    """
+
+    figures: Mapping[str, float]
+    rates: LaitRates
+    sources: Mapping[str, str]
+
+
 def _told(done: Done) -> LaitStep:
     return LaitStep(done.folder, len(done.names), done.counts)
 
@@ -356,9 +370,7 @@ def lait_report(out: PathLike, page: PathLike | None = None, *, count: int = 60)
     return write_report(Path(out), Path(out) / "report.html" if page is None else Path(page), count)
 
 
-def lait_plan(
-    pages: int, *, cores: int = 1, nodes: int = 1, gpus: int = 1, like: PathLike | None = None
-) -> tuple[Mapping[str, float], LaitRates]:
+def lait_plan(pages: int, *, cores: int = 1, nodes: int = 1, gpus: int = 1, like: PathLike | None = None) -> LaitPlan:
     """Says what so many pages give, and what they take.
 
     Args:
@@ -369,14 +381,18 @@ def lait_plan(
         like: The folder of a build, whose own shares are taken. None takes published ones.
 
     Returns:
-        Counts, hours and terabytes by name; and the rates that they follow from.
+        What they give and take, with the rates that it follows from, and where each rate is from.
 
     Raises:
         UsageError: A number is not positive, or the build has no whole step.
     """
-    from imagebert.lait.plan import LaitRates, measured, plan
+    from imagebert.lait.plan import SOURCES, LaitRates, measured, plan
 
     if min(pages, cores, nodes, gpus) < 1:
         raise UsageError("a plan is made for a page, a core, a node and a GPU at least: give positive numbers")
-    rates = LaitRates() if like is None else measured(Path(like))
-    return plan(pages, cores, nodes, gpus, rates), rates
+    rates = LaitRates()
+    sources = dict(SOURCES)
+    if like is not None:
+        published, rates = vars(rates), measured(Path(like))
+        sources |= {name: f"measured in {like}" for name, value in vars(rates).items() if value != published[name]}
+    return LaitPlan(plan(pages, cores, nodes, gpus, rates), rates, sources)

@@ -226,13 +226,12 @@ def plan(parsed: Namespace) -> int:
     from imagebert import api
 
     check_json(parsed.json)
-    figures, rates = api.lait_plan(
-        parsed.pages, cores=parsed.cores, nodes=parsed.nodes, gpus=parsed.gpus, like=parsed.like
-    )
-    shown = {name: f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for name, value in figures.items()}
+    made = api.lait_plan(parsed.pages, cores=parsed.cores, nodes=parsed.nodes, gpus=parsed.gpus, like=parsed.like)
+    shown = {name: f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for name, value in made.figures.items()}
     print_report(f"{parsed.pages:,} pages", shown)
-    print_report("from these rates", vars(rates))
-    write_json(parsed.json, {"figures": dict(figures), "rates": dict(vars(rates))})
+    rates = vars(made.rates)
+    print_report("from these rates", {name: f"{value:,.4g} ({made.sources[name]})" for name, value in rates.items()})
+    write_json(parsed.json, {"figures": made.figures, "rates": rates, "sources": made.sources})
     return 0
 
 

@@ -67,7 +67,9 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
                 SELECT DISTINCT plain, key FROM good
             ), signed AS (
                 SELECT plain, key, unnest({_signs()}) AS sign FROM (
-                    SELECT *, list_transform(range(1, len(words) - {_RUN - 2}), lambda first: hash(words[first : first + {_RUN - 1}])) AS runs
+                    SELECT *, list_transform(
+                        range(1, len(words) - {_RUN - 2}), lambda first: hash(words[first : first + {_RUN - 1}])
+                    ) AS runs
                     FROM (SELECT *, string_split(plain, ' ') AS words FROM texts)
                     WHERE len(words) >= {max(_RUN, recipe.long)}
                 )

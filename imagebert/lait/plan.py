@@ -1,7 +1,7 @@
-"""What it takes to make so many pairs: pages, core hours, requests, disk and GPUs, from figures that were measured.
+"""What it takes to make so many pairs: pages, core hours, requests, disk and GPUs, from shares and rates.
 
-The constants are shares and rates of `python -m benchmarks.lait`, on pages of a made-up web, and of what others
-published of the real one; whoever has built a first archive gives his own (`imagebert lait plan --like OUT`).
+Each says where it is from: measured on a made-up web, published of the real one, or a goal. Whoever has built a first
+archive gives his own shares (`imagebert lait plan --like OUT`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _WARC_PAGES = 27_000  # HTML pages of a WARC of Common Crawl, of about 1 GB
 
 @dataclass(frozen=True)
 class LaitRates:
-    """Holds the shares and rates that a plan is made of.
+    """Holds the shares and rates that a plan is made of; LAIT_SOURCES says where each is from.
 
     Attributes:
-        english: The share of pages that are read: English, with a picture, not opted out. Common Crawl: 45 % English.
+        english: The share of pages that are read: English, with a picture, not opted out.
         pictures: The number of dominant pictures with a sentence on such a page.
-        fetched: The share of addresses that bring a picture. img2dataset: 60 to 70 % of LAION's.
-        kept: The share of pictures that pass all filters and are no near duplicates. Conceptual Captions: 35 %.
-        related: The share of kept pictures that keep a sentence. COYO and LAION: a tenth to a half.
+        fetched: The share of addresses that bring a picture.
+        kept: The share of pictures that pass all filters and are no near duplicates.
+        related: The share of kept pictures that keep a sentence.
         pages_per_core: Pages read a second and core.
         looked_per_core: Pictures looked at a second and core, NSFW included.
-        fetched_per_node: Pictures fetched a second and node. img2dataset: 1,350 on 16 cores.
+        fetched_per_node: Pictures fetched a second and node.
         scored_per_gpu: Pairs scored a second and GPU, regions being there.
         extracted_per_gpu: Pictures whose regions are found a second and GPU.
         picture_bytes: Bytes of a picture.
@@ -43,8 +43,8 @@ class LaitRates:
     fetched: float = 0.65
     kept: float = 0.35
     related: float = 0.3
-    pages_per_core: float = 1_000.0
-    looked_per_core: float = 40.0
+    pages_per_core: float = 800.0
+    looked_per_core: float = 50.0
     fetched_per_node: float = 1_350.0
     scored_per_gpu: float = 2_000.0
     extracted_per_gpu: float = 150.0
@@ -52,8 +52,25 @@ class LaitRates:
     candidate_bytes: float = 120.0
 
 
+# Where each of the rates above is from.
+SOURCES: Mapping[str, str] = {
+    "english": "published, Common Crawl: 45 % are English; not all have a picture",
+    "pictures": "a guess; made-up pages of benchmarks.lait have 2.8",
+    "fetched": "published, img2dataset on LAION: 60 to 70 %",
+    "kept": "published, Conceptual Captions: 35 %",
+    "related": "published, COYO and LAION: a tenth to a half",
+    "pages_per_core": "measured: benchmarks.lait",
+    "looked_per_core": "measured: benchmarks.lait",
+    "fetched_per_node": "published, img2dataset on 16 cores",
+    "scored_per_gpu": "a goal, not measured on a GPU yet",
+    "extracted_per_gpu": "a goal, not measured on a GPU yet",
+    "picture_bytes": "a guess: a JPEG of 1,024 x 768",
+    "candidate_bytes": "a guess; made-up pages pack into 28",
+}
+
+
 def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
-    """The shares that a build had, in place of the defaults.
+    """The shares that a build had, and the bytes of what it wrote, in place of the defaults.
 
     Raises:
         UsageError: the build has no whole step.
@@ -72,6 +89,10 @@ def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
     if asked := sum(parquet.read_metadata(path).num_rows for path in lists):
         # Of archives several may hold one picture.
         values["fetched"] = min(1.0, fetched.get("success", 0) / asked)
+    if fetched.get("success") and (size := _bytes_of(out / "pictures", "*.tar")):
+        values["picture_bytes"] = size / fetched["success"]
+    if pages.get("sentences: kept") and (size := _bytes_of(out / "candidates", "*.parquet")):
+        values["candidate_bytes"] = size / pages["sentences: kept"]
     kept = found.get("kept", {})
     if fetched.get("success") and "pictures: kept" in kept:
         values["kept"] = kept["pictures: kept"] / fetched["success"]
@@ -79,6 +100,11 @@ def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
         pairs = read_sealed(out / "pairs.json", "make the table again")["counts"]
         values["related"] = pairs["pairs"] / max(1, pairs["pictures"])
     return LaitRates(**values)
+
+
+def _bytes_of(folder: Path, files: str) -> int:
+    """Of what is still there: whoever is short of disk removes what the next step has read."""
+    return sum(path.stat().st_size for path in folder.glob(files))
 
 
 _STEPS = ("candidates", "pictures", "kept", "scored")

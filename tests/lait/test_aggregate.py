@@ -115,7 +115,7 @@ def test_what_each_rule_does(tmp_path: Path) -> None:
 
 
 def test_a_template_that_a_shop_fills_describes_no_picture(tmp_path: Path) -> None:
-    """Long sentences that differ in a word are one for the rule, by the share of runs of words that they have in common."""
+    """Long sentences that differ in a word are one for the rule that drops what too many share."""
     rng = random.Random(0)
     words = sorted({"".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)})
     template = "buy the best {} for your home and garden today with delivery in three days from our friendly shop"

@@ -202,7 +202,14 @@ def test_a_plan_takes_a_builds_own_shares(built: Path, capsys: pytest.CaptureFix
     assert figures["pairs"] == pytest.approx(
         1e6 * rates["english"] * rates["pictures"] * rates["fetched"] * rates["kept"] * rates["related"]
     )
-    assert "core hours" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "core hours" in said
+    assert rates["picture_bytes"] == sum(path.stat().st_size for path in (built / "pictures").glob("*.tar")) / took
+    own = {name for name, source in found["sources"].items() if source == f"measured in {built}"}
+    assert own >= {"english", "pictures", "kept", "related", "picture_bytes", "candidate_bytes"}
+    assert own.isdisjoint({"pages_per_core", "looked_per_core", "scored_per_gpu"})
+    assert found["sources"].keys() == rates.keys()
+    assert "a goal, not measured on a GPU yet" in said
     with pytest.raises(UsageError, match=r"candidates has no step.json: imagebert lait build has not ended well"):
         api.lait_plan(1000, like=tmp_path)
     with pytest.raises(UsageError, match="give positive numbers"):
