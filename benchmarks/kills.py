@@ -19,6 +19,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a forked child has none
 
 import argparse
+import io
 import json
 import shutil
 import signal
@@ -59,6 +60,7 @@ from benchmarks.artefacts import (
 from benchmarks.report import Line, publish
 from imagebert import cli
 from imagebert.data.regions import RegionStore
+from imagebert.demo.web import Subject, make_web, write_warcs
 
 IMAGES = 120  # of what is read and written, so that there is time to kill in
 
@@ -97,6 +99,23 @@ def keys_of(store: str) -> None:
     Path("keys.txt").write_text("".join(f"{found.key(i)}\n" for i in range(0, len(found), 2)))
 
 
+def crawl() -> None:
+    """Pages of a made-up web in two archives, with their pictures."""
+    rng = np.random.default_rng(0)
+    subjects = [
+        Subject(f"scene-{n}", f"a {['red', 'blue', 'green'][n % 3]} kite above the hill {n}", 64, 48) for n in range(12)
+    ]
+    web = make_web(subjects, IMAGES // 4, 0)
+    data = dict[str, bytes]()
+    for subject in subjects:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(buffer, "JPEG")
+        data[subject.name] = buffer.getvalue()
+    shown = {url: data[of.name] for page in web for url, of in page.images.items() if of is not None}
+    Path("crawl").mkdir()
+    write_warcs(web, Path("crawl"), 2, shown)
+
+
 def dual() -> None:
     trained(0, "dual-run", *DUAL)
     if cli.main(["export", "dual-run", "dual"]):
@@ -109,6 +128,7 @@ BUILDERS |= {
     "featuresL": ((), partial(features, 0, "featuresL", IMAGES)),
     "tablesL": ((), partial(tables, 0, "tablesL", 2 * IMAGES)),
     "pictures": ((), pictures),
+    "crawl": ((), crawl),
     "keys.txt": (("large",), partial(keys_of, "large")),
     "dual": (("vocab.txt", "recipe.yaml", "regionsA", "pairsA"), dual),
 }
@@ -133,10 +153,17 @@ def whole_run() -> Any:
     return [of_log("out"), shas("out/model", "[!dt]*"), of_json("out/model/training.json"), weights]
 
 
+def built() -> Any:
+    """What each step of LAIT wrote; its notes hold when what they were made from was written."""
+    files = [path for pattern in ("*.parquet", "*.tar", "*.csv") for path in Path("out").rglob(pattern)]
+    return {str(path): sha(path) for path in sorted(files)}
+
+
 def commands() -> list[Write]:
     data = ("vocab.txt", "regionsA", "pairsA")
     run = ("output=out", "schedule.steps=6", "checkpoint.every_steps=1", "data.max_damaged_records=0")
     model = (*data, "modelA", "finishedA", "recipe.yaml")
+    lait = ("filter.side=40", "filter.natural=0", "filter.nsfw=1", "filter.hamming=-1", "pairs.relevance=0")
     localise = ("store", "localise", "large", "out")
     return [
         Write("import", ("import", "npz", "featuresL/npz", "out"), lambda: stores("out"), ("featuresL",)),
@@ -188,6 +215,9 @@ def commands() -> list[Write]:
             lambda: shas("dual/index", "*.npy"),
             (*data, "dual"),
             into="dual",
+        ),
+        Write(
+            "lait build", ("lait", "build", "crawl", "out", "--archived", "--processes", "1", *lait), built, ("crawl",)
         ),
         # Of a few images IVF is the same bytes each time; HNSW is made by threads that race.
         Write(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from imagebert.lait.build import archives_of, name_of
+from imagebert.lait.build import archives_of
 from imagebert.lait.engine import Done, Engine, Task, identity_of, read_step, run_step
 from imagebert.lait.failures import Failed, check_size
 from imagebert.lait.opt_out import header_opt_out
@@ -37,7 +37,7 @@ def take_pictures(
         OSError: the disk is full or fails.
     """
     found = read_step(candidates, "imagebert lait pages", "pages")
-    archives = sorted((name_of(archive), archive) for archive in archives_of(list(crawl)))
+    archives = archives_of(list(crawl))
     limits = (recipe.fetch.picture_bytes, recipe.filter.side, recipe.filter.aspect)
     with listed(found, out, recipe.fetch.shard, engine, memory_gib) as lists:
         tasks = [Task(name, identity_of(archive), (archive, lists, limits)) for name, archive in archives]

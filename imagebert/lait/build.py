@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,40 +15,39 @@ from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.warc import SUFFIXES
 
 
-def archives_of(paths: list[Path]) -> list[Path]:
-    """The WARC files that were named, and those below folders that were, sorted.
+def archives_of(paths: list[Path]) -> list[tuple[str, Path]]:
+    """The WARC files that were named, and those below folders that were, each with a name, sorted by it.
+
+    Names are the same wherever the crawl lies, and stay when others come to it.
 
     Raises:
         UsageError: there is none.
     """
-    found = set[Path]()
+    found = dict[Path, str]()
     for path in paths:
         if path.is_dir():
             below = (file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
-            found |= {file.absolute() for file in below if file.name[0] != "."}
+            for file in below:
+                if file.name[0] != ".":
+                    found.setdefault(file.absolute(), name_of(file.relative_to(path)))
         elif path.is_file():
-            found.add(path.absolute())
+            found.setdefault(path.absolute(), name_of(Path(path.name)))
         else:
             raise UsageError(f"{path} is neither a WARC file nor a folder of some")
     if not found:
         raise UsageError(f"{', '.join(map(str, paths))}: there is no .warc and no .warc.gz below")
-    return sorted(found)
+    return sorted((name, path) for path, name in found.items())
 
 
 def read_pages(crawl: list[Path], out: Path, recipe: LaitRecipe, engine: Engine) -> Done:
-    """Step 1 for every archive: a task each, whose name stays when others come to the crawl.
+    """Step 1 for every archive: a task each.
 
     Raises:
-        UsageError: there is no archive.
+        UsageError: there is no archive, or two have one place below the folders that were named.
         OSError: the disk is full or fails, or a process was killed.
     """
-    archives = archives_of(crawl)
     ranker = Ranker()
-    names = [name_of(archive) for archive in archives]
-    tasks = [
-        Task(name, identity_of(archive), (archive, recipe, ranker))
-        for name, archive in sorted(zip(names, archives, strict=True))
-    ]
+    tasks = [Task(name, identity_of(archive), (archive, recipe, ranker)) for name, archive in archives_of(crawl)]
     source = [asdict(recipe.pages), asdict(recipe.sentences), ranker.digest]
     return run_step("pages", out, read, tasks, source, engine)
 
@@ -57,7 +57,7 @@ def read(archive: Path, recipe: LaitRecipe, ranker: Ranker, out: Path) -> dict[s
     return read_archive(archive, out.with_name(f"{out.name}.parquet"), recipe, ranker)
 
 
-def name_of(archive: Path) -> str:
-    """A name of its own, whatever else is in the crawl: the file's, and some digits of where it lies."""
-    stem = archive.name.split(".warc")[0][:60]
-    return f"{stem}-{hashlib.sha256(str(archive.absolute()).encode()).hexdigest()[:8]}"
+def name_of(place: Path) -> str:
+    """A name for an archive by its place below the crawl: the file's, and some digits of the folders' around it."""
+    stem = place.name.split(".warc")[0][:60]
+    return f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"

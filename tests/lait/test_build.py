@@ -21,7 +21,7 @@ from imagebert.data.tokens import SPECIALS
 from imagebert.demo.web import Page
 from imagebert.engine.metrics import read_log
 from imagebert.errors import UsageError
-from imagebert.lait.build import archives_of, name_of
+from imagebert.lait.build import archives_of
 from imagebert.lait.engine import read_step
 from imagebert.lait.pages import key_of
 from tests.disks import small_disk
@@ -223,9 +223,16 @@ def test_archives_are_each_taken_once(tmp_path: Path, monkeypatch: pytest.Monkey
         path.touch()
     monkeypatch.chdir(tmp_path)
     found = archives_of([Path("crawl"), tmp_path / "crawl/a.warc.gz", Path("crawl/deep")])
-    assert found == [tmp_path / "crawl" / name for name in ("a.warc.gz", "b.WARC", "deep/a.warc.gz")]
-    assert len({name_of(path) for path in found}) == 3
-    assert archives_of([Path("crawl/c.txt")]) == [tmp_path / "crawl/c.txt"]  # as it was named
+    assert {path for _, path in found} == {
+        tmp_path / "crawl" / name for name in ("a.warc.gz", "b.WARC", "deep/a.warc.gz")
+    }
+    assert len({name for name, _ in found}) == 3
+    assert [name for name, _ in found] == sorted(name for name, _ in found)
+    assert [path for _, path in archives_of([Path("crawl/c.txt")])] == [tmp_path / "crawl/c.txt"]  # as it was named
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "crawl").rename(tmp_path / "elsewhere/crawl")
+    moved = archives_of([tmp_path / "elsewhere/crawl"])
+    assert [name for name, _ in moved] == [name for name, _ in found]
     for wrong, said in (
         (tmp_path / "gone", "is neither a WARC file nor a folder"),
         (tmp_path / "none", "no .warc and"),
