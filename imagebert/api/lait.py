@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagebert.api.stores import Paths, names_of, paths_of
+from imagebert.data.folder import lock_of, make_folder
 from imagebert.errors import UsageError
 from imagebert.lait.engine import Done, Engine
 from imagebert.lait.recipe import SHIPPED, LaitRecipe, read_recipe
 from imagebert.launch import discover
+from imagebert.lock import lock
 from imagebert.workers import Workers, workers
 
 if TYPE_CHECKING:
@@ -126,6 +129,7 @@ def lait_fetch(
     *,
     archives: Paths = (),
     blocked: PathLike | Sequence[str] = (),
+    again: bool = False,
 ) -> LaitStep:
     """Writes the pictures of all candidates into tars, as img2dataset does.
 
@@ -136,6 +140,7 @@ def lait_fetch(
         archives: WARC files that hold pictures too, or folders of such. They are taken from there, and nothing is asked
             of the network.
         blocked: Hosts that are never asked, as a list or as a file with one a line.
+        again: Whether pictures that could not be fetched are asked for once more, where they may come another time.
 
     Returns:
         What became of each picture, counted.
@@ -145,15 +150,16 @@ def lait_fetch(
         OSError: The disk or the network of this machine fails.
     """
     from imagebert.lait.archived import take_pictures
+    from imagebert.lait.hosts import hosts_of
     from imagebert.lait.wanted import fetch_pictures
 
     recipe, before, to = options.read(), Path(candidates), Path(out)
+    hosts = hosts_of(names_of(blocked, "blocked"))
     with workers() as team:
         engine = options.engine(team)
         if found := paths_of(archives):
-            return _told(take_pictures(before, found, to, recipe, engine, options.memory_gib))
-        hosts = names_of(blocked, "blocked")
-        return _told(fetch_pictures(before, to, recipe, engine, hosts, options.memory_gib))
+            return _told(take_pictures(before, found, to, recipe, engine, options.memory_gib, hosts))
+        return _told(fetch_pictures(before, to, recipe, engine, hosts, options.memory_gib, again))
 
 
 def lait_filter(
@@ -308,6 +314,9 @@ def lait_build(
     model: PathLike | None = None,
     extractor: PathLike | VisualGenome | None = None,
     nsfw: PathLike | None = None,
+    scorer: PathLike | None = None,
+    blocked: PathLike | Sequence[str] = (),
+    again: bool = False,
 ) -> dict[str, int]:
     """Makes pairs of web archives: pages, pictures, filters, scores and the table, each step in a folder of `out`.
 
@@ -321,12 +330,15 @@ def lait_build(
         model: A model folder or a run, whose score of a pair is one of the features. None goes without.
         extractor: What finds the regions that the model needs, as `imagebert.api.extract` takes it.
         nsfw: The YAML file that describes what tells unsafe pictures.
+        scorer: The relevance model, by `imagebert.api.lait_train_scorer`. None takes the one that ships.
+        blocked: Hosts that are never asked, as a list or as a file with one a line.
+        again: Whether pictures that could not be fetched are asked for once more, where they may come another time.
 
     Returns:
         What became of sentences and pictures at the end, counted.
 
     Raises:
-        UsageError: There is no archive, the recipe is wrong, or model and extractor do not fit.
+        UsageError: There is no archive, the recipe is wrong, model and extractor do not fit, or `out` is being built.
         OSError: The disk or the network fails, or a process or rank was killed.
     """
     from imagebert.api.data import extract
@@ -336,18 +348,30 @@ def lait_build(
     options.read()  # what is wrong with it is told before any work
     folder = Path(out)
     pages, pictures, kept, scored = (folder / name for name in ("candidates", "pictures", "kept", "scored"))
-    lait_pages(crawl, pages, options)
-    lait_fetch(pages, pictures, options, archives=crawl if archived else ())
-    lait_filter(pages, pictures, kept, options, nsfw=nsfw)
-    regions = None
-    if extractor is not None:
-        regions = folder / "regions"
-        extract(kept, regions, extractor)
-    lait_score(kept, scored, options, model=model, regions=regions)
-    with workers() as team:
-        counts = lait_pairs(scored, folder / "pairs.parquet", options) if team.rank == 0 else {}
-        team.barrier()
+    with _whole_build(folder):
+        lait_pages(crawl, pages, options)
+        lait_fetch(pages, pictures, options, archives=crawl if archived else (), blocked=blocked, again=again)
+        lait_filter(pages, pictures, kept, options, nsfw=nsfw)
+        regions = None
+        if extractor is not None:
+            regions = folder / "regions"
+            extract(kept, regions, extractor)
+        lait_score(kept, scored, options, model=model, regions=regions, scorer=scorer)
+        with workers() as team:
+            counts = lait_pairs(scored, folder / "pairs.parquet", options) if team.rank == 0 else {}
+            team.barrier()
     return counts
+
+
+@contextmanager
+def _whole_build(folder: Path) -> Iterator[None]:
+    """A build's folder is this job's from its first step to its last: a step between two of another build is none."""
+    if discover(os.environ).rank > 0:
+        yield
+        return
+    make_folder(folder)
+    with lock(lock_of(folder), folder):
+        yield
 
 
 def lait_report(out: PathLike, page: PathLike | None = None, *, count: int = 60) -> Reported:

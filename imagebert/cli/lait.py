@@ -65,8 +65,13 @@ def _fetch_options(parser: ArgumentParser) -> None:
     parser.add_argument("candidates", type=Path, metavar="CANDIDATES", help="what `lait pages` wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of tars to write, as img2dataset's")
     parser.add_argument("--archived", type=Path, metavar="CRAWL", help="take pictures from these WARC files instead")
-    parser.add_argument("--blocked", type=Path, metavar="FILE", help="hosts that are never asked, one a line")
+    _add_hosts(parser)
     _add_engine(parser)
+
+
+def _add_hosts(parser: ArgumentParser) -> None:
+    parser.add_argument("--blocked", type=Path, metavar="FILE", help="hosts that are never asked, one a line")
+    parser.add_argument("--again", action="store_true", help="ask once more for what failed and may come another time")
 
 
 @command("fetch", "Download the pictures, or take them from archives", _fetch_options, ranks="all", header=True)
@@ -76,7 +81,10 @@ def fetch(parsed: Namespace) -> int:
     options = _options(parsed)
     archives = () if parsed.archived is None else parsed.archived
     blocked = () if parsed.blocked is None else parsed.blocked
-    return _tell(api.lait_fetch(parsed.candidates, parsed.out, options, archives=archives, blocked=blocked), parsed)
+    done = api.lait_fetch(
+        *(parsed.candidates, parsed.out, options), archives=archives, blocked=blocked, again=parsed.again
+    )
+    return _tell(done, parsed)
 
 
 def _filter_options(parser: ArgumentParser) -> None:
@@ -104,8 +112,12 @@ def _score_options(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     _add_model(parser)
     parser.add_argument("--regions", type=Path, metavar="STORE", help="region store of the kept pictures")
-    parser.add_argument("--scorer", type=Path, metavar="FILE", help="relevance model (the one that ships)")
+    _add_scorer(parser)
     _add_engine(parser)
+
+
+def _add_scorer(parser: ArgumentParser) -> None:
+    parser.add_argument("--scorer", type=Path, metavar="FILE", help="relevance model (the one that ships)")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -146,6 +158,8 @@ def _build_options(parser: ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--extractor", type=Path, metavar="FILE", help="what finds the regions that --model needs")
     _add_nsfw(parser)
+    _add_scorer(parser)
+    _add_hosts(parser)
     _add_engine(parser)
 
 
@@ -159,6 +173,9 @@ def build(parsed: Namespace) -> int:
         model=parsed.model,
         extractor=parsed.extractor,
         nsfw=parsed.nsfw,
+        scorer=parsed.scorer,
+        blocked=() if parsed.blocked is None else parsed.blocked,
+        again=parsed.again,
     )
     _print(str(parsed.out / "pairs.parquet"), counts, parsed)
     return 0

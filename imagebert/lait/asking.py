@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from imagebert.lait.failures import Failed
 from imagebert.lait.fetch_limits import FetchLimits
-from imagebert.lait.hosts import Host
+from imagebert.lait.hosts import Host, is_blocked
 from imagebert.lait.robots import ROBOTS_BYTES, Rules
 from imagebert.lait.spool import DiskFailed
 from imagebert.lait.web import MOVED, Moved, Response, Url, Web, chunks, failure_of, moved
@@ -119,8 +119,7 @@ class Asker:
         Raises:
             Failed: the URL may not be asked.
         """
-        parts = (url.raw_host or "").rstrip(".").lower().split(".")
-        if any(".".join(parts[at:]) in self._blocked for at in range(len(parts))):
+        if is_blocked(url.raw_host or "", self._blocked):
             raise Failed("blocked", "its host is blocked")
         if not self._limits.follow_robots:
             return

@@ -125,7 +125,7 @@ class Document:
         cut: whether it had too many tags or attributes, or was too deep, and its end was left out
         title: of its head
         meta: what its head says of it, by name or property in lower case: the first of each
-        named: name and content of its meta tags that are no properties, of all
+        named: name, or property, and content of all its meta tags
         site: what its site is called, "" where it does not say
         site_name: the first part of its host's name, www apart
 
@@ -143,10 +143,11 @@ class Document:
         self.named: list[tuple[str, str]] = []
         for node in self._tree.css("meta"):
             said = node.attributes
-            name, content = (said.get("property") or said.get("name") or "").strip().lower(), said.get("content") or ""
-            if name and content:
-                self.meta.setdefault(name, content.strip()[:_SAID])
-                self.named.append((name, content))
+            content = said.get("content") or ""
+            for name in dict.fromkeys((said.get("property"), said.get("name"))):
+                if content and name and (name := name.strip().lower()):
+                    self.meta.setdefault(name, content.strip()[:_SAID])
+                    self.named.append((name, content))
         title = self._tree.css_first("title")
         self.title = title.text().strip()[:_SAID] if title is not None else ""
         self.site = (self.meta.get("og:site_name") or self.meta.get("application-name") or "")[:_SITE]

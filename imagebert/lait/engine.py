@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -26,13 +27,16 @@ from typing import Any, NamedTuple, Protocol
 from imagebert.claims import Claims
 from imagebert.data.folder import lock_of, make_folder
 from imagebert.errors import UsageError
-from imagebert.files import digest_of, file_digest, read_sealed, write_sealed
+from imagebert.files import digest_of, file_digest, open_regular, read_sealed, write_sealed
 from imagebert.lait.ray_cluster import ray_pool
 from imagebert.lock import lock
 from imagebert.log import Progress
 from imagebert.workers import ALONE, Workers
 
 STEP = "step.json"
+_BEGUN = ".begun.json"  # while a step is not whole: its name, and those of all tasks that it has had
+_ENDS = 1 << 16  # bytes at both ends of a file that tell it from others
+_ONE = {"take": "fetch"}  # steps that write the same, each in its way
 NOTE = {"made_from", "counts", "files", "digest"}  # what a task's note has
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _AHEAD = 2  # tasks for each process that are handed out at once
@@ -78,12 +82,14 @@ class Done(NamedTuple):
         names: of its tasks, in order
         counts: what became of its input, of all tasks together
         digest: of all that it holds
+        before: the digests of the steps that it was made from
     """
 
     folder: Path
     names: tuple[str, ...]
     counts: dict[str, int]
     digest: str
+    before: tuple[str, ...]
 
     def files(self, suffix: str = ".parquet") -> list[Path]:
         """The tasks' results of a suffix, in order."""
@@ -97,7 +103,13 @@ class Pool(Protocol):
 
 
 def run_step(
-    step: str, folder: Path, work: Work, tasks: Sequence[Task], source: Any, engine: Engine = Engine()
+    step: str,
+    folder: Path,
+    work: Work,
+    tasks: Sequence[Task],
+    source: Any,
+    engine: Engine = Engine(),
+    before: Sequence[Done] = (),
 ) -> Done:
     """Does a step's tasks, those that were done before apart, and says that it is whole.
 
@@ -105,21 +117,25 @@ def run_step(
         step: its name, for people
         work: a function of a module, given a task's arguments and the stem of its results, folder/NAME
         source: plain data that all tasks depend on: thresholds, models
+        before: the steps that it is made from
 
     Raises:
-        UsageError: a task's input is wrong, two have one name, or another process writes the folder.
+        UsageError: a task's input is wrong, two have one name, another process writes the folder, or another step has
+            written it.
         OSError: the disk is full or fails, or a process or rank was killed.
     """
     workers = engine.workers
     _check_names(tasks)
     with held(folder, workers):
+        begun = begun_in(step, folder)
         made_from = {task.name: digest_of([step, source, task.source]) for task in tasks}
         claims = Claims(folder, workers)
         # The first rank looks, and the sum tells the others: a network's file system may show each something else.
         first = workers.rank == 0
         is_done = [int(first and _is_done(folder, task.name, made_from[task.name])) for task in tasks]
         left = [number for number, done in enumerate(workers.total(is_done)) if not done]
-        if first and (left or _names_in(folder) != list(made_from)):
+        if first and (left or begun != made_from.keys()):
+            write_sealed(folder / _BEGUN, {"step": step, "names": sorted(begun | made_from.keys())})
             (folder / STEP).unlink(missing_ok=True)  # until it is whole again
         with Progress(f"lait {step}", len(tasks), "files", enabled=len(left) > 0) as progress:
             done = len(tasks) - len(left)
@@ -130,7 +146,7 @@ def run_step(
         workers.barrier()
         if first:
             claims.clear()
-            _finish(step, folder, tasks, made_from)
+            _finish(step, folder, tasks, made_from, [done.digest for done in before])
         workers.barrier()
     return read_step(folder)
 
@@ -143,12 +159,23 @@ def _check_names(tasks: Sequence[Task]) -> None:
             raise UsageError(f"a file {name} cannot be told from this program's own: give it another name")
 
 
-def _names_in(folder: Path) -> list[str]:
-    """Of the tasks that a step's folder says that it holds."""
-    try:
-        return list(read_step(folder).names)
-    except UsageError:
-        return []
+def begun_in(step: str, folder: Path) -> set[str]:
+    """The tasks that a step's folder holds, or has begun to hold; asked before any work.
+
+    Raises:
+        UsageError: it is another step's, whose results would go.
+    """
+    names = set[str]()
+    for name in (STEP, _BEGUN):
+        try:
+            content = read_sealed(folder / name)
+        except UsageError:  # it is not there, or damaged, and made again
+            continue
+        theirs = content.get("step", "")
+        if _ONE.get(theirs, theirs) != _ONE.get(step, step):
+            raise UsageError(f"{folder} is what another step wrote ({theirs}): name another folder for `lait {step}`")
+        names |= set(content.get("tasks", content.get("names", ())))
+    return names
 
 
 @contextmanager
@@ -264,6 +291,11 @@ def _remove(folder: Path, name: str) -> None:
     note.unlink()
 
 
+def forget(folder: Path, name: str) -> None:
+    """Takes a task for one that is not done, if it is, and leaves its results: it is to go on from them."""
+    (folder / f"{name}.json").unlink(missing_ok=True)
+
+
 def _note(folder: Path, name: str, made_from: str, counts: Mapping[str, int]) -> None:
     described = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in _results(folder, name)
@@ -286,7 +318,9 @@ def _is_done(folder: Path, name: str, made_from: str) -> bool:
         return False
 
 
-def _finish(step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[str, str]) -> None:
+def _finish(
+    step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[str, str], before: Sequence[str]
+) -> None:
     """Removes what belongs to no task, as another input's results, and says that the step is whole."""
     counts, notes = Counter[str](), {}
     for task in tasks:
@@ -298,8 +332,12 @@ def _finish(step: str, folder: Path, tasks: Sequence[Task], made_from: Mapping[s
     for note in sorted(folder.glob("*.json")):
         if note.stem not in notes and note.name != STEP:
             _remove(folder, note.stem)
-    content = {"step": step, "counts": dict(sorted(counts.items())), "tasks": notes}
+    for name in begun_in(step, folder) - notes.keys():  # killed before it was noted
+        for path in _results(folder, name):
+            path.unlink()
+    content = {"step": step, "counts": dict(sorted(counts.items())), "tasks": notes, "before": list(before)}
     write_sealed(folder / STEP, content)
+    (folder / _BEGUN).unlink(missing_ok=True)
 
 
 def read_step(folder: Path, command: str = "the step before", *steps: str) -> Done:
@@ -317,12 +355,12 @@ def read_step(folder: Path, command: str = "the step before", *steps: str) -> Do
     content = _read_step(folder)
     if steps and content["step"] not in steps:
         raise UsageError(f"{folder} is what another step wrote ({content['step']}): give what {command} writes")
-    return Done(folder, tuple(content["tasks"]), content["counts"], content["digest"])
+    return Done(folder, tuple(content["tasks"]), content["counts"], content["digest"], tuple(content["before"]))
 
 
 def _read_step(folder: Path) -> dict[str, Any]:
     content = read_sealed(folder / STEP, "make the step again")
-    if content.keys() != {"step", "counts", "tasks", "digest"}:
+    if content.keys() != {"step", "counts", "tasks", "before", "digest"}:
         raise UsageError(f"{folder / STEP} is another file of this program: make the step again")
     return content
 
@@ -366,6 +404,18 @@ def check_result(path: Path) -> None:
 
 
 def identity_of(path: Path) -> list[Any]:
-    """What tells a large input file from others without reading it: its name, size and time."""
+    """What tells an input file from others: of another step's results the digest that was noted, of what is not ours,
+    and may be large, its size, time and both ends.
+    """
+    try:
+        entry = _read_note(path.with_name(f"{path.stem}.json"), "")["files"].get(path.name)
+    except UsageError:
+        entry = None
     found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]
+    if entry is not None and entry["bytes"] == found.st_size:
+        return [path.name, entry["sha256"]]
+    with open_regular(path) as file:
+        first = file.read(_ENDS)
+        file.seek(max(0, found.st_size - _ENDS))
+        ends = hashlib.sha256(first + file.read(_ENDS)).hexdigest()
+    return [path.name, found.st_size, found.st_mtime_ns, ends]

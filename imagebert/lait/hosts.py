@@ -7,9 +7,45 @@ host that fails time after time, or takes all its time, is given up with whateve
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
+
+import idna
+
+from imagebert.errors import UsageError
+
+_NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*|[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
+
+
+def hosts_of(lines: Iterable[str]) -> tuple[str, ...]:
+    """The hosts of a list, sorted, in lower case; what is behind a # is a comment.
+
+    Raises:
+        UsageError: a line is no name of a host.
+    """
+    found = set[str]()
+    for line in lines:
+        name = line.partition("#")[0].strip().strip(".").removeprefix("*.")
+        if not name:
+            continue
+        if _NAME.fullmatch(name) is None:
+            raise UsageError(
+                f"{line.strip()!r} is no name of a host to block: give a name such as example.org, without http and "
+                "port; it stands for those below it, too"
+            )
+        try:
+            found.add(name.lower() if name.isascii() else idna.encode(name, uts46=True).decode())
+        except idna.IDNAError:
+            raise UsageError(f"{name!r} is no name of a host to block: give it as browsers do") from None
+    return tuple(sorted(found))
+
+
+def is_blocked(host: str, blocked: Collection[str]) -> bool:
+    """Whether a host, or one that it is below, is among those."""
+    parts = host.rstrip(".").lower().split(".")
+    return any(".".join(parts[at:]) in blocked for at in range(len(parts)))
 
 
 class Host:

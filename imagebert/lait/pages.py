@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from imagebert.lait.warc import Response, responses
 _HTML = ("text/html", "application/xhtml")
 _PROSE = 400  # characters that a page's language is told by
 _ROWS = 20_000  # of a group in the file
+OPTED_OUT = ".opted-out"  # suffix of the table of such pages
 
 SCHEMA = pa.schema(
     [
@@ -73,25 +75,25 @@ class PageReader:
     def __init__(self, recipe: LaitRecipe, ranker: Ranker) -> None:
         self._recipe, self._ranker = recipe, ranker
         self._judge = Judge(recipe.sentences, recipe.pages.language)
+        self._now = datetime.now(UTC)  # what was available when it was archived may no longer be
         self.counts: Counter[str] = Counter()
+        self.opted_out: set[str] = set()  # pages
 
     def read(self, page: Response) -> list[PageSentence]:
         """What one page gives."""
         recipe, counts = self._recipe.pages, self.counts
         counts["pages"] += 1
         counts["pages: cut"] += page.cut
-        if header_opt_out(page.robots, AGENT, page.date):
-            counts["pages: opted out"] += 1
-            return []
+        if header_opt_out(page.robots, AGENT, self._now):
+            return self._opted_out(page.url)
         try:
             document = Document(page.url, decode(page.body, page.charset))
         except ValueError:
             counts["pages: address is none"] += 1
             return []
         counts["pages: too many tags"] += document.cut
-        if meta_opt_out(document.named, AGENT, page.date):
-            counts["pages: opted out"] += 1
-            return []
+        if meta_opt_out(document.named, AGENT, self._now):
+            return self._opted_out(page.url)
         if not document.has_pictures():
             counts["pages: no picture"] += 1
             return []
@@ -104,6 +106,11 @@ class PageReader:
         counts["pages: used"] += bool(chosen)
         counts["pages: no dominant picture"] += not chosen
         return [row for image, dominance in chosen for row in self._rows(document, image, dominance, chosen)]
+
+    def _opted_out(self, url: str) -> list[PageSentence]:
+        self.counts["pages: opted out"] += 1
+        self.opted_out.add(url)
+        return []
 
     def _dominant(self, found: list[PageImage]) -> list[tuple[PageImage, float]]:
         chances = self._ranker.dominance(found).tolist()
@@ -140,6 +147,8 @@ class PageReader:
 def read_archive(archive: Path, out: Path, recipe: LaitRecipe, ranker: Ranker) -> Counter[str]:
     """Reads a WARC file's pages and writes `out`, a Parquet file as SCHEMA; what became of each is counted.
 
+    Beside it, as OPTED_OUT, a table of the pages that say no: another archive may hold them from before.
+
     Raises:
         UsageError: there is no such file.
         OSError: the disk is full or fails.
@@ -153,6 +162,8 @@ def read_archive(archive: Path, out: Path, recipe: LaitRecipe, ranker: Ranker) -
                 writer.write_table(_table(rows))
                 rows.clear()
         writer.write_table(_table(rows))
+    with replacing(out.with_suffix(OPTED_OUT)) as part:
+        parquet.write_table(pa.table({"page": pa.array(sorted(reader.opted_out), pa.string())}), part)
     return reader.counts
 
 

@@ -39,16 +39,20 @@ _KINDS = {name: int32() for name in ("http_status", "width", "height")} | {"byte
 _SCHEMA = schema([field(name, _KINDS.get(name, string())) for name in Row._fields])
 
 
+_IDENTITY = b"imagebert.identity"
+
+
 def rows_path(shard: Path) -> Path:
     """The Parquet beside a tar."""
     return shard.with_suffix(".parquet")
 
 
-def write_shard(shard: Path, rows: Sequence[Row], picture: Callable[[Row], bytes]) -> None:
+def write_shard(shard: Path, rows: Sequence[Row], picture: Callable[[Row], bytes], identity: str = "") -> None:
     """Writes tar and Parquet, in the order of the rows. The tar gets its name last: where it is, both are whole.
 
     Args:
         picture: gives a picture's bytes
+        identity: of what the rows were fetched by, which the Parquet says
 
     Raises:
         OSError: the disk is full or failing; there is no tar then.
@@ -58,7 +62,7 @@ def write_shard(shard: Path, rows: Sequence[Row], picture: Callable[[Row], bytes
             _write_tar(tar, rows, picture)
             with replacing(rows_path(shard)) as part:
                 table = Table.from_pylist([row._asdict() for row in rows], schema=_SCHEMA)
-                parquet.write_table(table, part)
+                parquet.write_table(table.replace_schema_metadata({_IDENTITY: identity}), part)
     except OSError as error:
         raise OSError(error.errno, f"writing {shard} failed: {error.strerror or error}") from None
 
@@ -83,6 +87,12 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # of nobody, at no time
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def identity_of_shard(shard: Path) -> str:
+    """What the rows of a shard were fetched by; read_rows says what is wrong with it otherwise."""
+    metadata = parquet.read_schema(rows_path(shard)).metadata or {}
+    return metadata.get(_IDENTITY, b"").decode()
 
 
 def read_rows(shard: Path) -> list[Row]:

@@ -15,8 +15,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from imagebert.files import file_digest, replacing
-from imagebert.lait.engine import Done, Engine, Task, check_result, held, read_step, run_step
+from imagebert.lait.engine import Done, Engine, Task, begun_in, check_result, forget, held, read_step, run_step
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
+from imagebert.lait.pages import OPTED_OUT
 from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.tables import batches, database, files_of
 
@@ -25,12 +26,19 @@ SCHEMA = pa.schema([("key", pa.string()), ("url", pa.string())])
 
 
 def fetch_pictures(
-    candidates: Path, out: Path, recipe: LaitRecipe, engine: Engine, blocked: Sequence[str], memory_gib: float
+    candidates: Path,
+    out: Path,
+    recipe: LaitRecipe,
+    engine: Engine,
+    blocked: Sequence[str],
+    memory_gib: float,
+    again: bool = False,
 ) -> Done:
     """Fetches the pictures of all candidates into tars.
 
     Args:
         blocked: hosts that are never asked
+        again: whether what could not be fetched is asked for once more, where it may come another time
 
     Raises:
         UsageError: the step before is not whole.
@@ -40,16 +48,29 @@ def fetch_pictures(
     settings = asdict(recipe.fetch)
     shard = settings.pop("shard")
     limits = FetchLimits(**settings, side=recipe.filter.side, aspect=recipe.filter.aspect)
+    begun_in("fetch", out)
     with listed(found, out, shard, engine, memory_gib) as lists:
-        tasks = [Task(path.stem, file_digest(path), (path, limits, tuple(sorted(blocked)))) for path in lists]
-        return run_step("fetch", out, fetch, tasks, [asdict(limits), sorted(blocked)], engine)
+        if again and engine.workers.rank == 0:
+            for path in lists:
+                forget(out, path.stem)
+        engine.workers.barrier()
+        tasks = [Task(path.stem, file_digest(path), (path, limits, blocked, again)) for path in lists]
+        return run_step("fetch", out, fetch, tasks, [asdict(limits), blocked], engine, [found])
 
 
-def fetch(wanted: Path, limits: FetchLimits, blocked: Sequence[str], out: Path) -> Counter[str]:
+def fetch(wanted: Path, limits: FetchLimits, blocked: Sequence[str], again: bool, out: Path) -> Counter[str]:
     """Fetches one shard into OUT.tar and OUT.parquet; how many pictures have each status."""
     rows = parquet.read_table(wanted).to_pylist()
     pictures = [Wanted(row["key"], row["url"]) for row in rows]
-    return fetch_shard(pictures, out.with_name(f"{out.name}.tar"), limits, blocked)
+    return fetch_shard(pictures, out.with_name(f"{out.name}.tar"), limits, blocked, again)
+
+
+def candidates_of(found: Done) -> str:
+    """The candidates in a query, without those of pages that opted out in any archive; each file is as it was noted."""
+    for path in (*found.files(), *found.files(OPTED_OUT)):
+        check_result(path)
+    rows, gone = files_of(found.files()), files_of(found.files(OPTED_OUT))
+    return f"(SELECT rows.* FROM {rows} AS rows ANTI JOIN {gone} AS gone USING (page))"
 
 
 @contextmanager
@@ -70,11 +91,10 @@ def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) 
         OSError: the disk is full or fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in candidates.files():
-        check_result(path)
+    rows = candidates_of(candidates)
     written: list[Path] = []
     with database(folder / ".overflow", memory_gib) as connection:
-        query = f"SELECT key, min(url) AS url FROM {files_of(candidates.files())} GROUP BY key ORDER BY key"
+        query = f"SELECT key, min(url) AS url FROM {rows} GROUP BY key ORDER BY key"
         for table in _of_size(batches(connection, query), shard):
             path = folder / f"{len(written):05d}.parquet"
             with replacing(path) as part:

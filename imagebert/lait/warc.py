@@ -10,7 +10,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -36,7 +35,6 @@ class Response(NamedTuple):
 
     Attributes:
         robots: its X-Robots-Tag headers
-        date: when it was archived
         cut: whether more of the body was there than was read
     """
 
@@ -44,7 +42,6 @@ class Response(NamedTuple):
     kind: str  # of its Content-Type, in lower case, "" where there is none
     charset: str | None
     robots: list[str]
-    date: datetime
     body: bytes
     cut: bool
 
@@ -225,22 +222,11 @@ def _response(record: WarcRecord, kinds: tuple[str, ...], most: int, counts: Cou
     counts["cut bodies"] += not (whole or cut)
     robots = headers.get_multiple("X-Robots-Tag")
     charset = (record.http_charset or "").strip(" \t\"'") or None
-    return Response(url, kind, charset, list(robots), _date(record), body[:most], cut)
+    return Response(url, kind, charset, list(robots), body[:most], cut)
 
 
 def _number(text: str | None) -> int:
     return int(text) if text and len(text) < 16 and text.isascii() and text.isdigit() else 0
-
-
-def _date(record: WarcRecord) -> datetime:
-    """When it was archived; where it does not say, long ago, so that no date of an opt-out has passed."""
-    try:
-        found: datetime | None = record.record_date
-    except (ValueError, OverflowError):
-        found = None
-    if found is None:
-        return datetime.min.replace(tzinfo=UTC)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _joined(body: bytes) -> tuple[bytes, bool]:

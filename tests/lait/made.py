@@ -43,13 +43,27 @@ def saved(image: Image.Image, quality: int = 90) -> bytes:
     return buffer.getvalue()
 
 
-def table_step(folder: Path, step: str, schema: pa.Schema, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Done:
-    """A step that is whole, whose results are these rows."""
-    tasks = [Task(name, [list(map(str, row.values())) for row in rows], (rows, schema)) for name, rows in files.items()]
-    return run_step(step, folder, _write, tasks, None, Engine())
+def table_step(
+    folder: Path,
+    step: str,
+    schema: pa.Schema,
+    files: Mapping[str, Sequence[Mapping[str, Any]]],
+    opted_out: Sequence[str] | None = None,
+) -> Done:
+    """A step that is whole, whose results are these rows, and beside each file these pages that opted out."""
+    tasks = [
+        Task(name, [list(map(str, row.values())) for row in rows], (rows, schema, opted_out))
+        for name, rows in files.items()
+    ]
+    return run_step(step, folder, _write, tasks, opted_out, Engine())
 
 
-def _write(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, out: Path) -> dict[str, int]:
+def _write(
+    rows: Sequence[Mapping[str, Any]], schema: pa.Schema, opted_out: Sequence[str] | None, out: Path
+) -> dict[str, int]:
+    if opted_out is not None:
+        table = pa.table({"page": pa.array(opted_out, pa.string())})
+        parquet.write_table(table, out.with_name(f"{out.name}{pages.OPTED_OUT}"))
     parquet.write_table(pa.Table.from_pylist(list(rows), schema), out.with_name(f"{out.name}.parquet"))
     return {"rows": len(rows)}
 
@@ -60,8 +74,9 @@ def candidate(url: str, sentence: str, page: str = "http://a.example/1", **more:
     return {**row, "dominance": 0.75, "pictures": 1, "name_overlap": 0.25, "title_overlap": 0.5, **more}
 
 
-def candidates(folder: Path, *files: Sequence[Mapping[str, Any]]) -> Done:
-    return table_step(folder, "pages", pages.SCHEMA, {f"web-{number}": rows for number, rows in enumerate(files)})
+def candidates(folder: Path, *files: Sequence[Mapping[str, Any]], opted_out: Sequence[str] = ()) -> Done:
+    named = {f"web-{number}": rows for number, rows in enumerate(files)}
+    return table_step(folder, "pages", pages.SCHEMA, named, opted_out)
 
 
 def scored_row(key: str, sentence: str, relevance: float, **more: Any) -> dict[str, Any]:
@@ -76,12 +91,19 @@ def scored(folder: Path, *files: Sequence[Mapping[str, Any]]) -> Done:
     return table_step(folder, "score", SCORED_SCHEMA, {f"{number:05d}": rows for number, rows in enumerate(files)})
 
 
-def tar_of(folder: Path, name: str, pictures: Sequence[tuple[str, str, bytes]], failed: Sequence[str] = ()) -> Path:
+def tar_of(
+    folder: Path,
+    name: str,
+    pictures: Sequence[tuple[str, str, bytes]],
+    failed: Sequence[str] = (),
+    why: str = "failed_to_download",
+) -> Path:
     """A tar as img2dataset writes it, with its Parquet and its statistics.
 
     Args:
         pictures: key, address and bytes of each
         failed: addresses of which there is none
+        why: their status
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / f"{name}.tar", "w") as tar:
@@ -91,9 +113,7 @@ def tar_of(folder: Path, name: str, pictures: Sequence[tuple[str, str, bytes]], 
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     rows = [{"url": url, "key": key, "status": "success", "error_message": None} for key, url, _ in pictures]
-    rows += [
-        {"url": u, "key": f"f{n}", "status": "failed_to_download", "error_message": "no"} for n, u in enumerate(failed)
-    ]
+    rows += [{"url": u, "key": f"f{n}", "status": why, "error_message": "no"} for n, u in enumerate(failed)]
     parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
     (folder / f"{name}_stats.json").write_text('{"count": 3}')
     return folder / f"{name}.tar"

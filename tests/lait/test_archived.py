@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tarfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from imagebert.lait.wanted import write_wanted
 from imagebert.lait.warc import Response
 from tests.lait.made import candidate, candidates, photograph, saved
 
-LIMITS = (200_000, 300, 3.0)
+LIMITS = archived.Limits(200_000, 300, 3.0, ("b.example",))
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 50, 51, 1000])
@@ -55,8 +54,7 @@ def test_candidates_that_have_changed_are_named(tmp_path: Path) -> None:
 
 def answer(name: str, body: bytes, robots: str = "", cut: bool = False) -> Response:
     robots_tags = [robots] if robots else []
-    date = datetime(2023, 1, 1, tzinfo=UTC)
-    return Response(f"http://a.example/{name}", "image/jpeg", None, robots_tags, date, body, cut)
+    return Response(f"http://a.example/{name}", "image/jpeg", None, robots_tags, body, cut)
 
 
 GOOD = saved(photograph(1))
@@ -74,6 +72,11 @@ ANSWERS = [
     answer("later good", b"broken"),
     answer("later good", saved(photograph(3))),
     answer("good", saved(photograph(4))),  # again: the first one stays
+    answer("taken back", GOOD),
+    answer("taken back", GOOD, robots="noai"),
+    answer("refused first", GOOD, robots="noai"),
+    answer("refused first", GOOD),
+    answer("no longer", GOOD, robots="unavailable_after: 2024-01-01"),
 ]
 STATUS = {
     **dict.fromkeys(("good", "refused for others", "later good"), "success"),
@@ -83,7 +86,7 @@ STATUS = {
     "large": "too_large",
     "text": "no_picture",
     "nothing": "no_picture",
-    "refused": "opted_out",
+    **dict.fromkeys(("refused", "taken back", "refused first", "no longer"), "opted_out"),
 }
 
 
@@ -112,7 +115,7 @@ def test_what_becomes_of_each_picture(archive: Path, tmp_path: Path) -> None:
     assert {name: row["status"] for name, row in rows.items()} == STATUS
     assert all(row["key"] == key_of(row["url"]) for row in rows.values())
     assert counts["success"] == 3
-    assert (counts["not wanted"], counts["archived again"], counts["no_picture"]) == (1, 1, 2)
+    assert (counts["not wanted"], counts["archived again"], counts["no_picture"]) == (1, 2, 2)
     bodies = {"good": GOOD, "refused for others": saved(photograph(2)), "later good": saved(photograph(3))}
     with tarfile.open(tmp_path / "out.tar") as tar:
         for name, data in bodies.items():

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from imagebert import api
 from imagebert.cli import main
+from imagebert.data.folder import lock_of
 from imagebert.data.pairs import PairStore
 from imagebert.data.regions import RegionStore
 from imagebert.data.tokens import SPECIALS
@@ -24,6 +25,7 @@ from imagebert.errors import UsageError
 from imagebert.lait.build import archives_of
 from imagebert.lait.engine import read_step
 from imagebert.lait.pages import key_of
+from imagebert.lock import lock
 from tests.disks import small_disk
 from tests.forked import IMAGEBERT, finish, start, start_ranks
 from tests.lait.made import SETTINGS, write_crawl
@@ -240,6 +242,15 @@ def test_archives_are_each_taken_once(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "none").mkdir(exist_ok=True)
         with pytest.raises(UsageError, match=said):
             archives_of([wrong])
+
+
+def test_one_build_at_a_time(web: tuple[Path, list[Page]], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with lock(lock_of(out), out):
+        assert main(["lait", "build", str(web[0]), str(out), *BUILD]) == 2
+    assert "another process" in capfd.readouterr().err
+    assert list(out.iterdir()) == [lock_of(out)] or list(out.iterdir()) == []
 
 
 def test_what_is_wrong_is_told_before_any_work(web: tuple[Path, list[Page]], tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_head_is_read_once_and_bounded() -> None:
     <meta name="x" property="y" content="z"><meta property=og:site_name content="The Site">"""
     document = Document(PAGE, head)
     assert document.title == "A title & more"
-    assert document.meta == {"og:title": "one", "robots": "noai", "y": "z", "og:site_name": "The Site"}
+    assert document.meta == {"og:title": "one", "robots": "noai", "x": "z", "y": "z", "og:site_name": "The Site"}
     assert document.named[1:3] == [("og:title", "two"), ("robots", "noai")]
     assert document.site == "The Site"
     long = Document(PAGE, f"<title>{'a ' * 500_000}</title><meta name=application-name content='{'b ' * 500_000}'>")

@@ -20,7 +20,7 @@ from imagebert.claims import Claims
 from imagebert.errors import UsageError
 from imagebert.files import write_json, write_sealed
 from imagebert.lait import engine
-from imagebert.lait.engine import STEP, Engine, Task, check_step, read_step, run_step
+from imagebert.lait.engine import STEP, Engine, Task, check_step, identity_of, read_step, run_step
 from tests.disks import enlarge, small_disk
 from tests.forked import Forked, finish, start, start_ranks
 from tests.lait.work import CODE, NAMES, contents, run, task, tasks, work
@@ -50,7 +50,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def noted(folder: Path) -> set[str]:
-    return {path.name.removesuffix(".json") for path in folder.glob("*.json")} - {"step"}
+    return {path.name.removesuffix(".json") for path in folder.glob("[!.]*.json")} - {"step"}
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +308,45 @@ def test_results_of_inputs_that_have_gone_are_removed(made: Path, notes: Path) -
     found = set(files_of(made))
     others = {"package.json", "pairs.json", "package.tar", "00000.mine.txt"}
     assert found == others | {STEP} | {f"{each.name}.{s}" for each in left for s in ("json", "tar", "parquet")}
+
+
+def test_what_was_not_noted_goes_with_its_input(made: Path, notes: Path) -> None:
+    """Killed between a result and its note; then the input leaves the crawl."""
+    (notes / "at *").write_text("fail")
+    with pytest.raises(OSError, match="was not made"):
+        run(made, notes, COUNT, source=0.6)
+    (made / "c'd.json").unlink()
+    left = [each for each in tasks(COUNT, notes) if each.name not in ("c'd", "*")]
+    run_step("test", made, work, left, 0.6)
+    assert set(files_of(made)) == {STEP} | {f"{each.name}.{s}" for each in left for s in ("json", "tar", "parquet")}
+
+
+def test_a_folder_of_another_step_is_left_as_it_is(made: Path, notes: Path, expected: dict[str, bytes]) -> None:
+    with pytest.raises(
+        UsageError, match=r"step is what another step wrote \(test\): name another folder for `lait other`"
+    ):
+        run_step("other", made, work, tasks(COUNT, notes), 0.5)
+    assert files_of(made) == expected
+    (notes / "at *").write_text("fail")
+    with pytest.raises(OSError, match="was not made"):
+        run(made, notes, COUNT, source=0.6)
+    half = files_of(made)
+    with pytest.raises(UsageError, match=r"is what another step wrote"):  # also while it is not whole
+        run_step("other", made, work, tasks(COUNT, notes), 0.5)
+    assert files_of(made) == half
+
+
+def test_what_tells_files_apart(made: Path, tmp_path: Path) -> None:
+    """Of results their contents, whenever they were written; of what is not ours also what lies at its ends."""
+    before = identity_of(made / "00000.tar")
+    os.utime(made / "00000.tar", (0, 0))
+    assert identity_of(made / "00000.tar") == before
+    found = []
+    for text in (b"one" + bytes(200_000), b"two" + bytes(200_000), bytes(200_000) + b"one", bytes(200_000) + b"two"):
+        (tmp_path / "a.warc").write_bytes(text)
+        os.utime(tmp_path / "a.warc", (0, 0))
+        found.append(identity_of(tmp_path / "a.warc"))
+    assert len({str(each) for each in found}) == 4
 
 
 def test_while_it_is_not_whole_it_does_not_say_so(made: Path, notes: Path) -> None:

@@ -141,6 +141,28 @@ def test_a_shard_that_is_there_is_not_fetched_again(server: Hostile, tmp_path: P
     assert server.pictures() == asked
     with pytest.raises(UsageError, match="holds other pictures than are wanted"):
         fetch_shard(wanted[:1], shard, LIMITS)
+    fetch_shard(wanted, shard, replace(LIMITS, seconds=4.0))  # other limits, perhaps of a call that was killed
+    assert server.pictures() == asked + asked
+
+
+def test_what_may_come_another_time_is_asked_for_again(server: Hostile, tmp_path: Path) -> None:
+    ways, shard = ["jpeg", "missing", "png"], tmp_path / "0.tar"
+    wanted = [Wanted(key_of(n), server.url(way, f"{n}", f"127.0.1.{n // 2}")) for n, way in enumerate(ways)]
+    server.robots["127.0.1.1"] = "broken"
+    before = {"success": 1, "http_status": 1, "robots_unreachable": 1}
+    assert fetch_shard(wanted, shard, LIMITS) == before
+    del server.robots["127.0.1.1"]
+    assert fetch_shard(wanted, shard, LIMITS) == before
+    first, whole = in_tar(shard), shard.read_bytes()
+    assert fetch_shard(wanted, shard, LIMITS, again=True) == {"success": 2, "http_status": 1}
+    assert server.pictures() == {f"/{way}/{n}": 1 for n, way in enumerate(ways)}
+    assert first.items() <= in_tar(shard).items()
+    at_once = tmp_path / "1.tar"
+    fetch_shard(wanted, at_once, LIMITS)
+    assert shard.read_bytes() == at_once.read_bytes() != whole
+    asked = server.pictures()
+    fetch_shard(wanted, shard, LIMITS, again=True)  # nothing is left that may come
+    assert server.pictures() == asked
 
 
 @pytest.mark.parametrize(

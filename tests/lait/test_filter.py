@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,7 +22,9 @@ from imagebert.files import read_sealed
 from imagebert.lait import engine, filter
 from imagebert.lait.engine import Done, Engine, check_step, read_step
 from imagebert.lait.filter import filter_pictures
+from imagebert.lait.pages import key_of
 from imagebert.lait.recipe import read_recipe
+from imagebert.lait.wanted import write_wanted
 from tests.lait.made import candidate, candidates, photograph, saved, tar_of
 
 NOT_JUDGED = ("filter.natural=0", "filter.nsfw=1")
@@ -176,6 +179,7 @@ def test_near_duplicates_are_one_with_the_sentences_of_all(crawl: Path) -> None:
     assert counts == {
         "good pictures": 20,
         "good pictures: address seen before": 0,
+        "good pictures: opted out in another archive": 0,
         "good pictures: near duplicates of others": 12,
         "good pictures: no sentence": 0,
         "good pictures: kept": 8,
@@ -262,6 +266,38 @@ def test_tars_of_img2dataset(tmp_path: Path) -> None:
         assert pictures_of(done) == {f"{key}.jpg": data for key, _, data in made}
         counts = read_sealed(tmp_path / "kept/chosen/choice.json")["counts"]
         assert counts["good pictures: address seen before"] == 1
+
+
+def test_what_opted_out_in_another_archive_is_not_kept(tmp_path: Path) -> None:
+    """A picture, or a page, that was archived before and says no now."""
+    urls = [URL.format(name) for name in ("good", "picture says no", "page says no")]
+    made = [(key_of(url), url, saved(photograph(number))) for number, url in enumerate(urls)]
+    tar_of(tmp_path / "pictures", "00000", made)
+    tar_of(tmp_path / "pictures", "00001", [], failed=[urls[1]], why="opted_out")
+    rows = [candidate(url, f"Sentence of {url}.", page=f"http://a.example/{n}") for n, url in enumerate(urls)]
+    candidates(tmp_path / "candidates", rows, opted_out=["http://a.example/2", "http://a.example/other"])
+    assert sentences_of(filtered(tmp_path)) == {key_of(urls[0]): [f"Sentence of {urls[0]}."]}
+    counts = read_sealed(tmp_path / "kept/chosen/choice.json")["counts"]
+    assert counts["good pictures: opted out in another archive"] == 1
+    assert counts["good pictures: no sentence"] == 1
+    found = read_step(tmp_path / "candidates")
+    wanted = [
+        row["url"]
+        for path in write_wanted(found, tmp_path / "w", 10, 0.5)
+        for row in parquet.read_table(path).to_pylist()
+    ]
+    assert sorted(wanted) == sorted(urls[:2])
+
+
+def test_two_pictures_of_one_name_cannot_be_told(tmp_path: Path) -> None:
+    tar_of(tmp_path / "pictures", "00000", [("1", URL.format(1), saved(photograph(1)))], failed=[])
+    table = parquet.read_table(tmp_path / "pictures/00000.parquet")
+    parquet.write_table(pa.concat_tables([table, table]), tmp_path / "pictures/00000.parquet")
+    candidates(tmp_path / "candidates", [candidate(URL.format(1), "A sentence.")])
+    with pytest.raises(
+        UsageError, match=r"00000.parquet has two pictures called 1, so it cannot be told which is which"
+    ):
+        filtered(tmp_path)
 
 
 def test_an_address_with_other_bytes_in_another_tar_is_one_picture(tmp_path: Path) -> None:

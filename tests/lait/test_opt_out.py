@@ -52,6 +52,13 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
         (["otherbot: unavailable_after: 25 Jun 2010 15:00:00 GMT"], ""),
         (["imagebert: unavailable_after: 25 Jun 2010 15:00:00 GMT"], "unavailable_after"),
         ([",,:,: ,::", "noai"], "noai"),
+        # As sites write it.
+        (["noai; noimageai"], "noai"),
+        (["index; noimageai"], "noimageai"),
+        (["imagebert/0.1: noai"], "noai"),
+        (["max-age: 3600, noai"], "noai"),
+        (["otherbot/2.0: noai"], ""),
+        (["robots: noai"], "noai"),
     ],
 )
 def test_a_header_says_no_or_does_not(values: list[str], word: str) -> None:
@@ -75,4 +82,6 @@ def test_a_pages_meta_tags_say_no_or_do_not(tags: list[tuple[str, str]], word: s
 
 
 def test_more_than_any_server_sends_is_not_read() -> None:
-    assert header_opt_out(["x," * 10_000_000, "noai"], "imagebert", NOW) == ""
+    too_long = "more than 10,000 characters"
+    assert header_opt_out(["x," * 10_000_000, "noai"], "imagebert", NOW) == too_long
+    assert meta_opt_out([("robots", "x," * 10_000_000)], "imagebert", NOW) == too_long

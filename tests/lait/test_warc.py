@@ -7,7 +7,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,6 @@ def test_all_pages_come_as_they_were_sent_in_their_order(tmp_path: Path) -> None
         assert answer.body == page.html
         assert not answer.cut
         assert answer.robots == [value for name, value in page.headers if name.lower() == "x-robots-tag"]
-        assert answer.date.date().isoformat() == "2023-09-21"
     assert trouble(counts) == {}
     # All that is no page is counted: by what its record says, read here without the reader.
     blocks = [gzip.decompress(member).partition(b"\r\n\r\n") for member in members(path)]
@@ -130,21 +128,6 @@ def test_addresses_that_are_none_of_the_web_are_passed_over(tmp_path: Path) -> N
     found, counts = read(archive(tmp_path, [record(block(BODY), url) for url in urls]))
     assert [answer.url for answer in found] == ["http://example.org/a", "HTTP://EXAMPLE/"]
     assert counts == {"not http": 3}
-
-
-@pytest.mark.parametrize(
-    ("date", "expected"),
-    [
-        ("2024-05-06T07:08:09Z", datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)),
-        ("yesterday", datetime.min.replace(tzinfo=UTC)),
-        ("", datetime.min.replace(tzinfo=UTC)),
-        ("2024-99-99T99:99:99Z", datetime.min.replace(tzinfo=UTC)),
-    ],
-)
-def test_a_date_that_is_none_is_long_ago(tmp_path: Path, date: str, expected: datetime) -> None:
-    (answer,), counts = read(archive(tmp_path, [record(block(BODY), head=f"WARC-Date: {date}")]))
-    assert answer.date == expected
-    assert not counts
 
 
 def test_all_headers_of_a_name_come(tmp_path: Path) -> None:
