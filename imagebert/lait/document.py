@@ -9,6 +9,7 @@ import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from urllib.parse import quote, urljoin, urlsplit
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -36,6 +37,19 @@ _CODECS = {"utf-8", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "
 _CODECS |= {"gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"}
 _CODECS |= {f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)} | {f"cp125{n}" for n in range(9)}
 
+_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
+_STYLE = 1_000  # characters of a style that are looked at
+_PARTS = 2_000  # texts and ends of blocks of an element
+# What stands in these is no text of a page; what stands in those goes on a line.
+_UNSEEN = frozenset(("script", "style", "template", "noscript", "svg", "button", "select", "textarea", "iframe"))
+_INLINE = frozenset(
+    (
+        *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i"),
+        *("ins", "kbd", "label", "mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time"),
+        *("tt", "u", "var", "wbr"),
+    )
+)
+
 # The parser looks through all open elements at many tags, and through all attributes of a tag at each: its time grows
 # with their squares.
 _DEEPEST = 1_000  # elements in each other; browsers have 512
@@ -46,6 +60,8 @@ _TAG = re.compile(
     r"<!--.*?(?:-->|\Z)|<(/?)([a-z][^\s/>]{0,40})((?:[^>\"'=]+|=\s*\"[^\"]*\"|=\s*'[^']*'|[\"'=])*+)", re.I | re.S
 )
 _VALUE = re.compile(r"=\s*(?:\"[^\"]*\"|'[^']*')")
+# Tags at which the parser's time grows with the square of how many there are, and how many are let be.
+_SLOW, _FEW_SLOW = re.compile(r"</?(?:option|optgroup|rp|rt|rtc|rb)\b[^>]*>", re.I), 2_000
 # Elements that hold none of their kind: they end by themselves.
 _ALONE = frozenset(
     (
@@ -95,6 +111,8 @@ def _known(name: str | None) -> str | None:
 
 def _bounded(text: str) -> str:
     """A page up to where it has too many tags, too many in each other, or a tag of too many attributes."""
+    if text.count("<") > _FEW_SLOW and len(_SLOW.findall(text)) > _FEW_SLOW:
+        text = _SLOW.sub(" ", text)
     if len(text) <= _SHORT and text.count("<") <= _FEW:
         ends = (text.find(">", at, at + _GAP) for at in range(0, len(text) - _GAP, _GAP))
         if all(end >= 0 for end in ends):
@@ -257,8 +275,51 @@ def element_beside(node: Node, back: bool) -> Node | None:
 
 
 def text_of(node: Node, most: int = 2_000, back: bool = False) -> str:
-    """The beginning of what an element says, or its end, in one line."""
-    text = node.text(separator=" ")
+    """The beginning of what an element shows, or its end, in one line."""
+    parts, size = list[str](), 0
+    for part in islice(_shown(node, back), _PARTS):
+        parts.append(part)
+        size += len(part.strip())
+        if size > 2 * most:  # spaces among it
+            break
     if back:
-        return " ".join(text[-8 * most :].split())[-most:]
-    return " ".join(text[: 8 * most].split())[:most]
+        parts.reverse()
+    text = " ".join("".join(_joined(parts)).split())
+    return text[-most:] if back else text[:most]
+
+
+def _shown(node: Node, back: bool) -> Iterator[str]:
+    """The texts below an element that a browser shows, in order or from the last one back; " " where a block ends."""
+    todo: list[Node | str | None] = [node.last_child if back else node.first_child]
+    while todo:
+        here = todo.pop()
+        if isinstance(here, str):
+            yield here
+        elif here is not None:
+            todo.append(here.prev if back else here.next)
+            if here.is_text_node:
+                yield here.text()
+            elif here.is_element_node:
+                tag, said = here.tag, here.attributes
+                if tag in _UNSEEN or is_hidden(said):
+                    continue
+                if tag not in _INLINE:
+                    yield " "
+                    todo.append(" ")
+                todo.append(here.last_child if back else here.first_child)
+
+
+def _joined(parts: list[str]) -> Iterator[str]:
+    """Texts with a space between two of elements of their own, unless a word goes on from one to the other."""
+    last = " "
+    for part in parts:
+        if part:
+            goes_on = not (last.isalnum() or last in ".,;:!?)") or not (part[0].isupper() or part[0].isdigit())
+            yield part if goes_on else f" {part}"
+            last = part[-1]
+
+
+def is_hidden(attributes: dict[str, str | None]) -> bool:
+    """Whether an element's own attributes keep it from being shown."""
+    style = attributes.get("style")
+    return "hidden" in attributes or bool(style and _HIDDEN.search(style[:_STYLE]))

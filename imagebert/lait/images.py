@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from imagebert.lait.document import Document, Node, above, element_beside
+from imagebert.lait.document import Document, Node, above, element_beside, is_hidden
 
 FEATURES = (
     "size_known",
@@ -96,7 +96,6 @@ _BAD_ADDRESS = _set(
 )
 _ADDRESS_WORD = re.compile(r"[a-z]+")
 _STYLE_SIZE = re.compile(r"(?:^|[;\s])(?:max-)?(width|height)\s*:\s*(\d{1,5})(?:\.\d+)?px", re.I)
-_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _PICTURE = re.compile(r"^[^?]*\.(?:jpe?g|png|webp|avif)(?:$|\?)", re.I)
 # A page about a picture, as MediaWiki names it.
 _FILE_PAGE = re.compile(r"/[^/?]{1,20}:[^/?]+\.(?:jpe?g|png|webp|gif|svg|tiff?)(?:$|\?)", re.I)
@@ -198,9 +197,7 @@ def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
         figure=next((element.node for element in around[:4] if element.tag == "figure"), None),
         good=good + sum([element.good for element in around]),
         bad=bad + sum([element.bad for element in around]),
-        hidden=(
-            "hidden" in attributes or _is_hidden(attributes.get("style")) or any(element.hidden for element in around)
-        ),
+        hidden=is_hidden(attributes) or any(element.hidden for element in around),
         signature=f"{'/'.join(element.tag for element in around[:4])} {classes.translate(_NO_DIGITS)}",
         href=href,
         to_picture=to_picture,
@@ -218,10 +215,6 @@ def _class_words(classes: str, name: str) -> tuple[int, int]:
     """How many words of an element's classes and name speak for and against a picture in it."""
     text = f"{classes} {name}"
     return len(_GOOD_CLASS.findall(text)), len(_BAD_CLASS.findall(text))
-
-
-def _is_hidden(style: str | None) -> bool:
-    return bool(style) and _HIDDEN.search((style or "")[:_STYLE]) is not None
 
 
 class _Element(NamedTuple):
@@ -252,7 +245,7 @@ class _Shared:
             classes, name = _named(said)
             href = (said.get("href") or "")[:_HREF].strip() if tag == "a" else ""
             words = _class_words(classes, name) if classes or name else (0, 0)
-            found = _Element(node, tag, classes, href, *words, _is_hidden(said.get("style")))
+            found = _Element(node, tag, classes, href, *words, is_hidden(said))
             self._elements[node.mem_id] = found
         return found
 

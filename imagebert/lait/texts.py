@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from imagebert.lait.document import Document, Node, above, text_of
+from imagebert.lait import images
+from imagebert.lait.document import Document, Node, above, is_hidden, text_of
 from imagebert.lait.images import PageImage
 from imagebert.lait.sentences import clean, sentences
 
@@ -45,6 +46,7 @@ _CLOSENESS = {
     source: place
     for place, source in enumerate(("figcaption", "caption", "alt", "title", "og", "heading", "around", "page_title"))
 }
+_IS_OG = images.FEATURES.index("is_og_image")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _SKIPPED = frozenset(
     (
@@ -88,7 +90,7 @@ def texts_of(document: Document, image: PageImage, alone: bool) -> Iterator[Text
             yield Text(source, text)
     meta = document.meta
     if alone:
-        for name in ("og:image:alt", "twitter:image:alt"):
+        for name in ("og:image:alt", "twitter:image:alt") if image.features[_IS_OG] else ():
             if name in meta:
                 yield Text("caption", meta[name])
         for name in ("og:description", "description", "twitter:description"):
@@ -107,7 +109,7 @@ def _around(node: Node) -> Iterator[Text]:
         if part.tag == "a" and (title := part.attributes.get("title")):
             yield Text("title", title, distance)
         if part.tag == "figure":
-            caption = part.css_first("figcaption")
+            caption = _caption_of(part)
             if caption is not None:
                 yield Text("figcaption", text_of(caption), distance)
         for back in (False, True):
@@ -115,6 +117,15 @@ def _around(node: Node) -> Iterator[Text]:
         if parent is None or (distance and len(parent.css("img")) > 12):
             return
         part, distance = parent, distance + 1
+
+
+def _caption_of(figure: Node) -> Node | None:
+    """A figure's own caption: figures in it have theirs."""
+    for caption in figure.css("figcaption"):
+        around = next((parent for parent in above(caption, _BESIDE) if parent.tag == "figure"), None)
+        if around is not None and around.mem_id == figure.mem_id:
+            return caption
+    return None
 
 
 def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
@@ -126,10 +137,10 @@ def _beside(part: Node, distance: int, back: bool) -> Iterator[Text]:
             text = text[-_BLOCK:] if back else text[:_BLOCK]
         elif beside.tag in _SKIPPED or not beside.is_element_node:
             text = ""
-        elif beside.tag == "img" or beside.css_first("img") is not None:
+        elif beside.tag in ("img", "amp-img") or beside.css_first("img,amp-img") is not None:
             return  # what stands there is of that one
         else:
-            text = text_of(beside, _BLOCK, back)
+            text = "" if is_hidden(beside.attributes) else text_of(beside, _BLOCK, back)
         if text:
             steps += 1
             kind = "around"

@@ -51,7 +51,17 @@ def value(candidate: Candidate, name: str) -> float:
         (f"<meta property=og:title content='{DOG}'><img src=/a.jpg>", "page_title", 0, True),
         (f"<meta property=og:description content='{DOG}'><img src=/a.jpg>", "og", 0, True),
         (f"<meta name=description content='{DOG}'><img src=/a.jpg>", "og", 0, True),
-        (f"<meta name=twitter:image:alt content='{DOG}'><img src=/a.jpg>", "caption", 0, True),
+        (
+            f"<meta name=twitter:image content=/a.jpg><meta name=twitter:image:alt content='{DOG}'><img src=/a.jpg>",
+            *("caption", 0, True),
+        ),
+        # What a browser does not show is not said, and a word goes on behind a letter that is larger.
+        (f"<div><img src=/a.jpg><p><script>var x;</script>{DOG}<button>Share</button></p></div>", "around", 0, True),
+        (f"<figure><img src=/a.jpg><figcaption><i style='display: none'>No.</i>{DOG}<b hidden>No</b></figcaption>",
+         "figcaption", 0, True),
+        ("<div><img src=/a.jpg><p><span>A</span> br<em>o</em>wn d<b>og</b> runs on the wet sand.", "around", 0, True),
+        (f"<figure><figure><img src=/b.jpg><figcaption>No.</figcaption></figure><figure><img src=/a.jpg></figure>"
+         f"<figcaption>{DOG}</figcaption></figure>", "figcaption", 2, True),
         ("<div><img src=/a.jpg><p><b>A brown</b> dog\nruns on <i>the</i> wet&nbsp;sand.</p></div>", "around", 0, True),
     ],
 )  # fmt: skip
@@ -68,6 +78,12 @@ def test_each_text_knows_where_it_is_from(html: str, source: str, distance: int,
         f"<div><img src=/a.jpg><figure><img src=/b.jpg><figcaption>{DOG}</figcaption></figure></div>",
         *(f"<div><img src=/a.jpg><{tag}>{DOG}</{tag}></div>" for tag in ("script", "style", "nav", "footer", "form")),
         f"<div><img src=/a.jpg><!-- {DOG} --></div>",
+        # A gallery's other picture's; another file's, as the site's logo; what no browser shows.
+        f"<figure><figure><img src=/a.jpg></figure><figure><img src=/b.jpg><figcaption>{DOG}</figcaption></figure>",
+        f"<meta property=og:image content=/logo.jpg><meta property=og:image:alt content='{DOG}'><img src=/a.jpg>",
+        f"<div><img src=/a.jpg><div class=caption><script>{DOG}</script></div></div>",
+        f"<div><img src=/a.jpg><p style='visibility:hidden'>{DOG}</p><div><p hidden>{DOG}</p></div></div>",
+        f"<div><img src=/a.jpg><amp-img src=/b.jpg></amp-img><p>{DOG}</p></div>",
         f"<div><img src=/a.jpg><p>1</p><p>2</p><p>{DOG}</p></div>",  # behind two others
         f"<div><img src=/a.jpg>{'<i></i>' * 200}<p>{DOG}</p></div>",  # behind many that are empty
         f"<div>{'<div>' * 9}<img src=/a.jpg>{'</div>' * 9}<p>{DOG}</p></div>",
