@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from imagebert.lait.build import archives_of
+from imagebert.lait.document import plain_address
 from imagebert.lait.engine import Done, Engine, Task, begun_in, identity_of, read_step, run_step
 from imagebert.lait.failures import Failed, check_size
 from imagebert.lait.hosts import is_blocked
@@ -77,7 +78,7 @@ def take(archive: Path, lists: Sequence[Path], limits: Limits, out: Path) -> Cou
     counts, rows, places = Counter[str](), dict[str, Row](), dict[str, int]()
     with TemporaryFile(dir=out.parent) as bodies:  # an archive may hold more than there is memory
         for answer in responses(archive, ("image/",), limits.picture_bytes, counts):
-            key = key_of(answer.url)
+            key = key_of(plain_address(answer.url))
             place = int(np.searchsorted(wanted, np.uint64(int(key, 16))))
             if place == len(wanted) or wanted[place] != int(key, 16):
                 counts["not wanted"] += 1

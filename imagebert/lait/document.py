@@ -12,18 +12,20 @@ from collections.abc import Iterator
 from itertools import islice
 from urllib.parse import quote, urljoin, urlsplit
 
+import idna
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 Node = LexborNode
 
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.I)
+_XML_CHARSET = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{2,40})", re.I)
 _HEAD_BYTES = 4096  # where a page says its charset; the standard asks for the first 1,024
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # of an address, that stays as it is
 _HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
 _SAID = 2_000  # characters of what a head says of its page that are kept
 _SITE = 100  # of a site's name
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
-_HOST = re.compile(r"(?:[^@/?#\[\]]*@)?([^/?#:@\[\]]+)(?::\d{0,5})?(?=[/?#]|$)")
+_HOST = re.compile(r"(?:[^@/?#\[\]]*@)?([^/?#:@\[\]]+)(:\d{0,5})?(?=[/?#]|$)")
 _PLAIN_HOST = re.compile(r"[\w.-]+", re.ASCII)
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # As browsers read what calls itself so.
@@ -83,7 +85,7 @@ def decode(html: bytes, charset: str | None) -> str:
     for mark, encoding in _MARKS:
         if html.startswith(mark):
             return html[len(mark) :].decode(encoding, "replace")
-    said = _META_CHARSET.search(html, 0, _HEAD_BYTES)
+    said = _META_CHARSET.search(html, 0, _HEAD_BYTES) or _XML_CHARSET.match(html)
     # Its own words could not be read if they were in UTF-16.
     claimed = [_known(charset), said and _known(said[1].decode("ascii", "replace").replace("utf-16", ""))]
     if (claimed[0] or "").startswith("utf-16") and b"\0" not in html[:200]:
@@ -93,6 +95,10 @@ def decode(html: bytes, charset: str | None) -> str:
         try:
             if name:
                 return html.decode(name, "strict")
+        except UnicodeDecodeError as error:
+            whole = html[: error.start]
+            if name == "utf-8" and error.reason == "unexpected end of data" and not whole.isascii():
+                return whole.decode(name)  # an archive has cut it there
         except UnicodeError:
             pass
     return html.decode(next(filter(None, claimed), "cp1252"), "replace")
@@ -205,10 +211,7 @@ class Document:
                 found = urljoin(self._base, href)
             except ValueError:
                 return ""
-        found = found.partition("#")[0]
-        if found.isascii() and " " not in found:
-            return found if _HOST.match(found, found.find("://") + 3) else ""
-        return _escaped(found)
+        return plain_address(found.partition("#")[0])
 
     def all(self, selector: str) -> list[Node]:
         """The elements that a selector of CSS finds, in the page's order."""
@@ -237,6 +240,35 @@ class Document:
         return f"{self.title} {found}"[:most]
 
 
+def plain_address(url: str) -> str:
+    """An absolute address as browsers ask for it, one for all ways to write it; "" where it has no host."""
+    if not url.isascii() or " " in url:
+        url = _escaped(url)
+    start = url.find("://") + 3
+    there = _HOST.match(url, start)
+    if there is None:
+        return ""
+    if there[0] == there[1] and there[1].islower() and "/." not in url:  # nearly all
+        return url
+    scheme, host, port = url[: start - 3].lower(), there[1].lower(), there[2] or ""
+    port = "" if port in ("", ":", ":80" if scheme == "http" else ":443") else port
+    path, mark, query = url[there.end() :].partition("?")
+    path = _without_dots(path) if "/." in path else path
+    return f"{scheme}://{url[start : there.start(1)]}{host}{port}{path}{mark}{query}"
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986, section 5.2.4."""
+    parts = list[str]()
+    first, *names = path.split("/")
+    for name in names:
+        if name == "..":
+            del parts[-1:]
+        elif name != ".":
+            parts.append(name)
+    return "/".join([first, *parts, *[""] * (names[-1] in (".", ".."))])
+
+
 def _escaped(url: str) -> str:
     """An address as browsers send it: UTF-8 in percents, a host's name in IDNA; "" where it has no host."""
     start = url.find("://") + 3
@@ -246,8 +278,8 @@ def _escaped(url: str) -> str:
     host = there[1]
     if not host.isascii():
         try:
-            host = host.encode("idna").decode("ascii")
-        except UnicodeError:
+            host = idna.encode(host, uts46=True).decode("ascii")
+        except idna.IDNAError:
             return ""
     if not _PLAIN_HOST.fullmatch(host):
         return ""

@@ -178,7 +178,7 @@ def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
         return None
     around = [shared.element(parent) for parent in above(node, _ANCESTORS)]
     href = next((element.href for element in around if element.href), "")
-    to_picture = href != "" and _is_picture(href, (attributes.get("src") or "")[:_HREF])
+    to_picture = href != "" and _is_picture(href, _href(attributes.get("src")))
     if is_small and not to_picture:
         return None
     url, width, lazy = _address(document, node, attributes, shared)
@@ -204,6 +204,11 @@ def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
         srcset_width=width,
         lazy=lazy,
     )
+
+
+def _href(said: str | None) -> str:
+    """An address as an attribute says it; what is too long is none, and its beginning another's."""
+    return (said or "").strip() if len(said or "") <= _HREF else ""
 
 
 def _named(attributes: dict[str, str | None]) -> tuple[str, str]:
@@ -243,7 +248,7 @@ class _Shared:
         if found is None:
             tag, said = node.tag or "", node.attributes
             classes, name = _named(said)
-            href = (said.get("href") or "")[:_HREF].strip() if tag == "a" else ""
+            href = _href(said.get("href")) if tag == "a" else ""
             words = _class_words(classes, name) if classes or name else (0, 0)
             found = _Element(node, tag, classes, href, *words, is_hidden(said))
             self._elements[node.mem_id] = found
@@ -294,7 +299,9 @@ def _address(
 
 def _largest(listed: str, best: str, width: float) -> tuple[str, float]:
     """The largest of a srcset's candidates, or what was found before; of equal ones a JPEG, which all can read."""
-    listed, at = listed[:_LISTED], 0
+    if len(listed) > _LISTED:  # its last one is cut
+        listed = listed[:_LISTED].rpartition(", ")[0]
+    at = 0
     while (found := _CANDIDATE.match(listed, at)) is not None:
         url, at, said = found[1], found.end(), found[2]
         if url.endswith(","):  # nothing is said of it

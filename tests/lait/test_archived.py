@@ -60,7 +60,7 @@ def answer(name: str, body: bytes, robots: str = "", cut: bool = False) -> Respo
 GOOD = saved(photograph(1))
 ANSWERS = [
     answer("good", GOOD),
-    answer("not asked for", GOOD),
+    answer("not-asked-for", GOOD),
     answer("small", saved(photograph(1, 300, 500))),
     answer("narrow", saved(photograph(1, 310, 1000))),
     answer("cut", GOOD[:-500]),
@@ -68,25 +68,25 @@ ANSWERS = [
     answer("text", b"<html>" * 100),
     answer("nothing", b""),
     answer("refused", GOOD, robots="noai"),
-    answer("refused for others", saved(photograph(2)), robots="otherbot: noai"),
-    answer("later good", b"broken"),
-    answer("later good", saved(photograph(3))),
+    answer("refused-for-others", saved(photograph(2)), robots="otherbot: noai"),
+    answer("later-good", b"broken"),
+    answer("later-good", saved(photograph(3))),
     answer("good", saved(photograph(4))),  # again: the first one stays
-    answer("taken back", GOOD),
-    answer("taken back", GOOD, robots="noai"),
-    answer("refused first", GOOD, robots="noai"),
-    answer("refused first", GOOD),
-    answer("no longer", GOOD, robots="unavailable_after: 2024-01-01"),
+    answer("taken-back", GOOD),
+    answer("taken-back", GOOD, robots="noai"),
+    answer("refused-first", GOOD, robots="noai"),
+    answer("refused-first", GOOD),
+    answer("no-longer", GOOD, robots="unavailable_after: 2024-01-01"),
 ]
 STATUS = {
-    **dict.fromkeys(("good", "refused for others", "later good"), "success"),
+    **dict.fromkeys(("good", "refused-for-others", "later-good"), "success"),
     "small": "too_small",
     "narrow": "too_narrow",
     "cut": "cut_off",
     "large": "too_large",
     "text": "no_picture",
     "nothing": "no_picture",
-    **dict.fromkeys(("refused", "taken back", "refused first", "no longer"), "opted_out"),
+    **dict.fromkeys(("refused", "taken-back", "refused-first", "no-longer"), "opted_out"),
 }
 
 
@@ -104,7 +104,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wanted(folder: Path) -> list[Path]:
-    urls = [f"http://a.example/{name}" for name in [*STATUS, "in no archive"]]
+    urls = [f"http://a.example/{name}" for name in [*STATUS, "in-no-archive"]]
     done = candidates(folder / "candidates", [candidate(url, f"Sentence {url}.") for url in urls])
     return write_wanted(done, folder / "wanted", 3, 0.5)
 
@@ -116,7 +116,7 @@ def test_what_becomes_of_each_picture(archive: Path, tmp_path: Path) -> None:
     assert all(row["key"] == key_of(row["url"]) for row in rows.values())
     assert counts["success"] == 3
     assert (counts["not wanted"], counts["archived again"], counts["no_picture"]) == (1, 2, 2)
-    bodies = {"good": GOOD, "refused for others": saved(photograph(2)), "later good": saved(photograph(3))}
+    bodies = {"good": GOOD, "refused-for-others": saved(photograph(2)), "later-good": saved(photograph(3))}
     with tarfile.open(tmp_path / "out.tar") as tar:
         for name, data in bodies.items():
             file = tar.extractfile(f"{rows[name]['key']}.jpg")

@@ -80,6 +80,18 @@ def test_its_own_words_are_believed_where_the_header_is_silent_or_wrong() -> Non
     assert decode(b"<meta charset=windows-1251>\xe4", "iso-8859-1")[-1] == "ä"
 
 
+def test_a_page_that_is_cut_in_a_character_is_still_utf_8() -> None:
+    data = "<p>A café in Zürich … on the “old” square".encode()
+    for length in range(20, len(data) + 1):
+        assert data.decode().startswith(decode(data[:length], "iso-8859-1"))
+        assert len(decode(data[:length], "iso-8859-1").encode()) > length - 4
+
+
+def test_an_xml_declaration_says_the_charset() -> None:
+    page = '<?xml version="1.0" encoding="iso-8859-2"?>\n<html><p>Łódź'
+    assert decode(page.encode("iso-8859-2"), None) == page
+
+
 def test_a_mark_counts_before_all_claims() -> None:
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         data = ("\ufeff" + html(WORDS, "koi8-r")).encode(encoding)
@@ -216,6 +228,28 @@ def test_any_text_is_an_address_with_a_host_or_none(href: str) -> None:
             assert urlsplit(found).hostname
             assert " " not in found
             assert found.isascii()
+
+
+def test_one_address_for_all_ways_to_write_it() -> None:
+    document = Document("http://a.example/b/c", "")
+    for href in (
+        *(
+            "HTTP://A.Example:80/dir/../uploads/x.jpg",
+            "//A.EXAMPLE/uploads/./x.jpg",
+            "/uploads/x.jpg",
+            "../uploads/x.jpg",
+        ),
+        *("http://a.example:/uploads/x.jpg", "/dir/../../uploads/x.jpg", "http://a.example/uploads/x.jpg#a/../b"),
+    ):
+        assert document.absolute(href) == "http://a.example/uploads/x.jpg", href
+    for href in (
+        "http://a.example:8080/x",
+        "https://a.example:80/x",
+        "http://a.example/x?y=/../z",
+        "http://a.example/x.y/z",
+    ):
+        assert document.absolute(href) == href
+    assert document.absolute("https://straße.de/") == "https://xn--strae-oqa.de/"  # another domain than strasse.de
 
 
 def test_a_page_whose_address_is_none_is_refused() -> None:

@@ -44,6 +44,8 @@ def feature(html: str, name: str, place: int = 0) -> float:
         ("<img srcset='/a.jpg\n\t320w\n,\n/b.jpg 640w ,'>", "b.jpg"),
         ("<img srcset='/a.jpg,/b.jpg'>", "a.jpg,/b.jpg"),  # one address, by the standard
         ("<img srcset='/a.jpg, /b.jpg,'>", "a.jpg"),
+        (f"<img srcset='{', '.join(f'/{n}{chr(97) * 800}.jpg {n}w' for n in range(1, 40))}'>", f"24{'a' * 800}.jpg"),
+        (f"<a href='/big.jpg?sig={'s' * 2_500}'><img src=/s.jpg></a>", "s.jpg"),
         ("<img srcset='/a.jpg 100w 50h, /b.jpg 70w'>", "a.jpg"),  # what is not understood counts once
         ("<img src=/s.jpg srcset=''>", "s.jpg"),
         ("<img src=/s.jpg srcset=' , ,, '>", "s.jpg"),
