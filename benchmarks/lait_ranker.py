@@ -72,7 +72,7 @@ def web(pages: int, seed: int) -> list[Page]:
 def examples(pages: Sequence[Page]) -> tuple[list[Example], Counter[str]]:
     """What the pages show, and how many dominant pictures of each kind of page are not even among the candidates."""
     recipe = LaitRecipe()
-    judge = Judge(recipe.sentences, recipe.pages.language)
+    judge = Judge(recipe.sentences)
     found, missed = [], Counter[str]()
     for page in pages:
         if not page.english or page.opted_out:

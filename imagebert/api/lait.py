@@ -63,8 +63,10 @@ class LaitOptions:
         Raises:
             UsageError: There are no processes, or too little memory.
         """
-        if self.memory_gib < 0.5 or (self.processes is not None and self.processes < 1):
-            raise UsageError("LAIT is built by a process at least, and half a GiB of memory: give more")
+        if not 0.5 <= self.memory_gib <= 1 << 20 or (self.processes is not None and self.processes < 1):
+            raise UsageError(
+                "LAIT is built by a process at least, and within half a GiB of memory to a million: give such"
+            )
         alone = discover(os.environ).world_size == 1  # ranks of one node often see all of its cores
         return Engine(team, self.processes or (len(os.sched_getaffinity(0)) if alone else 1), self.ray)
 

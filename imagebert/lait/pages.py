@@ -74,7 +74,7 @@ class PageReader:
 
     def __init__(self, recipe: LaitRecipe, ranker: Ranker) -> None:
         self._recipe, self._ranker = recipe, ranker
-        self._judge = Judge(recipe.sentences, recipe.pages.language)
+        self._judge = Judge(recipe.sentences)
         self._now = datetime.now(UTC)  # what was available when it was archived may no longer be
         self.counts: Counter[str] = Counter()
         self.opted_out: set[str] = set()  # pages

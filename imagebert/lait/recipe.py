@@ -6,10 +6,12 @@ says of each where it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imagebert.errors import UsageError
 from imagebert.strict_yaml import apply_overrides, build, read_yaml
 
 AGENT = "imagebert"  # as robots.txt, X-Robots-Tag and meta tags may name it
@@ -20,7 +22,6 @@ SHIPPED = Path(__file__).with_name("lait.yaml")
 class PagesRecipe:
     """Says which pages are read, and which of their pictures are dominant."""
 
-    language: str = "en"
     language_score: float = 0.5
     page_bytes: int = 4 << 20
     images: int = 1000
@@ -94,10 +95,43 @@ class LaitRecipe:
     pairs: PairsRecipe = field(default_factory=PairsRecipe)
 
 
+_ALL = math.inf
+# What each number may be. Keys of two numbers have a least and a most, in order.
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("pages.language_score", "pages.dominance"), (0, 1)),
+    **dict.fromkeys(("pages.images", "pages.pictures", "pages.sentences", "pages.around"), (1, _ALL)),
+    "pages.page_bytes": (1_000, _ALL),
+    **dict.fromkeys(("sentences.words", "sentences.characters"), (1, _ALL)),
+    **{
+        f"sentences.{name}": (0, 1) for name in ("unknown_words", "letters", "capitals", "repetition", "language_score")
+    },
+    **dict.fromkeys(("sentences.commas", "sentences.stop_words"), (0, _ALL)),
+    **{f"fetch.{name}": (1, _ALL) for name in ("shard", "picture_bytes", "connections", "per_host", "host_failures")},
+    **dict.fromkeys(("fetch.seconds", "fetch.host_seconds"), (0.001, 1e9)),
+    **dict.fromkeys(("fetch.pause", "fetch.retry_seconds"), (0, 1e9)),
+    "fetch.redirects": (0, 100),
+    "filter.side": (0, _ALL),
+    "filter.aspect": (1, _ALL),
+    **dict.fromkeys(("filter.natural", "filter.nsfw", "pairs.relevance"), (0, 1)),
+    "filter.hamming": (-1, 16),
+    "pairs.sharing": (0, _ALL),
+    "pairs.long": (1, _ALL),
+}
+
+
 def read_recipe(path: Path = SHIPPED, overrides: Sequence[str] = ()) -> LaitRecipe:
     """Reads a recipe, with `key=value` in place of what it says.
 
     Raises:
-        UsageError: It has an unknown key or a value of a wrong type, which is named.
+        UsageError: It has an unknown key, or a value of a wrong type or out of its range, which is named.
     """
-    return build(LaitRecipe, apply_overrides(read_yaml(path), overrides), str(path))
+    recipe = build(LaitRecipe, apply_overrides(read_yaml(path), overrides), str(path))
+    for key, (least, most) in RANGES.items():
+        part, _, name = key.partition(".")
+        value = getattr(getattr(recipe, part), name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not (least <= numbers[0] <= numbers[-1] <= most):
+            pair = "two numbers in order, " * (len(numbers) > 1)
+            given = f"{least:,} or more" if most == _ALL else f"{least:,} to {most:,}"
+            raise UsageError(f"{key} is {value!r}: give {pair}{given}")
+    return recipe

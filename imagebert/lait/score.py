@@ -25,7 +25,7 @@ from imagebert.errors import UsageError
 from imagebert.files import read_sealed, replacing, text_lines, write_bytes, write_sealed
 from imagebert.lait.engine import Done, Engine, Task, check_result, read_step, run_step
 from imagebert.lait.filter import KEPT_SCHEMA
-from imagebert.lait.language import stop_words_of, words_of
+from imagebert.lait.language import LANGUAGE, stop_words_of, words_of
 from imagebert.lait.ranker import Logistic, fit_logistic
 
 SHIPPED = Path(__file__).with_name("scorer.json")
@@ -95,7 +95,7 @@ class Scorer:
 def features_of(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """The features of each row as MATCHED, float64 [rows, features]."""
     table = np.zeros((len(rows), len(MATCHED)))
-    words, stops = words_of("en"), stop_words_of("en")
+    words, stops = words_of(LANGUAGE), stop_words_of(LANGUAGE)
     start = 0
     while start < len(rows):
         end = start

@@ -14,7 +14,7 @@ from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
 
-from imagebert.lait.language import Languages, stop_words_of, words_of
+from imagebert.lait.language import LANGUAGE, Languages, stop_words_of, words_of
 from imagebert.lait.recipe import SentencesRecipe
 
 _SURELY = 0.1  # share of unknown words up to which a sentence with stop words is in the language
@@ -217,10 +217,9 @@ def sentences(text: str) -> list[str]:
 class Judge:
     """Tells what is wrong with a sentence."""
 
-    def __init__(self, recipe: SentencesRecipe, language: str) -> None:
-        self._recipe, self._language = recipe, language
-        self._languages = Languages()
-        self._words, self._stop_words = words_of(language), stop_words_of(language)
+    def __init__(self, recipe: SentencesRecipe) -> None:
+        self._recipe, self._languages = recipe, Languages()
+        self._words, self._stop_words = words_of(LANGUAGE), stop_words_of(LANGUAGE)
 
     def flaw(self, sentence: str) -> str:
         """Why a sentence is not kept, one of FLAWS; "" where it is."""
@@ -247,7 +246,7 @@ class Judge:
         if unknown > recipe.unknown_words:
             return "unknown_words"
         # What nearly all words are of is in the language; a model is asked of the others, and of what is full of names.
-        if unknown > _SURELY and self._languages.score(sentence, self._language) < recipe.language_score:
+        if unknown > _SURELY and self._languages.score(sentence, LANGUAGE) < recipe.language_score:
             return "language"
         return ""
 
@@ -271,7 +270,7 @@ class Judge:
         return "-" in word and all(part in self._words for part in word.split("-") if part)
 
     def page_score(self, text: str) -> float:
-        """How sure it is that a page's text is in the recipe's language; see Languages.score.
+        """How sure it is that a page's text is English; see Languages.score.
 
         Of most pages the words say it, without the model: nearly all are known, and a fifth are stop words.
         """
@@ -279,4 +278,4 @@ class Judge:
         stops = len([word for word in words if word in self._stop_words])
         if len(words) >= _MANY and stops >= 0.2 * len(words) and self.unknown(words) <= _SURELY:
             return 1.0
-        return self._languages.score(text, self._language)
+        return self._languages.score(text, LANGUAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_every_key_has_its_comment() -> None:
 def test_every_key_can_be_set_and_is_told_from_what_is_like_it(part: str, key: str) -> None:
     value = PARTS[part][key]
     other: Any = [1, 2] if isinstance(value, tuple) else not value if isinstance(value, bool) else value
-    other = "de" if isinstance(value, str) else other + 1 if type(value) in (int, float) else other
+    other = other + 1 if type(value) is int else other / 2 if type(value) is float else other
     recipe = read_recipe(overrides=[f"{part}.{key}={yaml.safe_dump(other, default_flow_style=True).splitlines()[0]}"])
     assert plain(asdict(recipe)[part][key]) == other
     assert digest_of(asdict(getattr(recipe, part))) != digest_of(asdict(getattr(LaitRecipe(), part)))
@@ -51,6 +52,26 @@ def test_every_key_can_be_set_and_is_told_from_what_is_like_it(part: str, key: s
         read_recipe(overrides=[f"{part}.{key}x=1"])
     with pytest.raises(UsageError, match=f"{part}.{key} is "):
         read_recipe(overrides=[f"{part}.{key}={{a: 1}}"])
+
+
+@pytest.mark.parametrize("key", [f"{part}.{key}" for part, key in KEYS if not isinstance(PARTS[part][key], bool)])
+def test_every_number_has_a_range(key: str) -> None:
+    part, _, name = key.partition(".")
+    for value in ("[40, 4]", "[-1, 4]") if isinstance(PARTS[part][name], tuple) else ("-2", ".nan", "-.inf"):
+        if value == "-2" or type(PARTS[part][name]) is not int:
+            with pytest.raises(UsageError, match=rf"{key} is .*: give "):
+                read_recipe(overrides=[f"{key}={value}"])
+
+
+def test_a_range_is_told() -> None:
+    for override, said in (
+        ("fetch.shard=0", "fetch.shard is 0: give 1 or more"),
+        ("pairs.relevance=9", "pairs.relevance is 9.0: give 0 to 1"),
+        ("filter.hamming=17", "filter.hamming is 17: give -1 to 16"),
+        ("sentences.words=[40,4]", "sentences.words is (40, 4): give two numbers in order, 1 or more"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            read_recipe(overrides=[override])
 
 
 def test_a_file_may_say_less(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from imagebert.lait.sentences import FLAWS, LONGEST, Judge, clean, sentences
 
 DOG = "A brown dog is running on wet sand"
 PLAIN = [subject.sentence for subject in some_subjects(2000, 77)]
-JUDGE = Judge(SentencesRecipe(), "en")
+JUDGE = Judge(SentencesRecipe())
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_flaws_are_told_by_name(sentence: str, flaw: str) -> None:
 
 def test_thresholds_are_the_recipes() -> None:
     def flaw(sentence: str, **keys: object) -> str:
-        return Judge(replace(SentencesRecipe(), **keys), "en").flaw(sentence)  # type: ignore[arg-type]
+        return Judge(replace(SentencesRecipe(), **keys)).flaw(sentence)  # type: ignore[arg-type]
 
     assert flaw("A brown dog.", words=(3, 40), characters=(5, 300)) == ""
     assert flaw(DOG, words=(4, 7)) == "long"
