@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -52,6 +52,23 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise UsageError(f"{path} is no regular file: give a file, not a folder, a pipe or a device")
     return os.fdopen(descriptor, "rb")
+
+
+def walk(folder: Path, failed: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, each with its files; one that is reached by a link is walked as well, each once.
+
+    Args:
+        failed: is told of folders that cannot be read
+    """
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders.sort()
+        yield Path(place), sorted(files)
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:

@@ -23,7 +23,7 @@ from imagebert.engine.metrics import examine_log, line_checksum
 from imagebert.errors import UsageError
 from imagebert.files import DIGESTS, check_digests, file_digest, read_json, read_sealed, write_digests
 from imagebert.lait.engine import STEP, check_step
-from imagebert.lait.whole import TABLE, check_table, holds_step, holds_table
+from imagebert.lait.whole import CHOSEN, TABLE, WANTED, check_build, check_choice, check_table, holds_step, holds_table
 from imagebert.model_folder import open_model
 from imagebert.regions.vg.weights import holds_detector, read_detector
 from imagebert.retrieval.kept import check_kept
@@ -220,11 +220,14 @@ def _detector(path: Path) -> tuple[str, list[str]]:
 
 
 def _lait_step(path: Path) -> tuple[str, list[str]]:
-    return f"{check_step(path):,} files", []
+    tables = sum(check_choice(path / name) for name in (WANTED, CHOSEN))
+    return f"{check_step(path) + tables:,} files", []
 
 
 def _lait_pairs(path: Path) -> tuple[str, list[str]]:
-    return f"{check_table(path):,} pairs", []
+    pairs = check_table(path)
+    check_build(path)
+    return f"{pairs:,} pairs", []
 
 
 def _hard_negatives(path: Path) -> tuple[str, list[str]]:

@@ -36,6 +36,8 @@ class LaitOptions:
         processes: The number of processes of this machine, or of each rank. None takes one a core, or one a rank.
         ray: The address of a Ray cluster that does the work, such as "auto". Empty takes processes.
         memory_gib: The memory in GiB of what looks at everything at once. What does not fit goes to the disk.
+        blocked: Hosts that are never asked, nor those below them, as a list or as a file with one a line.
+        again: Whether pictures that could not be fetched are asked for once more, where they may come another time.
     """
 
     recipe: PathLike | None = None
@@ -43,6 +45,8 @@ class LaitOptions:
     processes: int | None = None
     ray: str = ""
     memory_gib: float = 4.0
+    blocked: PathLike | Sequence[str] = ()
+    again: bool = False
 
     def read(self) -> LaitRecipe:
         """Reads the recipe, with what is given in place of what it says.
@@ -130,8 +134,6 @@ def lait_fetch(
     options: LaitOptions = LaitOptions(),
     *,
     archives: Paths = (),
-    blocked: PathLike | Sequence[str] = (),
-    again: bool = False,
 ) -> LaitStep:
     """Writes the pictures of all candidates into tars, as img2dataset does.
 
@@ -141,8 +143,6 @@ def lait_fetch(
         options: Thresholds, and what does the work.
         archives: WARC files that hold pictures too, or folders of such. They are taken from there, and nothing is asked
             of the network.
-        blocked: Hosts that are never asked, as a list or as a file with one a line.
-        again: Whether pictures that could not be fetched are asked for once more, where they may come another time.
 
     Returns:
         What became of each picture, counted.
@@ -156,12 +156,12 @@ def lait_fetch(
     from imagebert.lait.wanted import fetch_pictures
 
     recipe, before, to = options.read(), Path(candidates), Path(out)
-    hosts = hosts_of(names_of(blocked, "blocked"))
+    hosts = hosts_of(names_of(options.blocked, "blocked"))
     with workers() as team:
         engine = options.engine(team)
         if found := paths_of(archives):
             return _told(take_pictures(before, found, to, recipe, engine, options.memory_gib, hosts))
-        return _told(fetch_pictures(before, to, recipe, engine, hosts, options.memory_gib, again))
+        return _told(fetch_pictures(before, to, recipe, engine, hosts, options.memory_gib, options.again))
 
 
 def lait_filter(
@@ -317,8 +317,6 @@ def lait_build(
     extractor: PathLike | VisualGenome | None = None,
     nsfw: PathLike | None = None,
     scorer: PathLike | None = None,
-    blocked: PathLike | Sequence[str] = (),
-    again: bool = False,
 ) -> dict[str, int]:
     """Makes pairs of web archives: pages, pictures, filters, scores and the table, each step in a folder of `out`.
 
@@ -333,8 +331,6 @@ def lait_build(
         extractor: What finds the regions that the model needs, as `imagebert.api.extract` takes it.
         nsfw: The YAML file that describes what tells unsafe pictures.
         scorer: The relevance model, by `imagebert.api.lait_train_scorer`. None takes the one that ships.
-        blocked: Hosts that are never asked, as a list or as a file with one a line.
-        again: Whether pictures that could not be fetched are asked for once more, where they may come another time.
 
     Returns:
         What became of sentences and pictures at the end, counted.
@@ -352,7 +348,7 @@ def lait_build(
     pages, pictures, kept, scored = (folder / name for name in ("candidates", "pictures", "kept", "scored"))
     with _whole_build(folder):
         lait_pages(crawl, pages, options)
-        lait_fetch(pages, pictures, options, archives=crawl if archived else (), blocked=blocked, again=again)
+        lait_fetch(pages, pictures, options, archives=crawl if archived else ())
         lait_filter(pages, pictures, kept, options, nsfw=nsfw)
         regions = None
         if extractor is not None:

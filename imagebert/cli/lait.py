@@ -34,6 +34,7 @@ def _options(parsed: Namespace) -> LaitOptions:
         processes=parsed.processes,
         ray=parsed.ray,
         memory_gib=parsed.memory,
+        **{name: vars(parsed)[name] for name in ("blocked", "again") if vars(parsed).get(name)},
     )
 
 
@@ -78,13 +79,8 @@ def _add_hosts(parser: ArgumentParser) -> None:
 def fetch(parsed: Namespace) -> int:
     from imagebert import api
 
-    options = _options(parsed)
     archives = () if parsed.archived is None else parsed.archived
-    blocked = () if parsed.blocked is None else parsed.blocked
-    done = api.lait_fetch(
-        *(parsed.candidates, parsed.out, options), archives=archives, blocked=blocked, again=parsed.again
-    )
-    return _tell(done, parsed)
+    return _tell(api.lait_fetch(parsed.candidates, parsed.out, _options(parsed), archives=archives), parsed)
 
 
 def _filter_options(parser: ArgumentParser) -> None:
@@ -174,8 +170,6 @@ def build(parsed: Namespace) -> int:
         extractor=parsed.extractor,
         nsfw=parsed.nsfw,
         scorer=parsed.scorer,
-        blocked=() if parsed.blocked is None else parsed.blocked,
-        again=parsed.again,
     )
     _print(str(parsed.out / "pairs.parquet"), counts, parsed)
     return 0

@@ -150,18 +150,23 @@ def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:
             files = sorted(file for file in path.rglob("*") if file.is_file())
             # Not what writers leave behind, nor what whoever reads an LMDB may write to.
             files = [f for f in files if f.name != "lock.mdb" and f.relative_to(path).parts[0][0] != "."]
-        sampled = set(np.linspace(0, max(0, len(files) - 1), _SAMPLES).astype(int).tolist())
-        listing, sample = hashlib.sha256(), hashlib.sha256()
-        for number, file in enumerate(files):
-            stat = file.stat()
-            listing.update(os.fsencode(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-            if number in sampled:
-                with open_regular(file) as opened:
-                    for at in np.linspace(0, max(0, stat.st_size - _SAMPLE_BYTES), 3).astype(int).tolist():
-                        opened.seek(at)
-                        sample.update(opened.read(_SAMPLE_BYTES))
-        found.append({"path": str(path.resolve()), "files": listing.hexdigest(), "sample": sample.hexdigest()})
+        found.append(describe_files(path, files))
     return found
+
+
+def describe_files(path: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """What these files, sorted, of a folder, or a file itself, hold: as `describe_sources`."""
+    sampled = set(np.linspace(0, max(0, len(files) - 1), _SAMPLES).astype(int).tolist())
+    listing, sample = hashlib.sha256(), hashlib.sha256()
+    for number, file in enumerate(files):
+        stat = file.stat()
+        listing.update(os.fsencode(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+        if number in sampled:
+            with open_regular(file) as opened:
+                for at in np.linspace(0, max(0, stat.st_size - _SAMPLE_BYTES), 3).astype(int).tolist():
+                    opened.seek(at)
+                    sample.update(opened.read(_SAMPLE_BYTES))
+    return {"path": str(path.resolve()), "files": listing.hexdigest(), "sample": sample.hexdigest()}
 
 
 def _shown(reader: Reader, path: Path, workers: Workers) -> Iterator[Item]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from imagebert.errors import UsageError
+from imagebert.files import walk
 from imagebert.lait.engine import Done, Engine, Task, identity_of, run_step
 from imagebert.lait.pages import read_archive
 from imagebert.lait.ranker import Ranker
@@ -26,9 +27,8 @@ def archives_of(paths: list[Path]) -> list[tuple[str, Path]]:
     found = dict[Path, str]()
     for path in paths:
         if path.is_dir():
-            below = (file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
-            for file in below:
-                if file.name[0] != ".":
+            for file in (place / name for place, names in walk(path) for name in names):
+                if file.name[0] != "." and file.name.lower().endswith(SUFFIXES) and file.is_file():
                     found.setdefault(file.absolute(), name_of(file.relative_to(path)))
         elif path.is_file():
             found.setdefault(path.absolute(), name_of(Path(path.name)))
@@ -58,6 +58,13 @@ def read(archive: Path, recipe: LaitRecipe, ranker: Ranker, out: Path) -> dict[s
 
 
 def name_of(place: Path) -> str:
-    """A name for an archive by its place below the crawl: the file's, and some digits of the folders' around it."""
-    stem = place.name.split(".warc")[0][:60]
+    """A name for an archive by its place below the crawl: the file's, and some digits of the folders' around it.
+
+    Raises:
+        UsageError: its name is no text.
+    """
+    try:
+        stem = place.name.split(".warc")[0].encode().decode()[:60]
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of the archive {str(place)!a} is no text: give it one in UTF-8") from None
     return f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
-from imagebert.files import file_digest, open_regular, read_sealed, replacing, write_sealed
+from imagebert.files import file_digest, open_regular, read_sealed, replacing
 from imagebert.lait.engine import Done, Engine, Task, begun_in, check_result, held, identity_of, read_step, run_step
 from imagebert.lait.failures import KINDS
 from imagebert.lait.hashes import hash_of, near
@@ -33,15 +33,15 @@ from imagebert.lait.nsfw import open_nsfw
 from imagebert.lait.recipe import FilterRecipe, LaitRecipe
 from imagebert.lait.shards import add_file, open_tar
 from imagebert.lait.tables import batches, database
-from imagebert.lait.wanted import WANTED, candidates_of
+from imagebert.lait.wanted import candidates_of
+from imagebert.lait.whole import CHOICE, CHOSEN, WANTED, write_choice
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
 _LIMITS = PictureLimits(100_000_000, 10, web=False)
-_LOOKED, _CHOSEN = "looked", "chosen"  # folders beside the kept tars
-CHOICE = "choice.json"  # in the second, what was chosen of how much
+_LOOKED = "looked"  # a folder beside the kept tars
 _SIDE = 512  # pixels to which a picture is shrunk before it is judged
 
 _LOOKED_SCHEMA = pa.schema(
@@ -107,14 +107,14 @@ def filter_pictures(
         raise UsageError(
             f"no picture of {pictures} can be kept: {_why(looked.counts)}; `imagebert lait report` shows more"
         )
-    with held(out / _CHOSEN, engine.workers):
+    with held(out / CHOSEN, engine.workers):
         source = [looked.digest, found.digest, recipe.filter.hamming]
-        if engine.workers.rank == 0 and not _is_chosen(out / _CHOSEN, source):
-            _choose(found, looked, out / _CHOSEN, source, memory_gib)
+        if engine.workers.rank == 0 and not _is_chosen(out / CHOSEN, source):
+            _choose(found, looked, out / CHOSEN, source, memory_gib)
         engine.workers.barrier()
-        chosen = read_sealed(out / _CHOSEN / CHOICE)["files"]
+        chosen = read_sealed(out / CHOSEN / CHOICE)["files"]
         tasks = [
-            Task(tar.stem, [identity_of(tar), chosen[name]], (tar, out / _CHOSEN / name))
+            Task(tar.stem, [identity_of(tar), chosen[name]], (tar, out / CHOSEN / name))
             for tar in tars
             if (name := f"{tar.stem}.parquet") in chosen
         ]
@@ -314,8 +314,7 @@ def _choose(candidates: Done, looked: Done, folder: Path, source: list[Any], mem
             kept += _write(folder / looked.names[tar], rows)
     apart = counts["good pictures"] - sum(count for name, count in counts.items() if ":" in name)
     counts |= {"good pictures: no sentence": apart - kept, "good pictures: kept": kept}
-    files = {path.name: file_digest(path) for path in sorted(folder.glob("*.parquet"))}
-    write_sealed(folder / CHOICE, {"counts": counts, "files": files, "source": source})
+    write_choice(folder, {"counts": counts, "source": source})
 
 
 _OF_CANDIDATES = ("source", "fit", "dominance", "name_overlap", "title_overlap", "rank", "pictures", "page")

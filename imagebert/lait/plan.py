@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from imagebert.files import read_sealed
 from imagebert.lait.engine import STEP, read_step
-from imagebert.lait.wanted import WANTED
+from imagebert.lait.whole import WANTED, check_build
 
 _WARC_PAGES = 27_000  # HTML pages of a WARC of Common Crawl, of about 1 GB
 
@@ -75,6 +75,7 @@ def measured(out: Path, rates: LaitRates = LaitRates()) -> LaitRates:
     Raises:
         UsageError: the build has no whole step.
     """
+    check_build(out)
     found = {name: read_step(out / name).counts for name in _STEPS if (out / name / STEP).is_file()}
     if not found:
         read_step(out / "candidates", "imagebert lait build")

@@ -18,8 +18,9 @@ from pyarrow import parquet
 from imagebert.data.tars import BrokenTar, members
 from imagebert.errors import UsageError
 from imagebert.files import check_writable, open_regular, read_sealed, write_bytes
-from imagebert.lait.engine import STEP, Done, read_step
-from imagebert.lait.filter import CHOICE, SUFFIXES
+from imagebert.lait.engine import STEP, Done, check_result, read_step
+from imagebert.lait.filter import SUFFIXES
+from imagebert.lait.whole import CHOICE, CHOSEN, TABLE, check_build, check_table
 from imagebert.pages.page import render
 from imagebert.pictures import DECODER, LOCAL, UnreadableImage
 
@@ -63,12 +64,15 @@ def write_report(out: Path, page: Path, count: int) -> Reported:
     """
     if not 1 <= count <= MOST:
         raise UsageError(f"a report with {count} pictures was asked for: give 1 to {MOST}")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{page} is to be a page: give it a name that ends in .html")
     check_writable(page)
+    check_build(out)
     found = {name: read_step(out / name) for name in STEPS if (out / name / STEP).is_file()}
     if not found:
         raise UsageError(f"{out} has no step of a build that is whole: give the folder that `imagebert lait` wrote")
     steps = {name: step.counts for name, step in found.items()}
-    choice = out / "kept" / "chosen" / CHOICE
+    choice = out / "kept" / CHOSEN / CHOICE
     if "kept" in found and choice.is_file():
         steps["kept"] = {**read_sealed(choice)["counts"], **steps["kept"]}
     table = out / "pairs.json"
@@ -103,15 +107,17 @@ def _rows(counts: Mapping[str, int]) -> list[tuple[str, int, float | None]]:
 def _kept(found: Mapping[str, Done], out: Path, count: int) -> Iterator[dict[str, Any]]:
     """Kept pictures with their sentences, the chosen one first."""
     step = found.get("scored", found["kept"])
-    sizes = [parquet.read_metadata(path).num_rows for path in step.files()]
-    if not sum(sizes):
+    notes = [read_sealed(path.with_suffix(".json")) for path in found["kept"].files()]
+    ends = np.cumsum([0, *(note["counts"]["pictures: kept"] for note in notes)])
+    if not ends[-1]:
         return
     chosen = _chosen(out)
-    ends = np.cumsum(sizes)
-    places = np.unique(np.linspace(0, ends[-1] - 1, count).round().astype(np.int64))
-    for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
+    places = np.unique(np.linspace(0, ends[-1] - 1, min(count, ends[-1])).round().astype(np.int64))
+    for number in np.unique(np.searchsorted(ends, places, side="right") - 1).tolist():
+        check_result(step.files()[number])
         table = parquet.read_table(step.files()[number])
-        wanted = {table["key"][int(p - (ends[number] - sizes[number]))].as_py() for p in places if _in(p, ends, number)}
+        here = places[(places >= ends[number]) & (places < ends[number + 1])] - ends[number]
+        wanted = set(table["key"].unique().take(pa.array(here)).to_pylist())
         table = table.filter(pa.compute.is_in(table["key"], pa.array(sorted(wanted))))
         sentences: dict[str, list[dict[str, Any]]] = {}
         for row in table.to_pylist():
@@ -122,14 +128,11 @@ def _kept(found: Mapping[str, Done], out: Path, count: int) -> Iterator[dict[str
             yield {"key": key, "data": data, "rows": rows, "chosen": chosen.get(key), "url": rows[0]["url"]}
 
 
-def _in(place: int, ends: Any, number: int) -> bool:
-    return (0 if number == 0 else ends[number - 1]) <= place < ends[number]
-
-
 def _chosen(out: Path) -> dict[str, str]:
-    table = out / "pairs.parquet"
+    table = out / TABLE
     if not table.is_file():
         return {}
+    check_table(out)
     rows = parquet.read_table(table, columns=["key", "caption"])
     return dict(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))
 
@@ -138,6 +141,7 @@ def _refused(found: Mapping[str, Done], out: Path) -> Iterator[dict[str, Any]]:
     """Some pictures for each reason, from the first tars that have any."""
     left = dict.fromkeys(_SHOWN_PROBLEMS, 8)
     for name, path in zip(found["kept/looked"].names, found["kept/looked"].files(), strict=True):
+        check_result(path)
         table = parquet.read_table(path, columns=["key", "problem", "natural", "width", "height"])
         wanted = {}
         for row in table.to_pylist():

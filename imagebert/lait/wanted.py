@@ -20,8 +20,8 @@ from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 from imagebert.lait.pages import OPTED_OUT
 from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.tables import batches, database, files_of
+from imagebert.lait.whole import WANTED, write_choice
 
-WANTED = "wanted"  # a folder beside the tars
 SCHEMA = pa.schema([("key", pa.string()), ("url", pa.string())])
 
 
@@ -102,6 +102,7 @@ def write_wanted(candidates: Done, folder: Path, shard: int, memory_gib: float) 
             written.append(path)
     for stale in set(folder.glob("*.parquet")) - set(written):
         stale.unlink()
+    write_choice(folder, {})
     return written
 
 

@@ -20,7 +20,7 @@ from imagebert.data.folder import incomplete
 from imagebert.data.records import FeatureType, RegionRecord
 from imagebert.data.region_writer import RegionWriter, Target, finished, write_regions
 from imagebert.data.regions import RegionStore
-from imagebert.data.transfer import describe_sources
+from imagebert.data.transfer import describe_files
 from imagebert.log import Progress
 from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
@@ -91,7 +91,8 @@ def extract(
         differs = {"decoder": "nvjpeg"} if jpegs is not None and jpegs.device is not None else {}
         description = {**extractor.description, **differs}
         first = workers.rank == 0
-        sources = describe_sources([images]) if first else []  # the first alone asks whether the job is the same
+        # The first alone asks whether the job is the same. What else lies there, as this store may, is no part of it.
+        sources = [describe_files(images, sorted([*found.pictures, *found.tars]))] if first else []
         job = {"extract": sources, "extractor": description, "part": list(part)}
         attributes = getattr(extractor, "attributes", ())  # which few extractors name
         target = Target(

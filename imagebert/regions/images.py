@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
+
+from imagebert.files import walk
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 TAR, PACKED_TARS = ".tar", (".tar.gz", ".tgz")
@@ -33,16 +34,9 @@ def find_images(folder: Path) -> Found:
     A folder that is reached by a link is walked as well, each once.
     """
     pictures, tars, others, closed, links = [], list[Path](), Counter[str](), list[OSError](), 0
-    seen = set()
-    for place, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
-        here = os.stat(place)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        links += os.path.islink(place)
-        folders.sort()
-        for file in (Path(place, name) for name in files):
+    for place, files in walk(folder, closed.append):
+        links += place.is_symlink()
+        for file in (place / name for name in files):
             if file.is_file() and (file.suffix.lower() in SUFFIXES or (not file.suffix and _begins_as_one(file))):
                 pictures.append(file)
             elif file.suffix.lower() == TAR and file.is_file():

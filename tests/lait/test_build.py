@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tarfile
 from collections import defaultdict
 from pathlib import Path
@@ -159,6 +160,8 @@ def test_damage_anywhere_in_a_build_is_named(built: Path, capsys: pytest.Capture
         "pictures/*.tar",
         "kept/*.tar",
         "kept/looked/*.parquet",
+        "kept/chosen/*.parquet",
+        "pictures/wanted/*.parquet",
         "scored/*.parquet",
     ):
         path = sorted(built.glob(pattern))[0]
@@ -168,6 +171,27 @@ def test_damage_anywhere_in_a_build_is_named(built: Path, capsys: pytest.Capture
         path.write_bytes(data)
         assert f"{path} has changed since it was written" in capsys.readouterr().err
     assert main(["verify", str(built)]) == 0
+
+
+def test_steps_of_other_builds_are_not_taken_for_one(
+    built: Path, web: tuple[Path, list[Page]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step that was made anew, and one behind it that was not."""
+    out = tmp_path / "out"
+    shutil.copytree(built, out)
+    candidates, pictures, kept = (str(out / name) for name in ("candidates", "pictures", "kept"))
+    settings = [*SETTINGS, "pages.sentences=1", "--processes", "1"]
+    assert main(["lait", "pages", str(web[0]), candidates, *settings]) == 0
+    said = f"{out}/pictures was made from another candidates than lies there now: make it again"
+    for call in (["verify", str(out)], ["lait", "report", str(out)], ["lait", "plan", "--like", str(out)]):
+        capsys.readouterr()
+        assert main(call) != 0
+        assert said in capsys.readouterr().err
+    assert main(["lait", "fetch", candidates, pictures, "--archived", str(web[0]), *settings]) == 0
+    assert main(["lait", "filter", candidates, pictures, kept, *settings]) == 0
+    assert main(["lait", "score", kept, str(out / "scored"), "--processes", "1"]) == 0
+    assert main(["verify", str(out)]) == 1
+    assert f"{out}/pairs.parquet was made from another scored" in capsys.readouterr().err
 
 
 def test_the_report_has_the_counts(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +259,15 @@ def test_archives_are_each_taken_once(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "crawl").rename(tmp_path / "elsewhere/crawl")
     moved = archives_of([tmp_path / "elsewhere/crawl"])
     assert [name for name, _ in moved] == [name for name, _ in found]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/to").symlink_to(tmp_path / "elsewhere/crawl")
+    (tmp_path / "links/back").symlink_to(tmp_path / "links")
+    assert len(archives_of([tmp_path / "links"])) == 3
+    (tmp_path / "links" / os.fsdecode(b"caf\xe9.warc.gz")).touch()
+    with pytest.raises(
+        UsageError, match=r"the name of the archive 'caf\\udce9.warc.gz' is no text: give it one in UTF-8"
+    ):
+        archives_of([tmp_path / "links"])
     for wrong, said in (
         (tmp_path / "gone", "is neither a WARC file nor a folder"),
         (tmp_path / "none", "no .warc and"),
@@ -258,8 +291,9 @@ def test_what_is_wrong_is_told_before_any_work(web: tuple[Path, list[Page]], tmp
         (api.LaitOptions(overrides={"filter.sid": 200}), r"unknown key filter.sid; did you mean"),
         (api.LaitOptions(overrides=["filter.side=wide"]), r"filter.side"),
         (api.LaitOptions(recipe=tmp_path / "none.yaml"), r"none.yaml"),
-        (api.LaitOptions(processes=0), "by a process at least, and half a GiB of memory"),
-        (api.LaitOptions(memory_gib=0.1), "by a process at least, and half a GiB of memory"),
+        (api.LaitOptions(processes=0), "by a process at least, and within half a GiB of memory"),
+        (api.LaitOptions(memory_gib=0.1), "by a process at least, and within half a GiB of memory"),
+        (api.LaitOptions(memory_gib=1e30), "by a process at least, and within half a GiB of memory"),
     ):
         with pytest.raises(UsageError, match=said):
             api.lait_build(web[0], tmp_path / "out", options)
