@@ -158,6 +158,9 @@ class ModelFolder(NamedTuple):
                 told.append(f"features as {store.feature_type} instead of {trained['feature_type']}")
             if store.classes != trained["region_classes"]:
                 told.append(f"other region classes ({len(store.classes)} and {len(trained['region_classes'])})")
+            named = trained.get("region_attributes", [])
+            if store.attributes != named and named and store.attributes:
+                told.append(f"other attributes ({len(store.attributes)} and {len(named)}, or in another order)")
             ours, theirs = (extractor.get("digest") for extractor in (store.extractor, trained["extractor"]))
             if ours != theirs:
                 names = store.extractor.get("name"), trained["extractor"].get("name")

@@ -257,12 +257,18 @@ def find_extractor(given: Any, described: dict[str, Any]) -> Extractor | None:
     if isinstance(given, str | os.PathLike):
         from imagebert.regions.extractor import open_extractor
 
-        return open_extractor(Path(given))
+        given = open_extractor(Path(given))
     if given is None and described.get("name") == "connected components of rendered scenes":
         from imagebert.demo.extractor import SceneExtractor
 
         return SceneExtractor()
     found: Extractor | None = given
+    ours, theirs = getattr(found, "description", {}).get("digest"), described.get("digest")
+    if ours and theirs and ours != theirs:
+        log.warning(
+            "pictures are looked at by another extractor than made the regions: %r instead of %r, or otherwise set",
+            *(getattr(found, "description", {}).get("name"), described.get("name")),
+        )
     return found
 
 

@@ -19,9 +19,10 @@ import json
 import math
 import os
 import shutil
+import time
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -48,7 +49,7 @@ from imagebert.lock import Held, lock
 from imagebert.workers import ALONE, Workers
 
 SHARD_BYTES = 4 << 30
-_COMMIT_RECORDS, _COMMIT_BYTES = 256, 64 << 20
+_COMMIT_RECORDS, _COMMIT_BYTES, _COMMIT_SECONDS = 256, 64 << 20, 30.0  # whichever comes first
 
 _Row = tuple[int, int, int]  # regions, whether the first is the whole image, CRC-32
 # A feature so large that int8's steps, a 127th of it, leave nothing of so many others.
@@ -198,6 +199,7 @@ class RegionWriter:
         self._file = self._journal.open()
         self._pending: list[tuple[str, bytes, _Row]] = []
         self._pending_bytes = 0
+        self._committed = time.monotonic()
         self._statistics = _Statistics()
         self._environment: Writer | None = None
         shards = list(self._journal.shards.values())
@@ -252,7 +254,8 @@ class RegionWriter:
         self._statistics.add(image.statistics)
         self._pending.append((image.key, image.data, image.row))
         self._pending_bytes += len(image.data)
-        if len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES:
+        full = len(self._pending) >= _COMMIT_RECORDS or self._pending_bytes >= _COMMIT_BYTES
+        if full or time.monotonic() - self._committed >= _COMMIT_SECONDS:
             self._commit()
 
     def _check(self, key: str, record: RegionRecord) -> None:
@@ -315,8 +318,10 @@ class RegionWriter:
         return Encoded(key, data, row, features.shape[1], statistics)
 
     def _commit(self) -> None:
+        self._committed = time.monotonic()
         if not self._pending:
             return
+        pending, self._pending = self._pending, []  # whatever becomes of them, once
         if self._shard is not None and self._shard.stored_bytes >= self._shard_bytes:
             self._seal()
         if self._shard is None:
@@ -328,17 +333,17 @@ class RegionWriter:
         assert self._environment is not None
         if self.held is not None:
             self.held.check()  # else two would write one journal
-        self._environment.put([(key.encode("utf-8"), data) for key, data, _ in self._pending])
+        self._environment.put([(key.encode("utf-8"), data) for key, data, _ in pending])
         entry = {
             "shard": name,
-            "rows": [(key, *row) for key, _, row in self._pending],
+            "rows": [(key, *row) for key, _, row in pending],
             "bytes": self._pending_bytes,
             "feature_size": self._feature_size,
             "statistics": vars(self._statistics),
         }
         self._journal.append(self._file, entry)
         self._shard = self._journal.shards[name]
-        self._pending, self._pending_bytes, self._statistics = [], 0, _Statistics()
+        self._pending_bytes, self._statistics = 0, _Statistics()
 
     def _seal(self, check: bool = False) -> None:
         """The shard is complete: its size and digest are noted, and where in it the records are.
@@ -370,7 +375,9 @@ class RegionWriter:
         self._shard = self._environment = None
 
     def close(self) -> None:
-        """Lets go of the files; what was not committed is added again by the next call."""
+        """Keeps what it has, as far as the disk does, and lets go of the files; the next call adds the rest."""
+        with suppress(OSError, UsageError):
+            self._commit()
         if self._environment is not None:
             self._environment.close()
         self._file.close()

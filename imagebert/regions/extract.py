@@ -21,6 +21,7 @@ from imagebert.data.records import FeatureType, RegionRecord
 from imagebert.data.region_writer import RegionWriter, Target, finished, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.data.transfer import describe_files
+from imagebert.files import digest_of
 from imagebert.log import Progress
 from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
@@ -93,8 +94,11 @@ def extract(
         first = workers.rank == 0
         # The first alone asks whether the job is the same. What else lies there, as this store may, is no part of it.
         sources = [describe_files(images, sorted([*found.pictures, *found.tars]))] if first else []
-        job = {"extract": sources, "extractor": description, "part": list(part)}
         attributes = getattr(extractor, "attributes", ())  # which few extractors name
+        # What a weights' file is called is no part of it: its digest is.
+        made_by = {name: value for name, value in description.items() if name != "weights"}
+        names = digest_of([list(extractor.classes), list(attributes)])
+        job = {"extract": sources, "extractor": made_by, "names": names, "part": list(part)}
         target = Target(
             *(out, extractor.classes, description, feature_type), overwrite=overwrite, attributes=attributes
         )

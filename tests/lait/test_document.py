@@ -302,6 +302,16 @@ def test_neighbours_of_an_element() -> None:
 END = "<p>The end.</p><img src=/end.jpg>"
 
 
+@pytest.mark.parametrize("tag", ["<option>", "</OPTION >", "<optgroup label=x>", "<rp>", "<rt>"])
+def test_tags_that_are_slow_in_thousands_are_left_out(tag: str) -> None:
+    """The parser's time grows with their square: 100,000 took a minute and a half."""
+    name = tag.strip("</ >").split()[0].lower()
+    few = Document(PAGE, f"<select>{'<option>x' * 50}</select>{END}")
+    assert len(few.all("option")) == 50
+    many = Document(PAGE, f"<select>{f'{tag}x' * 100_000}</select>{END}")
+    assert (many.all(name), len(many.all("img"))) == ([], 1)
+
+
 @pytest.mark.parametrize(
     "tag", ["<div>", "<b>", "<ul><li>", "<table><tr><td>", "<a href=x>", "<svg>", "<x-y a='>' b=\"</x-y>\">", "<font>"]
 )

@@ -59,6 +59,70 @@ def test_a_second_call_extracts_what_is_left(tmp_path: Path, monkeypatch: pytest
     assert len(RegionStore(tmp_path / "out")) == 9
 
 
+def test_what_an_extractor_had_found_when_it_ended_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few pictures that were; and a kill costs what was found in the last half minute."""
+    pictures = solid(tmp_path / "pictures", "0123456789")
+    with pytest.raises(KeyboardInterrupt):
+        extract(pictures, tmp_path / "out", Fake(fail_at=4))
+    second = Fake(fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        extract(pictures, tmp_path / "out", second)
+    monkeypatch.setattr("imagebert.data.region_writer._COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("imagebert.data.region_writer.RegionWriter.close", lambda self: None)  # as a kill
+    with pytest.raises(KeyboardInterrupt):
+        extract(pictures, tmp_path / "out", Fake(fail_at=2))
+    monkeypatch.undo()
+    last = Fake()
+    assert extract(pictures, tmp_path / "out", last) == Extracted(10, 10, 0)
+    assert last.calls == 10 - 4 - 2 - 2
+
+
+def solid(folder: Path, names: str, color: str = "red") -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (20, 10), color).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["linked", ".hidden"])
+def test_pictures_that_have_changed_are_no_finished_job(place: str, tmp_path: Path) -> None:
+    pictures = solid(tmp_path / "pictures", "a")
+    if place == "linked":
+        solid(tmp_path / "elsewhere", "b")
+        (pictures / place).symlink_to(tmp_path / "elsewhere")
+    else:
+        solid(pictures / place, "b")
+    assert extract(pictures, tmp_path / "out", Fake()).stored == 2
+    assert extract(pictures, tmp_path / "out", Fake()).stored == 2
+    Image.new("RGB", (20, 10), "blue").save(pictures / place / "b.png")
+    with pytest.raises(UsageError, match=r"out exists"):
+        extract(pictures, tmp_path / "out", Fake())
+
+
+def test_a_store_may_lie_among_its_pictures(tmp_path: Path) -> None:
+    for out in (tmp_path / "a/out", tmp_path / "b/deep/out"):
+        pictures = solid(tmp_path / out.relative_to(tmp_path).parts[0], "012")
+        with pytest.raises(KeyboardInterrupt):
+            extract(pictures, out, Fake(fail_at=1))
+        assert extract(pictures, out, Fake()).stored == 3
+        (pictures / "captions.csv").write_text("image,caption\n")
+        again = Fake()
+        assert extract(pictures, out, again).stored == 3
+        assert again.calls == 0
+
+
+@pytest.mark.parametrize("what", ["classes", "attributes"])
+def test_other_names_are_another_job(what: str, tmp_path: Path) -> None:
+    """Else a store would keep names that have been corrected."""
+    pictures, extractor = solid(tmp_path / "pictures", "01"), Fake()
+    extract(pictures, tmp_path / "out", extractor)
+    extractor.description["weights"] = "of another name"  # which changes nothing
+    assert extract(pictures, tmp_path / "out", extractor).stored == 2
+    setattr(extractor, what, [f"other{number}" for number in range(5)])
+    with pytest.raises(UsageError, match=r"out exists"):
+        extract(pictures, tmp_path / "out", extractor)
+
+
 def test_parts_have_every_picture_once(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
