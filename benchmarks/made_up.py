@@ -87,6 +87,8 @@ def weights(
     normal(f"{head}.{names[0]}.weight", (classes + 1, words), 1.0)
     linear(f"{head}.{names[1]}", hidden, feature + words, 1.4)
     linear(f"{head}.{names[2]}", attributes + 1, hidden, 10.0)
+    if blocks != (3, 4, 23, 3):  # that this is meant, and no published file which lost some
+        made["imagebert.made_up_blocks"] = np.array(blocks, np.float32)
     return made
 
 

@@ -111,7 +111,7 @@ def check_detector(
         raise UsageError(
             f"{published} has features of {store.feature_size} numbers, the detector {extractor.network.feature_size}"
         )
-    found = list(check(extractor, _pictures(store, Path(images), most)))
+    found = list(check(extractor, _pictures(store, Path(images), most), store.has_classes))
     if not found:
         raise UsageError(f"none of the pictures that {published} has regions of can be read in {images}")
     fits, sentence = verdict(found)

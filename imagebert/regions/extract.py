@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from PIL import Image
+
 from imagebert.claims import Claims
 from imagebert.config import UsageError
 from imagebert.data.folder import incomplete
@@ -27,6 +29,7 @@ from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
 from imagebert.regions.extractor import BatchExtractor, Extractor
 from imagebert.regions.images import PACKED_TARS, TAR, Found, find_images
+from imagebert.regions.networks import in_words, of_the_machine
 from imagebert.regions.tar_pictures import Listing, TarPicture, clear_notes, list_tars
 from imagebert.workers import ALONE, Workers
 
@@ -149,9 +152,30 @@ def _found(
     size = extractor.batch_size if isinstance(extractor, BatchExtractor) else 1
     while batch := list(islice(pictures, size)):
         images = [image for _, image in batch if not isinstance(image, UnreadableImage)]
-        records = iter(extractor.many(images) if isinstance(extractor, BatchExtractor) else map(extractor, images))
+        records = iter(_regions(images, extractor))
         for picture, image in batch:
             yield picture, image if isinstance(image, UnreadableImage) else next(records)
+
+
+def _regions(images: Sequence[Image.Image], extractor: Extractor) -> list[RegionRecord | UnreadableImage]:
+    """The regions of pictures that are looked at together; where that fails, of each alone, so that one costs itself.
+
+    Raises:
+        UsageError: the description is wrong.
+        Exception: what no picture brings about.
+    """
+    try:
+        found = extractor.many(images) if isinstance(extractor, BatchExtractor) else map(extractor, images)
+        return list(found)
+    except UnreadableImage as error:
+        failure = error
+    except Exception as error:  # what networks and processors raise on an odd picture is no closed list
+        if isinstance(error, UsageError) or of_the_machine(error):
+            raise
+        failure = UnreadableImage(f"the extractor fails on it ({in_words(error)})")
+    if len(images) == 1:
+        return [failure]
+    return [record for image in images for record in _regions([image], extractor)]
 
 
 # ------------------------------------------------------------------------------------------------------- which pictures

@@ -21,11 +21,10 @@ from transformers.utils import logging
 
 from imagebert.errors import UsageError
 from imagebert.files import file_digest
-from imagebert.regions.networks import Candidates, FeatureMap
+from imagebert.regions.networks import Candidates, FeatureMap, in_words
 
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _NAMED = 3  # tensors, in an error
-_TOLD = 300  # characters of what transformers says
 
 
 class TransformersDetector:
@@ -103,8 +102,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     except UsageError:
         raise
     except Exception as error:  # what transformers raises on a wrong folder is no closed list
-        said = " ".join(str(error).split())[:_TOLD]
-        raise UsageError(f"{folder} cannot be loaded as a detector ({type(error).__name__}: {said})") from None
+        raise UsageError(f"{folder} cannot be loaded as a detector ({in_words(error)})") from None
     # Of what is missing transformers makes up numbers, and only warns.
     wrong = sorted({str(name) for kind in ("missing_keys", "mismatched_keys") for name in told.get(kind, ())})
     if wrong:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,21 @@ from imagebert.files import file_digest, open_regular
 
 _LARGEST_SIDE = 1 << 13
 
+_TOLD = 300  # characters of what a network says
+# How frameworks tell a lack of memory and faults of a GPU, which have no class of their own.
+_MACHINE = re.compile(r"alloc|out of memory|\bCUDA|cuDNN|cuBLAS", re.I)
+
 Network = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error is of memory, a disk, a GPU or a missing package, and no picture's or description's."""
+    return isinstance(error, MemoryError | OSError | ImportError) or _MACHINE.search(str(error)) is not None
+
+
+def in_words(error: Exception) -> str:
+    """What a network's error is, and says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_TOLD]}"
 
 
 class FeatureMap(NamedTuple):

@@ -208,6 +208,24 @@ def test_a_folder_of_pictures_becomes_a_store(tmp_path: Path) -> None:
     assert store.extractor == extractor.description
 
 
+@pytest.mark.parametrize(("name", "size"), [("line", (2000, 1)), ("dot", (1, 1))])
+def test_odd_pictures_are_named_and_skipped(
+    name: str, size: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DETR's processor makes nothing of a line, and a backbone that sees pictures as they are nothing of a dot."""
+    (tmp_path / "pictures").mkdir()
+    noise(WIDE).save(tmp_path / "pictures/good.png")
+    Image.new("RGB", size).save(tmp_path / f"pictures/{name}.png")
+    keys: dict[str, Any] = {}
+    if name == "dot":
+        module = "tests.regions.test_extractor:small_backbone"
+        keys["backbone"] = {"module": module, "arguments": {"channels": 3}, "input": {"fit": "as_is"}}
+    folder = save(tmp_path / "detector", *MADE["rt_detr" if name == "dot" else "detr"])
+    extractor = open_extractor(describe(tmp_path / "e.yaml", {"transformers": str(folder)}, **keys))
+    assert extract(tmp_path / "pictures", tmp_path / "store", extractor)[:3] == (2, 1, 1)
+    assert f"{name}.png is skipped: the extractor fails on it (" in caplog.text
+
+
 def test_another_backbone_than_its_own(tmp_path: Path) -> None:
     folder = save(tmp_path / "detector", *MADE["detr"])
     save_pooling_network(tmp_path / "backbone.onnx", 32)

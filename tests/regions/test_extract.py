@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -172,6 +174,47 @@ def test_a_picture_that_breaks_its_decoder_costs_itself(tmp_path: Path, caplog: 
     (pictures / "exif.jpg").write_bytes(saved(picture(), "JPEG", exif=MALFORMED_EXIF))
     assert extract(pictures, tmp_path / "out", Fake()) == Extracted(6, 5, 1)
     assert "scans.jpg is skipped: it has more than 100 scans" in caplog.text
+
+
+class Fragile(Fake):
+    """Takes three pictures at once, and none that is narrow."""
+
+    batch_size = 3
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def many(self, images: Sequence[Image.Image]) -> list[RegionRecord]:
+        if any(image.width < 5 for image in images):
+            raise self._error
+        return [self(image) for image in images]
+
+
+def test_a_picture_that_the_networks_fail_at_costs_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of its batch are kept; what is no picture's fault still ends it."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(7):
+        Image.new("RGB", (2 if number == 4 else 20, 10)).save(pictures / f"{number}.png")
+    odd = Fragile(RuntimeError("Kernel size\ncan't be greater than actual input size"))
+    assert extract(pictures, tmp_path / "out", odd) == Extracted(7, 6, 1)
+    said = "4.png is skipped: the extractor fails on it (RuntimeError: Kernel size can't be greater than actual"
+    assert said in caplog.text
+    store = RegionStore(tmp_path / "out")
+    assert [store.key(number) for number in range(len(store))] == [f"{number}.png" for number in (0, 1, 2, 3, 5, 6)]
+    for error in (
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        UsageError("layout yolox wants"),
+        ImportError("no timm"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        ValueError("Failed to allocate memory for requested buffer of size 9"),  # onnxruntime's
+    ):
+        with pytest.raises(type(error)):
+            extract(pictures, tmp_path / "none", Fragile(error))
 
 
 # ---------------------------------------------------------------------------------------------- the regions of search

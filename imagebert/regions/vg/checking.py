@@ -19,7 +19,7 @@ from imagebert.regions.vg.operators import overlaps
 
 # From these on a picture's regions count as found again: resizing and decoders differ between programs.
 IOU, COSINE = 0.8, 0.9
-MOST = 0.5  # of the boxes
+MOST = 0.5  # of the boxes, and of their classes
 
 
 class CheckedPicture(NamedTuple):
@@ -32,7 +32,7 @@ class CheckedPicture(NamedTuple):
         iou: The mean intersection over union of each published box with the nearest one found.
         again: The share of published boxes that are found again, at an overlap of 0.8 and more.
         cosine: The mean cosine of their features with those of the boxes found; None where none is found again.
-        classes: The share of them that have the same class; None where none is found again.
+        classes: The share of them that have the same class; None where none is found again, or none was published.
         other_colours: The same cosine where the detector is given red, green and blue in the other order.
     """
 
@@ -47,12 +47,15 @@ class CheckedPicture(NamedTuple):
 
 
 def check(
-    extractor: VisualGenomeExtractor, pictures: Iterable[tuple[str, Image.Image, RegionRecord]]
+    extractor: VisualGenomeExtractor,
+    pictures: Iterable[tuple[str, Image.Image, RegionRecord]],
+    has_classes: bool = True,
 ) -> Iterable[CheckedPicture]:
     """Compares each picture's published regions with those that the detector finds.
 
     Args:
         pictures: key, picture (RGB) and published regions of each
+        has_classes: whether classes were published
     """
     for key, image, record in pictures:
         named = record.classes != WHOLE_IMAGE
@@ -62,7 +65,7 @@ def check(
         first, other = extractor.many([image, exchanged])
         iou, again, cosine, classes = _nearness(boxes, features, record.classes[named], first)
         yield CheckedPicture(
-            *(key, len(boxes), len(first.boxes), iou, again, cosine, classes),
+            *(key, len(boxes), len(first.boxes), iou, again, cosine, classes if has_classes else None),
             other_colours=_nearness(boxes, features, record.classes[named], other)[2],
         )
 
@@ -93,14 +96,20 @@ def _nearness(
 def verdict(pictures: list[CheckedPicture]) -> tuple[bool, str]:
     """Whether the weights fit what was published, and a sentence about it."""
     again = float(np.mean([picture.again for picture in pictures]))
-    cosines, others = (
+    cosines, others, classes = (
         [c for c in each if c is not None]
-        for each in zip(*((p.cosine, p.other_colours) for p in pictures), strict=True)
+        for each in zip(*((p.cosine, p.other_colours, p.classes) for p in pictures), strict=True)
     )
     cosine, other = (float(np.mean(each)) if each else -1.0 for each in (cosines, others))
     share = f"{again:.0%} of the published boxes are found again" + (
         f", their features at a cosine of {cosine:.3f}" if cosines else ""
     )
+    same = float(np.mean(classes)) if classes else 1.0
+    if cosine >= COSINE and again >= MOST and same < MOST:
+        return False, (
+            f"boxes and features fit, and {same:.0%} of the classes agree: the rows of these weights' classes stand in "
+            f"another order, or the published regions number theirs otherwise; {share}"
+        )
     if cosine >= COSINE and again >= MOST:
         return True, f"these weights made those regions, or ones like them: {share}"
     if other >= COSINE and other > cosine:

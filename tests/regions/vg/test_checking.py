@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.made_up import picture, weights
 from imagebert import api
 from imagebert.cli import main
+from imagebert.data.region_writer import Target, write_regions
 from imagebert.data.regions import RegionStore
 from imagebert.errors import UsageError
 from imagebert.regions.vg.weights import read_detector
@@ -108,6 +109,27 @@ def test_other_weights_do_not_fit(folder: Path, tmp_path: Path, capsys: pytest.C
     call = ["detector", "check", str(tmp_path / "other.pth"), str(folder / "regions"), str(folder / "photos")]
     assert main(call) == 1
     assert "these weights did not make those regions" in capsys.readouterr().out
+
+
+def test_classes_in_another_order_do_not_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Boxes and features know nothing of them."""
+    made = weights("caffe", seed=3)
+    for part in ("weight", "bias"):
+        name = f"roi_heads.box_predictor.cls_score.{part}"
+        made[name] = np.concatenate([made[name][:1], np.roll(made[name][1:], 1, axis=0)])
+    torch.save({name: torch.from_numpy(array) for name, array in made.items()}, tmp_path / "rolled.pth")
+    call = ["detector", "check", str(tmp_path / "rolled.pth")]
+    assert main([*call, str(folder / "regions"), str(folder / "photos")]) == 1
+    assert "boxes and features fit, and 0% of the classes agree: the rows of these" in capsys.readouterr().out
+    # Published without classes, there is nothing to compare.
+    store = RegionStore(folder / "regions")
+    with write_regions(Target(tmp_path / "none", ["region"], {}, "float32", has_classes=False)) as writer:
+        for number in range(len(store)):
+            record = store.read(number)
+            bare = record._replace(classes=np.zeros_like(record.classes), attributes=None, attribute_confidences=None)
+            writer.add(store.key(number), bare)
+    assert main([*call, str(tmp_path / "none"), str(folder / "photos")]) == 0
+    assert "these weights made those regions" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_a_sentence(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -140,6 +141,30 @@ def test_what_is_missing_or_wrong_is_named(caffe: Weights, detectron2: Weights, 
     refused(caffe | {"backbone.stem.conv1.weight": bad}, r"not finite: backbone.stem.conv1.weight")
     variance = "backbone.stem.conv1.norm.running_var"
     refused(caffe | {variance: -caffe[variance]}, r"negative: backbone.stem.conv1.norm.running_var")
+
+
+def test_a_published_file_that_lost_blocks_is_refused(tmp_path: Path) -> None:
+    """A ResNet-101 has 3, 4, 23 and 3 blocks; only made-up weights may say that they have fewer."""
+
+    def refused(weights: Weights, message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            read_detector(as_airsplay(weights, tmp_path / "a.pkl"))
+
+    whole = made_up.weights("caffe", base=2)
+    read_detector(as_airsplay(whole, tmp_path / "a.pkl"))
+    last = "backbone.res4.22."
+    without = {name: array for name, array in whole.items() if not name.startswith(last)}
+    refused(without, r"15 tensors are missing: backbone\.res4\.22\.conv1\.weight")
+    for stage in ("backbone.res2.2.", "backbone.res3.3.", "roi_heads.res5.2."):
+        lost = {name: array for name, array in whole.items() if not name.startswith(stage)}
+        refused(lost, rf"are missing: {re.escape(stage)}conv1")
+    small = made_up.weights("caffe", base=2, blocks=(1, 1, 2, 1))
+    for stated in ([1, 1, 1], [1, 1, 1e9, 1], [1, 1, np.nan, 1], [1, 1, -2, 1], [3, 4, 23, 3]):
+        refused(small | {"imagebert.made_up_blocks": np.array(stated, np.float32)}, "are missing: backbone.res2.1.")
+    for number in ("23", "1000000", "99999999999"):  # by its name, before anything is made of so many
+        more = {name.replace(last, f"backbone.res4.{number}."): whole[name] for name in whole if last in name}
+        refused(whole | more, rf"15 tensors do not belong to it: backbone\.res4\.{number}\.conv1\.weight")
+        refused(without | more, r"are missing: backbone\.res4\.22\.conv1\.weight")
 
 
 def test_no_weights_is_a_sentence(tmp_path: Path) -> None:
