@@ -24,6 +24,7 @@ from imagebert.errors import UsageError
 
 JSON_BYTES = 256 << 20  # of a file that is read whole
 LINE_BYTES = 1 << 24  # of a line of text
+_NAMES = 1 << 16  # of classes: a store numbers them by 16 bits
 _UNPACKED = 100  # bytes at most for one of a gzip: texts are packed to a third of them
 _DEEPEST = 64  # of containers in containers
 
@@ -157,6 +158,30 @@ def text_lines(path: Path) -> Iterator[TextLine]:
             except UnicodeDecodeError as error:
                 wrong = f"it is no UTF-8 ({error.reason} at its byte {error.start}): save it as UTF-8"
                 yield TextLine(number, line.decode("utf-8", "replace"), wrong)
+
+
+def read_names(path: Path) -> list[str]:
+    """Names that are numbered by their lines, read as `text_lines` does; blank lines behind the last are none.
+
+    Raises:
+        UsageError: as `text_lines` does, or a line before the last name has none, so that all behind it would shift.
+        OSError: the disk fails.
+    """
+    names: list[str] = []
+    blank = 0
+    for line in text_lines(path):
+        if line.error:
+            raise UsageError(f"{path}, line {line.number}: {line.error}")
+        name = line.text.strip()
+        blank = blank or (0 if name else line.number)
+        if name and blank:
+            raise UsageError(
+                f"{path}, line {blank} is blank, and lines number the names: write a name there, or drop it"
+            )
+        names += [name] if name else []
+        if len(names) > _NAMES:
+            raise UsageError(f"{path} has more than {_NAMES:,} lines: that is no file of names")
+    return names
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -72,8 +72,9 @@ def extract(parsed: Namespace) -> int:
         overwrite=parsed.overwrite,
     )
     if is_first():
+        bare = f"; in {done.without_regions} of those stored no region was found" if done.without_regions else ""
         others = f"; {done.other_files}" if done.others else ""
-        print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{others}")
+        print(f"{done.pictures} pictures: {done.stored} stored in {parsed.out}, {done.refused} refused{bare}{others}")
         if parsed.preview:
             page = api.preview_regions(parsed.images, parsed.out, parsed.preview)
             missing = f"; of {page.missing} the picture is gone or cannot be read" if page.missing else ""

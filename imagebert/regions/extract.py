@@ -27,7 +27,7 @@ from imagebert.files import digest_of
 from imagebert.log import Progress
 from imagebert.pictures import UnreadableImage
 from imagebert.regions.decoding import Decoded, decode, jpeg_decoder
-from imagebert.regions.extractor import BatchExtractor, Extractor
+from imagebert.regions.extractor import BatchExtractor, DetectorExtractor, Extractor
 from imagebert.regions.images import PACKED_TARS, TAR, Found, find_images
 from imagebert.regions.networks import in_words, of_the_machine
 from imagebert.regions.tar_pictures import Listing, TarPicture, clear_notes, list_tars
@@ -49,12 +49,15 @@ class Extracted(NamedTuple):
         refused: The number of pictures that could not be read.
         others: The number of other files, of the folder and of its tars, by their suffix. A call that finds the store
             finished does not look into tars again.
+        without_regions: The number of stored pictures in which the detector found nothing, so that they have the region
+            of the whole image alone.
     """
 
     pictures: int
     stored: int
     refused: int
     others: Mapping[str, int] = MappingProxyType({})
+    without_regions: int = 0
 
     @property
     def other_files(self) -> str:
@@ -109,7 +112,9 @@ def extract(
         there, refused = workers.total([before is not None, before or 0])
         if there:  # what else its tars hold is not looked up again
             stored = len(RegionStore(out))
-            return Extracted(stored + refused, stored, refused, found.others)
+            return Extracted(stored + refused, stored, refused, found.others, _without_regions(out))
+        if isinstance(extractor, DetectorExtractor):
+            extractor.try_out()
         with write_regions(target, job=job, workers=workers) as writer:
             folder = incomplete(out)
             claims = Claims(folder, workers)
@@ -129,7 +134,14 @@ def extract(
             if first:  # a store has no more of them
                 claims.clear()
                 clear_notes(folder)
-    return Extracted(len(pictures), len(pictures) - refused, refused, others)
+    (bare,) = workers.total([_without_regions(out) if first else 0])
+    return Extracted(len(pictures), len(pictures) - refused, refused, others, bare)
+
+
+def _without_regions(out: Path) -> int:
+    """How many images of a store have the whole image's region alone."""
+    store = RegionStore(out)
+    return int((store.whole_image & (store.region_counts == 1)).sum())
 
 
 def _store(writer: RegionWriter, picture: Picture, key: str, record: RegionRecord | UnreadableImage) -> None:

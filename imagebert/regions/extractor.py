@@ -9,7 +9,8 @@ YAML description.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -21,11 +22,22 @@ from PIL import Image
 
 from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.files import read_text
-from imagebert.regions.networks import Candidates, FeatureMap, Network, NetworkSpec, load_network, prepare
+from imagebert.files import read_names
+from imagebert.pictures import UnreadableImage
+from imagebert.regions.networks import (
+    Candidates,
+    FeatureMap,
+    Network,
+    NetworkSpec,
+    in_words,
+    load_network,
+    of_the_machine,
+    prepare,
+)
 from imagebert.regions.vg import VisualGenome
 from imagebert.strict_yaml import build, read_yaml
 
+_BLANK = 640, 480  # width and height of a picture to try networks out with
 # Of files of the Visual Genome detector's weights.
 _WEIGHTS = (".safetensors", ".pth", ".pkl", ".bin")
 
@@ -107,6 +119,9 @@ class DetectorSpec:
         if self.nms_iou is None:
             chosen = self.layout is None or self.layout in _CHOOSE_THEMSELVES
             object.__setattr__(self, "nms_iou", 1.0 if chosen else 0.45)
+        for name, share in (("confidence", self.confidence), ("nms_iou", self.nms_iou)):
+            if share is not None and not 0 <= share <= 1:
+                raise UsageError(f"detector.{name} is {share}: give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +253,50 @@ class DetectorExtractor:
         if size.fit != "as_is":
             size = replace(size, height=max(1, round(size.height * scale)), width=max(1, round(size.width * scale)))
         array, (scale_x, scale_y) = prepare(image, size)
-        values = torch.from_numpy(backbone(array)[self.spec.backbone_output][0])
-        return FeatureMap(values, (array.shape[3] / scale_x, array.shape[2] / scale_y))
+        outputs, chosen = backbone(array), self.spec.backbone_output
+        if chosen >= len(outputs):
+            raise UsageError(f"backbone_output is {chosen}, the backbone gives {len(outputs)}: count from 0")
+        shape = list(outputs[chosen].shape)
+        if len(shape) != 4:
+            raise UsageError(
+                f"backbone_output {chosen} is {shape} and no feature map [1, channels, h, w]: name another one, or "
+                "leave the backbone's pooling and classes out"
+            )
+        if 0 in shape:  # of this picture; others may be larger
+            raise ValueError(f"the feature map is empty, {shape}")
+        return FeatureMap(torch.from_numpy(outputs[chosen][0]), (array.shape[3] / scale_x, array.shape[2] / scale_y))
+
+    def try_out(self) -> None:
+        """Looks at a blank picture with all networks, so that what they cannot do is told before the work.
+
+        Raises:
+            UsageError: one of them fails: the description does not fit it.
+        """
+        blank = Image.new("RGB", _BLANK, (128, 128, 128))
+        whole = np.array([[0, 0, *_BLANK]], np.float32)
+        detector, backbone = self.spec.detector, self.spec.backbone
+        named = "transformers" if detector.network is None else f"network.input, {detector.network.input.sides}"
+        with _naming(f"detector.{named}"):
+            own = self._find(blank).feature_map
+        if backbone is None:
+            with _naming("the backbone of detector.transformers"):
+                self._features(blank, whole, own)
+            return
+        for scale in self.spec.scales:
+            with _naming(f"backbone.input, {backbone.input.sides}" + (f", at {scale} of scales" if scale != 1 else "")):
+                self._look(blank, scale)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Where a network fails, says by which key of the description it was named."""
+    try:
+        yield
+    except Exception as error:  # what networks raise is no closed list
+        if of_the_machine(error) or (isinstance(error, UsageError) and not isinstance(error, UnreadableImage)):
+            raise
+        said = str(error) if isinstance(error, UnreadableImage) else in_words(error)
+        raise UsageError(f"{key}: correct it, the network fails at a blank picture ({said})") from None
 
 
 Find = Callable[[Image.Image], Candidates]
@@ -260,10 +317,9 @@ def open_detector(spec: ExtractorSpec, description: Path) -> tuple[Find, list[st
     assert detector.network is not None
     assert detector.classes is not None
     try:
-        lines = read_text(Path(detector.classes), 1 << 24).split("\n")
+        classes = read_names(Path(detector.classes))
     except UsageError as error:
         raise UsageError(f"{description}: class names: {error}") from None
-    classes = [name.strip() for name in lines if name.strip()]
     network, digest = load_network(detector.network, listed=detector.layout == "torchvision")
     return lambda image: _find(image, network, detector, len(classes)), classes, digest
 
@@ -286,6 +342,7 @@ def _find(image: Image.Image, network: Network, spec: DetectorSpec, classes: int
             boxes, scores = outputs[0][0], outputs[1][0]
         case (("boxes_labels_scores" | "torchvision"), [2, 1, 1] | [3, 2, 2]) if shapes[0] == (*shapes[1], 4):
             boxes, labels, best = outputs[0].reshape(-1, 4), outputs[1].reshape(-1), outputs[2].reshape(-1)
+            _check_boxes(boxes, best, array.shape[2:], spec)
             return Candidates(boxes / _corners(*scale), _known(labels, spec, classes), best)
         case _:
             told = ", ".join(str(list(shape)) for shape in shapes)
@@ -293,7 +350,29 @@ def _find(image: Image.Image, network: Network, spec: DetectorSpec, classes: int
     if scores.shape[1] != classes:
         raise UsageError(f"{spec.classes} names {classes} classes, the detector has {scores.shape[1]}")
     top = scores.argmax(axis=1)
-    return Candidates(boxes / _corners(*scale), top, scores[np.arange(len(scores)), top])
+    best = scores[np.arange(len(scores)), top]
+    _check_boxes(boxes, best, array.shape[2:], spec)
+    return Candidates(boxes / _corners(*scale), top, best)
+
+
+def _check_boxes(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, ...], spec: DetectorSpec
+) -> None:
+    """Looks at boxes [A, 4] and scores [A] of an input of `size`: wrong ones would be a store without regions.
+
+    Raises:
+        UnreadableImage: they are no numbers, which may be so of one picture only.
+        UsageError: they are shares of the input's sides.
+    """
+    sure = scores > spec.confidence
+    if np.isnan(scores).any() or np.isnan(boxes[sure]).any():
+        raise UnreadableImage("the detector gives boxes or scores that are no numbers (NaN): are its weights right?")
+    extent = boxes[sure, 2:] - boxes[sure, :2]
+    if min(size) > 1 and (extent > 0).all(axis=1).any() and np.abs(boxes).max() <= 1:
+        raise UsageError(
+            f"all boxes of detector.network lie within one pixel of the corner of its input, {size[0]} x {size[1]}: it "
+            "gives shares, and pixels are wanted; give a network that multiplies them by width and height"
+        )
 
 
 def _known(labels: NDArray[np.float32], spec: DetectorSpec, classes: int) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from imagebert.errors import UsageError
 from imagebert.files import file_digest
+from imagebert.pictures import UnreadableImage
 from imagebert.regions.networks import Candidates, FeatureMap, in_words
 
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -56,6 +57,7 @@ class TransformersDetector:
         focal = getattr(self._model.config, "use_focal_loss", None)
         self._way = {"use_focal_loss": focal} if "use_focal_loss" in asks and focal is not None else {}
         self._map: Any = None
+        self._folder, self._own = folder, own_backbone
         if own_backbone:
             _backbone(self._model, folder).register_forward_hook(self._keep)
 
@@ -66,15 +68,23 @@ class TransformersDetector:
     def __call__(self, image: Image.Image, confidence: float) -> Candidates:
         """What it finds with more than this confidence."""
         given = self._processor(images=image, return_tensors="pt").to(self._device)
+        self._map = None
         outputs = self._model(**given)
+        if any(outputs[name].isnan().any() for name in ("logits", "pred_boxes") if name in outputs):
+            raise UnreadableImage(
+                "the detector gives boxes or scores that are no numbers (NaN): are its weights right?"
+            )
         sizes = [(image.height, image.width)]
         (found,) = self._processor.post_process_object_detection(
             outputs, threshold=confidence, target_sizes=sizes, **self._way
         )
         boxes, labels, scores = (found[name].float().cpu().numpy() for name in ("boxes", "labels", "scores"))
         seen = None
-        if self._map is not None:
-            values, self._map = _last(self._map)[0].float().cpu(), None
+        if self._own:
+            kept, self._map = self._map, None
+            values = None if kept is None else _last(kept)[0].float().cpu()
+            if values is None or values.dim() != 3:
+                raise UsageError(f"the backbone of {self._folder} gives no feature map: name a backbone of its own")
             seen = FeatureMap(values, _extent(given, image))
         return Candidates(boxes, labels.astype(np.int64), scores, seen)
 

@@ -83,6 +83,11 @@ class InputSpec:
         if not 0 <= self.pad <= 255:
             raise UsageError(f"input.pad is {self.pad}: give 0 to 255")
 
+    @property
+    def sides(self) -> str:
+        """The size that a network sees."""
+        return "as_is" if self.fit == "as_is" else f"height {self.height} and width {self.width}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:

@@ -226,6 +226,21 @@ def test_odd_pictures_are_named_and_skipped(
     assert f"{name}.png is skipped: the extractor fails on it (" in caplog.text
 
 
+def test_weights_that_are_no_numbers_are_told_before_the_work(tmp_path: Path) -> None:
+    """A confidence that is no number is below every threshold: a store of whole pictures."""
+    model = detr()
+    torch.nn.init.constant_(model.class_labels_classifier.bias, float("nan"))
+    model.save_pretrained(tmp_path / "detector")
+    short().save_pretrained(tmp_path / "detector")
+    (tmp_path / "in").mkdir()
+    noise(WIDE).save(tmp_path / "in/a.png")
+    extractor = open_extractor(describe(tmp_path / "e.yaml", {"transformers": str(tmp_path / "detector")}))
+    with pytest.raises(
+        UsageError, match=r"^detector\.transformers: .* gives boxes or scores that are no numbers \(NaN\)"
+    ):
+        extract(tmp_path / "in", tmp_path / "out", extractor)
+
+
 def test_another_backbone_than_its_own(tmp_path: Path) -> None:
     folder = save(tmp_path / "detector", *MADE["detr"])
     save_pooling_network(tmp_path / "backbone.onnx", 32)

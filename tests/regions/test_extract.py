@@ -364,13 +364,15 @@ def test_pictures_in_tars_and_in_files(tmp_path: Path) -> None:
     (tmp_path / "in/packed.tar.gz").touch()
     expected = {f"{number:09d}": number for number in range(10)} | {"below/20.png": 20, "a/b": 30}
     done = extract(tmp_path / "in", tmp_path / "out", Colour(), "float32")
-    assert done == Extracted(12, 12, 0, {".json": 2, ".tar.gz": 1})
+    assert done == Extracted(12, 12, 0, {".json": 2, ".tar.gz": 1}, without_regions=12)
     assert numbers_of(tmp_path / "out") == expected
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.npy", "meta.json", "shard-000-0000"]
     again = Colour()
     assert extract(tmp_path / "in", tmp_path / "out", again, "float32")[:3] == done[:3]
     assert again.numbers == []
-    assert extract(tmp_path / "in/00000.tar", tmp_path / "one", Colour(), "float32") == Extracted(5, 5, 0)
+    assert extract(tmp_path / "in/00000.tar", tmp_path / "one", Colour(), "float32") == Extracted(
+        5, 5, 0, without_regions=5
+    )
     assert numbers_of(tmp_path / "one") == {f"{number:09d}": number for number in range(5)}
     parts: dict[str, int] = {}
     for k in range(3):
@@ -385,7 +387,7 @@ def test_a_call_on_tars_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pyt
     first, second = Colour(fail_at=7), Colour()
     with pytest.raises(KeyboardInterrupt):
         extract(tmp_path / "in", tmp_path / "out", first, "float32")
-    assert extract(tmp_path / "in", tmp_path / "out", second, "float32") == Extracted(12, 12, 0)
+    assert extract(tmp_path / "in", tmp_path / "out", second, "float32") == Extracted(12, 12, 0, without_regions=12)
     assert [*first.numbers, *second.numbers] == list(range(12))
     assert numbers_of(tmp_path / "out") == {f"{number:09d}": number for number in range(12)}
 

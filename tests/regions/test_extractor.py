@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,26 +36,28 @@ def yolox_output(boxes: list[tuple[float, float, float, float, int, float]]) -> 
     return output
 
 
-def save_constant_network(path: Path, output: np.ndarray, size: int = SIZE) -> None:
-    """A network that gives `output` whatever it sees."""
-    value = helper.make_node("Constant", [], ["constant"], value=numpy_helper.from_array(output[None]))
-    zero = helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0)
-    nothing = helper.make_node("Sub", ["mean", "mean"], ["nothing"])
-    add = helper.make_node("Add", ["constant", "nothing"], ["output"])
-    _save(path, [value, zero, nothing, add], size, [1, *output.shape])
+def save_constant_network(path: Path, *outputs: np.ndarray) -> None:
+    """A network that gives `outputs` whatever it sees."""
+    nodes = [helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0)]
+    nodes.append(helper.make_node("Sub", ["mean", "mean"], ["nothing"]))
+    for number, output in enumerate(outputs):
+        value = numpy_helper.from_array(output[None].astype(np.float32))
+        nodes.append(helper.make_node("Constant", [], [f"constant{number}"], value=value))
+        nodes.append(helper.make_node("Add", [f"constant{number}", "nothing"], [f"output{number}"]))
+    _save(path, nodes, SIZE, *([1, *output.shape] for output in outputs))
 
 
 def save_pooling_network(path: Path, size: int | str) -> None:
     """A backbone whose feature map is the picture, averaged over 4 x 4 cells; a name stands for any size."""
-    node = helper.make_node("AveragePool", ["images"], ["output"], kernel_shape=[4, 4], strides=[4, 4])
+    node = helper.make_node("AveragePool", ["images"], ["output0"], kernel_shape=[4, 4], strides=[4, 4])
     cells = size if isinstance(size, str) else size // 4
     _save(path, [node], size, [1, 3, cells, cells])
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], size: int | str, shape: list[int | str]) -> None:
+def _save(path: Path, nodes: list[onnx.NodeProto], size: int | str, *shapes: list[int | str]) -> None:
     image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, size, size])
-    out = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "network", [image], [out])
+    outs = [helper.make_tensor_value_info(f"output{n}", TensorProto.FLOAT, shape) for n, shape in enumerate(shapes)]
+    graph = helper.make_graph(nodes, "network", [image], outs)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
 
@@ -214,9 +217,121 @@ def test_bad_descriptions(description: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UsageError, match="names 2 classes, the detector has 3"):
         DetectorExtractor(description)(half_red())
+    (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\r\nbird\r\n\r\n\n", encoding="utf-8")
+    assert DetectorExtractor(description).classes == ["cat", "dog", "bird"]
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\nbird\n")
+    with pytest.raises(UsageError, match=r"classes\.txt, line 2 is blank, and lines number the names"):
+        DetectorExtractor(description)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
     (tmp_path / "detector.onnx").write_bytes(b"no network")
     with pytest.raises(UsageError, match="no ONNX network"):
         DetectorExtractor(description)
+
+
+def changed(description: Path, **keys: Any) -> DetectorExtractor:
+    """With other keys, a.b for those in mappings."""
+    tree = yaml.safe_load(description.read_text())
+    for key, value in keys.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    other = description.with_name("other.yaml")
+    other.write_text(yaml.safe_dump(tree))
+    return DetectorExtractor(other)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"detector__network__input__height": 32},
+            r"^detector\.network\.input, height 32 and width 64: correct it, the network fails .*Got: 32 Expected: 64",
+        ),
+        (
+            {"backbone__input__width": 48},
+            r"^backbone\.input, height 32 and width 48: correct it, the network fails .*Expected: 32",
+        ),
+        (
+            {"scales": [1, 0.5]},
+            r"^backbone\.input, height 32 and width 32, at 0\.5 of scales: correct it, the network fails",
+        ),
+        ({"backbone_output": 3}, r"^backbone_output is 3, the backbone gives 1: count from 0"),
+        ({"backbone": "flat"}, r"^backbone_output 0 is \[1, 3072\] and no feature map"),
+        ({"backbone": "small"}, r"^backbone\.input, height 2 and width 2: correct it, the network fails .*Kernel size"),
+        ({"backbone": "empty"}, r"^backbone\.input, .*ValueError: the feature map is empty, \[1, 3, 32, 0\]"),
+    ],
+)
+def test_networks_that_cannot_what_the_description_says(
+    keys: dict[str, Any], message: str, description: Path, tmp_path: Path
+) -> None:
+    """Before the work, by the key, and in one sentence: each was a traceback at the first picture."""
+    size = 2 if keys.get("backbone") == "small" else 32
+    if isinstance(which := keys.get("backbone"), str):
+        module = f"tests.regions.test_extractor:{'small_backbone' if which == 'small' else 'Other'}"
+        arguments: dict[str, Any] = {"channels": 3} if which == "small" else {"gives": which}
+        shape = {"height": size, "width": size}
+        keys = {"backbone": {"module": module, "arguments": arguments, "input": shape}}
+    (tmp_path / "in").mkdir()
+    half_red().save(tmp_path / "in/a.png")
+    with pytest.raises(UsageError, match=message) as raised:
+        extract(tmp_path / "in", tmp_path / "out", changed(description, **keys))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.incomplete").exists()
+
+
+class Other(torch.nn.Module):
+    """A backbone without a map."""
+
+    def __init__(self, gives: str) -> None:
+        super().__init__()
+        self._gives = gives
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1) if self._gives == "flat" else pixels[..., :0]
+
+
+@pytest.mark.parametrize("name", ["confidence", "nms_iou"])
+def test_shares_are_shares(name: str, description: Path) -> None:
+    for value in (0, 1):
+        changed(description, **{f"detector__{name}": value})
+    for value in (5, -0.1, 1.01):
+        with pytest.raises(UsageError, match=rf"detector\.{name} is {float(value)}: give 0 to 1"):
+            changed(description, **{f"detector__{name}": value})
+
+
+def test_a_detector_of_shares_or_of_no_numbers_is_told(
+    description: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of these gave stores of whole pictures, without a word."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    half_red().save(folder / "a.png")
+    boxes = np.array([[0.1, 0.1, 0.6, 0.9], [0, 0.2, 1, 1]], np.float32)
+    scores = np.array([[0.9, 0, 0], [0, 0.8, 0]], np.float32)
+
+    def told(boxes: np.ndarray, scores: np.ndarray) -> DetectorExtractor:
+        save_constant_network(tmp_path / "detector.onnx", boxes, scores)
+        return changed(description, detector__layout="boxes_scores")
+
+    with pytest.raises(
+        UsageError, match=r"detector\.network lie within one pixel of the corner .* 64 x 64: it gives sh"
+    ):
+        extract(folder, tmp_path / "out", told(boxes, scores))
+    for one, other in ((boxes * np.nan, scores), (boxes * 64, scores * np.nan)):
+        with pytest.raises(
+            UsageError, match=r"^detector\.network\.input, .* gives boxes or scores that are no numbers"
+        ):
+            extract(folder, tmp_path / "out", told(one, other))
+    # What fills the outputs up, and what nobody believes, tells nothing.
+    for one, other in ((boxes * 0, scores), (boxes, scores * 0.01), (boxes * [[1], [np.nan]], scores * [[0], [0]])):
+        done = extract(folder, tmp_path / "out", told(one, other), overwrite=True)
+        assert (done.stored, done.without_regions) == (1, 1)
+        assert extract(folder, tmp_path / "out", told(one, other)).without_regions == 1  # and when it is asked again
+    done = extract(folder, tmp_path / "out", told(boxes * 64, scores), overwrite=True)
+    assert done.without_regions == 0
 
 
 def test_the_command_says_what_became_of_all_files(
@@ -233,6 +348,10 @@ def test_the_command_says_what_became_of_all_files(
     stand_in("raise ImportError('none')", tmp_path, monkeypatch)
     assert main([*command, "dali", "--overwrite"]) == 2
     assert "decoder dali: DALI does not start (ImportError: none): pip install" in capsys.readouterr().err
+    save_constant_network(tmp_path / "detector.onnx", yolox_output([]))
+    assert main([*command, "pillow", "--overwrite"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert ", 0 refused; in 1 of those stored no region was found; 1 other files" in said
 
 
 def test_scales(description: Path, tmp_path: Path) -> None:

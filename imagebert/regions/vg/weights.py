@@ -24,7 +24,7 @@ import torch
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.tensors import read_weights
 from imagebert.errors import UsageError
-from imagebert.files import check_sealed, file_digest, open_regular, parse_json, read_text, replacing, sealed
+from imagebert.files import check_sealed, file_digest, open_regular, parse_json, read_names, replacing, sealed
 from imagebert.regions.vg.rules import Rules, Variant, anchors
 from imagebert.strict_yaml import build, read_yaml
 
@@ -295,8 +295,7 @@ def convert_detector(path: Path, out: Path, classes: Path | None = None, attribu
 def _names(file: Path | None, numbered: list[str]) -> list[str]:
     if file is None:
         return numbered
-    names = [line.strip() for line in read_text(file, 1 << 24).splitlines()]
-    names = names[: -1 if names and not names[-1] else None]
+    names = read_names(file)
     if len(names) != len(numbered):
         raise UsageError(f"{file} has {len(names)} names, the detector {len(numbered)}: give one a line")
     return names

@@ -109,6 +109,11 @@ def test_a_converted_detector_is_the_same_with_its_names(caffe: Weights, tmp_pat
     assert (read.rules, read.classes, read.attributes) == (made.rules, made.classes, made.attributes)
     assert read.classes[3] == "thing 3"
     assert read.source == "a.pth"
+    names.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(f"thing {number}".encode() for number in range(60)) + b"\r\n\r\n")
+    assert convert_detector(published, out, classes=names).classes == made.classes
+    names.write_text("\n".join("" if number == 7 else f"thing {number}" for number in range(60)))
+    with pytest.raises(UsageError, match=r"objects_vocab.txt, line 8 is blank"):
+        convert_detector(published, out, classes=names)
     names.write_text("one\ntwo\n")
     with pytest.raises(UsageError, match=r"objects_vocab.txt has 2 names, the detector 60"):
         convert_detector(published, out, classes=names)
