@@ -97,12 +97,15 @@ def check_detector(
         Whether they fit, and how near they come.
 
     Raises:
-        UsageError: The weights or the store are wrong, their features are of another size, or no picture is there.
+        UsageError: The weights or the store are wrong, their features are of another size, or there is no such folder
+            or no picture in it.
     """
     from imagebert.data.regions import RegionStore
     from imagebert.regions.vg.checking import check, verdict
     from imagebert.regions.vg.extractor import VisualGenomeExtractor
 
+    if not Path(images).is_dir():
+        raise UsageError(f"{images} is no folder: give the folder of the published pictures, and unpack a tar of them")
     given = detector if isinstance(detector, VisualGenome) else VisualGenome(weights=os.fspath(detector))
     store = RegionStore(Path(published))
     boxes = given.boxes or str(int(store.region_counts.max()))

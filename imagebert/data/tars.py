@@ -7,6 +7,7 @@ its beginning, whoever reads it, and here: `tarfile` takes whatever they say, an
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
@@ -32,11 +33,12 @@ class BrokenTar(Exception):
         self.offset = offset
 
 
-def members(opened: IO[bytes], size: int) -> Iterator[Member]:
+def members(opened: IO[bytes], size: int, left_out: Counter[str] | None = None) -> Iterator[Member]:
     """Regular files, in their order. `opened` then stands at the file's bytes, and may be moved.
 
     Args:
         size: of the whole tar, or more
+        left_out: counts what is no file and may stand for one: links, which have no bytes of their own
 
     Raises:
         BrokenTar: a header is damaged, or the end is missing.
@@ -78,6 +80,8 @@ def members(opened: IO[bytes], size: int) -> Iterator[Member]:
             stem, _, suffix = name.partition(".")
             if stem and not (stem.startswith("__") and stem.endswith("__")):  # webdataset's own
                 yield Member(folder + slash + stem, suffix, header, begin, length)
+        if left_out is not None and found.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            left_out["link"] += 1
         header, told = at, {}
 
 

@@ -49,7 +49,7 @@ class Listing(NamedTuple):
     """What a tar holds."""
 
     pictures: list[TarPicture]
-    others: Counter[str]  # files that are no pictures and no pictures' captions, by suffix
+    others: Counter[str]  # files that are no pictures and no pictures' captions, by suffix; links, hard and symbolic
 
 
 def list_tar(tar: Path) -> Listing:
@@ -64,7 +64,7 @@ def list_tar(tar: Path) -> Listing:
     try:
         with open_regular(tar) as opened:
             _refuse_packed(opened)
-            for member in members(opened, os.fstat(opened.fileno()).st_size):
+            for member in members(opened, os.fstat(opened.fileno()).st_size, others):
                 if member.key != key:
                     others += Counter() if found else beside
                     key, found, beside = member.key, False, Counter()

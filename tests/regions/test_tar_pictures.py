@@ -59,6 +59,20 @@ def test_pictures_are_those_that_tarfile_finds(form: int, tmp_path: Path) -> Non
     reader.close()
 
 
+def test_links_are_counted(tmp_path: Path) -> None:
+    """A picture that a tar names twice has bytes at its first name only."""
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "x.tar", "w", format=form) as archive:
+            for name, kind in (("a.jpg", b""), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.SYMTYPE), ("d", b"dir")):
+                member = tarfile.TarInfo(name if name != "c.jpg" else f"{'x' * 200}/c.jpg")
+                member.type = {b"": tarfile.REGTYPE, b"dir": tarfile.DIRTYPE}.get(kind, kind)
+                member.linkname, member.size = "a.jpg" if kind else "", 0 if kind else 3
+                archive.addfile(member, io.BytesIO(b"" if kind else b"abc"))
+        listing = list_tar(tmp_path / "x.tar")
+        assert [picture.key for picture in listing.pictures] == ["a"]
+        assert listing.others == {"link": 2}
+
+
 def test_a_cut_costs_what_is_behind_it(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", samples(4))
     data = tar.read_bytes()

@@ -2,7 +2,8 @@
 
     bua-caffe-frcn-r101-*.pth          MILVLG, torch.save
     faster_rcnn_from_caffe_attr.pkl    airsplay, a pickle of arrays
-    frcnn-vg-finetuned/                transformers' lxmert: pytorch_model.bin and config.yaml
+    frcnn-vg-finetuned/                transformers' lxmert: pytorch_model.bin and config.yaml; or that file beside it
+    *.safetensors                      any of their tensors under the same names
     OUT.safetensors                    `convert_detector`'s: weights, rules, names and digests in one file
 
 Nothing in them is executed. Two shapes tell the variant; each tensor of it has to be there, finite and of the right
@@ -11,8 +12,10 @@ shape, and none besides.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from imagebert.data.readers import BadRecord
 from imagebert.data.readers.tensors import read_weights
@@ -27,6 +31,8 @@ from imagebert.errors import UsageError
 from imagebert.files import check_sealed, file_digest, open_regular, parse_json, read_names, replacing, sealed
 from imagebert.regions.vg.rules import Rules, Variant, anchors
 from imagebert.strict_yaml import build, read_yaml
+
+log = logging.getLogger(__name__)
 
 _METADATA = "imagebert_detector"
 _VERSION = 1
@@ -39,6 +45,9 @@ _MADE_UP = "imagebert.made_up_blocks"
 _DEEPEST = 64  # blocks of a stage
 _LARGEST_HEADER = 1 << 26  # bytes, of a safetensors file
 _NAMED = 3  # tensors, in an error
+
+_FOLDER = ("pytorch_model.bin", "model.safetensors")  # transformers' names, of old and of late
+_ALIKE = 0.83  # from which on a key is one that was misspelt
 
 # transformers' config.yaml -> what it says of the rules.
 _CONFIG = {
@@ -82,20 +91,43 @@ def read_detector(path: Path) -> Detector:
     Raises:
         UsageError: It is none, is damaged, or a tensor is missing, superfluous, of another shape or not finite.
     """
-    if path.is_dir():
-        file, config = path / "pytorch_model.bin", path / "config.yaml"
-        detector = _published(file, "interpolate")
-        if config.exists():
-            detector = replace(detector, rules=_configured(detector.rules, config))
-        return detector
-    if path.suffix == ".safetensors":
-        return _converted(path)
-    return _published(path, "interpolate" if path.suffix == ".bin" else "pillow")
+    file = _file(path)
+    if file.suffix == ".safetensors" and (converted := _converted(file)) is not None:
+        return converted
+    ports = file.suffix == ".bin" or file.name in _FOLDER
+    detector = _published(file, "interpolate" if ports else "pillow")
+    config = file.with_name("config.yaml")
+    said = ports and config.exists()
+    rules = _configured(detector.rules, config) if said else detector.rules
+    log.info(
+        "%s: rules of %s%s: resize %s, sides of %d to %d pixels, %d to %d regions of %d proposals of %d candidates, "
+        "suppressed at %s",
+        *(file, rules.variant, f" as {config} has them" if said and rules != detector.rules else ", its defaults"),
+        *(rules.resize, rules.short_side, rules.long_side, rules.least, rules.most, rules.proposals, rules.candidates),
+        ", ".join(map(str, rules.nms_iou)),
+    )
+    return replace(detector, rules=rules)
+
+
+def _file(path: Path) -> Path:
+    """The file of weights in a folder, or the one that is given.
+
+    Raises:
+        UsageError: the folder is of another detector of transformers.
+    """
+    if not path.is_dir():
+        return path
+    if (path / "preprocessor_config.json").exists() and not (path / "config.yaml").exists():
+        raise UsageError(
+            f"{path} holds another detector of transformers than Visual Genome's: give a YAML description with "
+            f"detector: {{transformers: {path}}}"
+        )
+    return next((path / name for name in _FOLDER if (path / name).exists()), path / _FOLDER[0])
 
 
 def _published(path: Path, resize: Any) -> Detector:
     try:
-        arrays = read_weights(path)
+        arrays = _tensors(path) if path.suffix == ".safetensors" else read_weights(path)
     except BadRecord as error:
         raise UsageError(f"{path} cannot be read as the weights of a detector: {error}") from None
     weights = {
@@ -109,6 +141,12 @@ def _published(path: Path, resize: Any) -> Detector:
     return Detector(weights, rules, classes, attributes, _digest(weights), path.name)
 
 
+def _tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    from safetensors.torch import load_file
+
+    return {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+
+
 def _numbered(weights: Mapping[str, torch.Tensor], what: str) -> list[str]:
     caffe = f"{_HEAD}.cls_embed.weight" in weights
     score = {"object": "cls_score", "attribute": "attr_linear2" if caffe else "attr_score"}[what]
@@ -116,16 +154,32 @@ def _numbered(weights: Mapping[str, torch.Tensor], what: str) -> list[str]:
 
 
 def _configured(rules: Rules, config: Path) -> Rules:
-    """The rules as transformers' config.yaml changes them."""
+    """The rules as transformers' config.yaml changes them.
+
+    Raises:
+        UsageError: a key that is not there stands there misspelt, or a value is wrong.
+    """
     tree, changes = _lower(read_yaml(config)), {}
     for path, name in _CONFIG.items():
         value: Any = tree
-        for part in path:
+        for depth, part in enumerate(path):
+            if isinstance(value, dict) and part not in value:
+                _check_spelling(value, path[: depth + 1], config)
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
             listed = value if isinstance(value, list) else [value]
             changes[name] = tuple(listed) if name == "nms_iou" else listed[0]
     return build(Rules, asdict(rules) | {"nms_iou": list(rules.nms_iou)} | _plain(changes), str(config))
+
+
+def _check_spelling(section: dict[str, Any], path: tuple[str, ...], config: Path) -> None:
+    """Raises: UsageError: among a section's keys, which lacks this one, is one that must be meant by it."""
+    known = {each[len(path) - 1] for each in _CONFIG if each[: len(path) - 1] == path[:-1]}
+    # Those of training look alike, and are no mistake.
+    others = [key for key in section if key not in known and not key.endswith("_train")]
+    for key in difflib.get_close_matches(path[-1], others, n=1, cutoff=_ALIKE):
+        *place, _ = path
+        raise UsageError(f"{config}: unknown key {'.'.join([*place, key])}; did you mean {path[-1]}?")
 
 
 def _plain(changes: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +318,7 @@ def convert_detector(path: Path, out: Path, classes: Path | None = None, attribu
         UsageError: The weights are none (`read_detector`), names do not fit, or `out` is no safetensors file.
         OSError: The disk is full or fails.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if out.suffix != ".safetensors":
@@ -282,13 +337,16 @@ def convert_detector(path: Path, out: Path, classes: Path | None = None, attribu
             "attributes": detector.attributes,
             "weights_sha256": detector.digest,
             "source": detector.source,
-            "source_sha256": file_digest(path / "pytorch_model.bin" if path.is_dir() else path),
+            "source_sha256": file_digest(_file(path)),
         }
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        save_file(dict(detector.weights), temporary, {_METADATA: json.dumps(content)})
-        temporary.chmod(0o644)
+    try:
+        with replacing(out) as temporary:
+            save_file(dict(detector.weights), temporary, {_METADATA: json.dumps(content)})
+            temporary.chmod(0o644)
+    except SafetensorError as error:  # which is no OSError, whatever the disk says
+        raise OSError(f"writing {out} failed, it is as it was: {error}") from None
     return detector
 
 
@@ -311,7 +369,8 @@ def holds_detector(path: Path) -> bool:
         return False
 
 
-def _converted(path: Path) -> Detector:
+def _converted(path: Path) -> Detector | None:
+    """The detector in a file of `convert_detector`; None: it is another one's, of bare tensors."""
     from safetensors import SafetensorError, safe_open
 
     open_regular(path).close()
@@ -319,7 +378,7 @@ def _converted(path: Path) -> Detector:
         with safe_open(path, "pt") as opened:
             metadata = (opened.metadata() or {}).get(_METADATA)
             if metadata is None:
-                raise UsageError(f"{path} holds no detector: make one of published weights with detector convert")
+                return None
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged ({error}): convert the published weights again") from None

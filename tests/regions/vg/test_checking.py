@@ -136,6 +136,9 @@ def test_what_cannot_be_compared_is_a_sentence(folder: Path, tmp_path: Path) -> 
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="none of the pictures"):
         api.check_detector(folder / "caffe.pth", folder / "regions", tmp_path / "none")
+    for name in ("some.tar", "nowhere"):
+        with pytest.raises(UsageError, match=rf"{name} is no folder: give the folder of .*unpack a tar"):
+            api.check_detector(folder / "caffe.pth", folder / "regions", tmp_path / name)
     wide = weights("caffe", base=16, blocks=(1, 1, 1, 1))
     torch.save({name: torch.from_numpy(array) for name, array in wide.items()}, tmp_path / "wide.pth")
     with pytest.raises(UsageError, match="has features of 256 numbers, the detector 512"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import resource
+import signal
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import made_up
 from benchmarks.made_up import Variant, Weights
 from imagebert.errors import UsageError
+from imagebert.regions.extractor import open_extractor
 from imagebert.regions.vg.rules import Rules, anchors
 from imagebert.regions.vg.weights import convert_detector, read_detector
 
@@ -87,6 +90,79 @@ def test_every_published_file_is_read(caffe: Weights, detectron2: Weights, tmp_p
         assert all(np.array_equal(detector.weights[name].numpy(), array) for name, array in weights.items())
         assert detector.classes[-1] == "object 59"
         assert detector.attributes[-1] == "attribute 39"
+
+
+def test_a_configuration_beside_the_file_counts(
+    detectron2: Weights, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the folder is named or the file in it; and without one, the log says what is taken instead."""
+    caplog.set_level("INFO")
+    folder = as_transformers(detectron2, tmp_path / "c", INPUT={"MIN_SIZE_TEST": 800, "MAX_SIZE_TEST": 1333})
+    assert read_detector(folder / "pytorch_model.bin").rules == read_detector(folder).rules
+    assert read_detector(folder).rules.short_side == 800
+    assert "rules of detectron2 as " in caplog.messages[-1]
+    for content in ("MODEL: {DEVICE: cpu}\nINPUT: {MIN_SIZE_TRAIN: 400}\nROI_HEADS: {SCORE_THRESH_TEST: 0.2}\n", None):
+        (folder / "config.yaml").unlink() if content is None else (folder / "config.yaml").write_text(content)
+        read_detector(folder)
+        assert caplog.messages[-1].endswith(
+            "pytorch_model.bin: rules of detectron2, its defaults: resize interpolate, sides of 600 to 1000 pixels, "
+            "10 to 100 regions of 300 proposals of 6000 candidates, suppressed at 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9"
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"INPUT": {"MIN_SIZE_TSET": 800}}, r"unknown key input\.min_size_tset; did you mean min_size_test"),
+        ({"INPUTS": {"MIN_SIZE_TEST": 800}}, r"unknown key inputs; did you mean input\?"),
+        ({"rpn": {"post_nms_topk": 100}}, r"unknown key rpn\.post_nms_topk; did you mean post_nms_topk_test"),
+        ({"min_detection": 36, "max_detections": 36}, "unknown key min_detection; did you mean min_detections"),
+    ],
+)
+def test_misspelt_keys_are_not_passed_over(
+    config: dict[str, Any], message: str, detectron2: Weights, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=rf"c/config\.yaml: {message}"):
+        read_detector(as_transformers(detectron2, tmp_path / "c", **config))
+
+
+def test_published_tensors_as_safetensors(detectron2: Weights, tmp_path: Path) -> None:
+    """As a bare file, or in transformers' folder under its name of late; then they are converted as all others."""
+    wanted = read_detector(as_airsplay(detectron2, tmp_path / "a.pkl"))
+    save_file(tensors(detectron2), tmp_path / "a.safetensors")
+    convert_detector(tmp_path / "a.safetensors", tmp_path / "vg.safetensors")
+    found = read_detector(tmp_path / "vg.safetensors")
+    assert (found.digest, found.rules, found.source) == (wanted.digest, wanted.rules, "a.safetensors")
+    folder = as_transformers(detectron2, tmp_path / "c", min_detections=36, max_detections=36)
+    (folder / "pytorch_model.bin").unlink()
+    save_file(tensors(detectron2), folder / "model.safetensors")
+    for path in (folder, folder / "model.safetensors"):
+        rules = read_detector(path).rules
+        assert (rules.resize, rules.least) == ("interpolate", 36)
+
+
+def test_another_detectors_folder_wants_a_description(tmp_path: Path) -> None:
+    folder = tmp_path / "detr"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    with pytest.raises(UsageError, match=r"give a YAML description with detector: \{transformers: .*/detr\}$"):
+        open_extractor(folder)
+
+
+def test_a_full_disk_is_a_sentence(caffe: Weights, tmp_path: Path) -> None:
+    published, out = as_milvlg(caffe, tmp_path / "a.pth"), tmp_path / "vg.safetensors"
+    out.write_text("what was there")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"writing .*vg\.safetensors failed, it is as it was: .*File too large"):
+            convert_detector(published, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert out.read_text() == "what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "vg.safetensors"]
 
 
 @pytest.mark.parametrize("variant", ["caffe", "detectron2"])
@@ -183,7 +259,7 @@ def test_no_weights_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds list, not tensors by their names"):
         read_detector(tmp_path / "list.pth")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(UsageError, match="holds no detector"):
+    with pytest.raises(UsageError, match="holds no Visual Genome detector with attributes: among its 1 tensors"):
         read_detector(tmp_path / "other.safetensors")
 
 
