@@ -22,7 +22,7 @@ from PIL import Image
 
 from imagebert.config import UsageError
 from imagebert.data.records import WHOLE_IMAGE, RegionRecord
-from imagebert.files import read_names
+from imagebert.files import digest_of, read_names
 from imagebert.pictures import UnreadableImage
 from imagebert.regions.networks import (
     Candidates,
@@ -156,6 +156,17 @@ class ExtractorSpec:
             raise UsageError(f"backbone_output is {self.backbone_output}, but no backbone is named: leave it out")
 
     @property
+    def nameless(self) -> ExtractorSpec:
+        """The description without what it and its files are called: their contents count."""
+
+        def of(network: NetworkSpec | None) -> NetworkSpec | None:
+            return network and replace(network, onnx=network.onnx and "", weights=network.weights and "")
+
+        found = self.detector
+        detector = replace(found, network=of(found.network), classes=found.classes and "")
+        return replace(self, name="", detector=detector, backbone=of(self.backbone))
+
+    @property
     def views(self) -> str:
         """How the backbone sees a picture; empty where it does once, at its input's size."""
         return f" scales {self.scales}" if self.scales != (1.0,) else ""
@@ -202,8 +213,8 @@ class DetectorExtractor:
         backbone_digest = ""
         if self.spec.backbone is not None:
             self._backbone, backbone_digest = load_network(self.spec.backbone)
-        # At one scale the digest is that of stores from before there were several.
-        defined = f"{self.spec} {detector_digest} {backbone_digest}{self.spec.views}"
+        names = digest_of(self.classes)
+        defined = f"{self.spec.nameless} {detector_digest} {backbone_digest}{self.spec.views} {names}"
         both = hashlib.sha256(defined.encode()).hexdigest()
         self.description = {
             "name": self.spec.name,

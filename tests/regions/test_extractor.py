@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,23 @@ def test_the_command_says_what_became_of_all_files(
     assert main([*command, "pillow", "--overwrite"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert ", 0 refused; in 1 of those stored no region was found; 1 other files" in said
+
+
+def test_contents_define_an_extractor_and_no_names_of_files(description: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(description.read_text())
+    digest = DetectorExtractor(description).description["digest"]
+    classes = Path(tree["detector"]["classes"])
+    for place in (tree["detector"], tree["detector"]["network"], tree["backbone"]):
+        for key in {"classes", "onnx"} & place.keys():
+            place[key] = str(shutil.copy(place[key], tmp_path / f"other-{Path(place[key]).name}"))
+    moved = tmp_path / "moved.yaml"
+    moved.write_text(yaml.safe_dump({**tree, "name": "another name"}))
+    assert DetectorExtractor(moved).description["digest"] == digest
+    Path(tree["detector"]["classes"]).write_text("\n".join(classes.read_text().split()[::-1]))
+    assert DetectorExtractor(moved).description["digest"] != digest
+    Path(tree["detector"]["classes"]).write_text(classes.read_text())
+    moved.write_text(yaml.safe_dump({**tree, "max_regions": 7}))
+    assert DetectorExtractor(moved).description["digest"] != digest
 
 
 def test_scales(description: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from imagebert.data.records import RegionRecord
 from imagebert.errors import UsageError
+from imagebert.files import digest_of
 from imagebert.regions.vg import VisualGenome
 from imagebert.regions.vg.network import Network
 from imagebert.regions.vg.operators import RegionPooling
@@ -63,7 +64,7 @@ class VisualGenomeExtractor:
         self.network = Network(detector.weights, _DTYPES[precision], self.device)
         self._cell = detector.weights["proposal_generator.anchor_generator.cell_anchors.0"].to(self.device)
         self.classes, self.attributes = list(detector.classes), list(detector.attributes)
-        defined = f"{self.rules} {detector.digest} {precision}"
+        defined = f"{self.rules} {detector.digest} {precision} {digest_of([self.classes, self.attributes])}"
         self.description: dict[str, Any] = {
             "name": f"Visual Genome Faster R-CNN, {self.rules.variant}",
             "digest": hashlib.sha256(defined.encode()).hexdigest(),

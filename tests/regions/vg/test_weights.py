@@ -22,6 +22,7 @@ from benchmarks import made_up
 from benchmarks.made_up import Variant, Weights
 from imagebert.errors import UsageError
 from imagebert.regions.extractor import open_extractor
+from imagebert.regions.vg.extractor import VisualGenomeExtractor
 from imagebert.regions.vg.rules import Rules, anchors
 from imagebert.regions.vg.weights import convert_detector, read_detector
 
@@ -185,6 +186,9 @@ def test_a_converted_detector_is_the_same_with_its_names(caffe: Weights, tmp_pat
     assert (read.rules, read.classes, read.attributes) == (made.rules, made.classes, made.attributes)
     assert read.classes[3] == "thing 3"
     assert read.source == "a.pth"
+    named, bare = (VisualGenomeExtractor(detector).description for detector in (read, published))
+    assert named["digest"] != bare["digest"]  # a store says which names it has
+    assert named["weights_sha256"] == bare["weights_sha256"]
     names.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(f"thing {number}".encode() for number in range(60)) + b"\r\n\r\n")
     assert convert_detector(published, out, classes=names).classes == made.classes
     names.write_text("\n".join("" if number == 7 else f"thing {number}" for number in range(60)))
