@@ -19,7 +19,7 @@ from pyarrow import parquet
 from imagebert.data.folder import lock_of, make_folder
 from imagebert.errors import UsageError
 from imagebert.files import file_digest, replacing, write_sealed
-from imagebert.lait.engine import check_result, read_step
+from imagebert.lait.engine import STEP, check_result, read_step
 from imagebert.lait.recipe import PairsRecipe
 from imagebert.lait.tables import batches, database, files_of
 from imagebert.lait.whole import note_of
@@ -46,11 +46,13 @@ def write_pairs_table(scored: Path, out: Path, recipe: PairsRecipe, memory_gib: 
         out: the Parquet file
 
     Raises:
-        UsageError: the step before is not whole, or the file is to be none of Parquet.
+        UsageError: the step before is not whole, or the file is to be none of Parquet, or one of a step.
         OSError: the disk is full or fails.
     """
     if out.suffix != ".parquet":
         raise UsageError(f"{out} is to be a table of pairs: give it a name that ends in .parquet")
+    if (out.parent / STEP).is_file():
+        raise UsageError(f"{out.parent} is the folder of a step, whose files a table of pairs is none of: name another")
     step = read_step(scored, "imagebert lait score", "score")
     for path in step.files():
         check_result(path)

@@ -280,14 +280,14 @@ class _Fetcher:
             DiskFailed: the body cannot be written.
         """
         status, limits = response.status, self._limits
+        if status in LATER:
+            return _Later(retry_after(response), status)
+        if status != 200 and status not in MOVED:  # of which what is said of robots is of the page of an error
+            raise Failed("http_status", f"the server answers {status}", status)
         if word := header_opt_out(response.headers.getall("X-Robots-Tag", ()), limits.agent, datetime.now(UTC)):
             raise Failed("opted_out", f"X-Robots-Tag says {word}", status)
         if status in MOVED:
             return moved(response)
-        if status in LATER:
-            return _Later(retry_after(response), status)
-        if status != 200:
-            raise Failed("http_status", f"the server answers {status}", status)
         too_large = Failed("too_large", f"it has more than {limits.picture_bytes:,} bytes", status)
         if (response.content_length or 0) > limits.picture_bytes:
             raise too_large

@@ -172,6 +172,8 @@ def test_what_is_wrong_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"scored has no step.json: imagebert lait score has not ended well there"):
         write_pairs_table(tmp_path / "scored", tmp_path / "pairs.parquet", PairsRecipe(), 0.5)
     scored(tmp_path / "scored", [scored_row("1", "A dog.", 0.9)])
+    with pytest.raises(UsageError, match=r"scored is the folder of a step"):
+        write_pairs_table(tmp_path / "scored", tmp_path / "scored/00000.parquet", PairsRecipe(), 0.5)
     table = tmp_path / "scored/00000.parquet"
     whole = table.read_bytes()
     for damaged in (whole[:-20], b"no table"):
