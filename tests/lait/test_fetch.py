@@ -438,12 +438,13 @@ def test_a_host_that_takes_all_its_time_is_given_up(server: Hostile, tmp_path: P
 # ------------------------------------------------------------------------------------------------------ ends and bounds
 
 CALL = """
-import json, re, sys
+import json, re, signal, sys
 from pathlib import Path
 from imagebert.lait.fetch import FetchLimits, Wanted, fetch_shard
 wanted, shard, limits = json.loads(sys.stdin.read())
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts jobs in the background ignores it for them
 print("begun", flush=True)
 fetch_shard([Wanted(*each) for each in wanted], Path(shard), FetchLimits(**limits))
 print(peak() - before >> 10)

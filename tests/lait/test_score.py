@@ -216,11 +216,11 @@ def test_a_models_scores_are_those_of_an_evaluation(scenes: Scenes, tmp_path: Pa
     before = (tmp_path / "scored/00000.parquet").read_bytes()
     again = api.lait_score(tmp_path / "kept", tmp_path / "again", model=model, regions=regions)
     assert (again.folder / "00000.parquet").read_bytes() == before
-    stamp = (tmp_path / "scored/00000.parquet").stat().st_ino
+    stamp = (tmp_path / "scored/00000.parquet").stat().st_mtime_ns
     api.lait_score(tmp_path / "kept", tmp_path / "scored", model=model, regions=regions)
-    assert (tmp_path / "scored/00000.parquet").stat().st_ino == stamp
+    assert (tmp_path / "scored/00000.parquet").stat().st_mtime_ns == stamp
     api.lait_score(tmp_path / "kept", tmp_path / "scored")
-    assert (tmp_path / "scored/00000.parquet").stat().st_ino != stamp
+    assert (tmp_path / "scored/00000.parquet").stat().st_mtime_ns != stamp
 
 
 # ----------------------------------------------------------------------------------------------------------- training
