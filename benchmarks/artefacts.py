@@ -297,7 +297,11 @@ def features(seed: int, folder: str, images: int = IMAGES) -> None:
     with lmdb.open(str(out / "x.lmdb"), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
         for key, r in found:
             item = {"image_id": key, "image_h": str(r.height), "image_w": str(r.width), "num_boxes": str(len(r.boxes))}
-            item |= {"boxes": b64(r.boxes), "features": b64(r.features), "cls_prob": b64(np.ones((len(r.boxes), 6)))}
+            item |= {
+                "boxes": b64(r.boxes),
+                "features": b64(r.features),
+                "cls_prob": b64(np.ones((len(r.boxes), 1601), np.float32)),
+            }
             transaction.put(key.encode(), pickle.dumps(item))
         transaction.put(b"keys", pickle.dumps([key.encode() for key, _ in found]))
 

@@ -245,8 +245,7 @@ def kinds() -> list[Kind]:
                     share=0.3,
                 ),
                 verify("detectorA.safetensors"),
-            ],
-            twin="detectorB.safetensors",
+            ],  # another detector is a choice, and no damage
         ),
         Kind(
             "local copy of a store",

@@ -23,6 +23,7 @@ from scipy.stats import t as student
 from imagebert import distributed
 from imagebert.config import SourceConfig, UsageError, check_unweighted, differences, load_recipe
 from imagebert.data.corpus import Corpus
+from imagebert.files import write_json
 from imagebert.model_folder import open_model
 from imagebert.retrieval.evaluation import Evaluation, report, score
 from imagebert.retrieval.pictures import Pictures
@@ -154,7 +155,7 @@ def climb(
         "relations": _relations(ladder, rungs),
     }
     if not only and alone is None:
-        (out / "ladder.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(out / "ladder.json", figures)
     return figures
 
 

@@ -131,11 +131,11 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    import json
+    from imagebert import files
 
     if path is not None:
         check_json(path)
-        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        files.write_json(path, figures)
 
 
 def _console(width: int | None = None) -> Any:

@@ -15,6 +15,7 @@ from imagebert import __version__
 from imagebert.config import SourceConfig
 from imagebert.data.corpus import Corpus
 from imagebert.engine.metrics import read_log
+from imagebert.files import write_bytes
 from imagebert.pages.page import render
 from imagebert.pages.plots import Curve, bars, plot
 from imagebert.report.write import LOSSES
@@ -67,7 +68,7 @@ def write_report(out: Path, report: dict[str, Any], matrix: ScoreMatrix, test: S
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         version=__version__,
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    write_bytes(out / "report.html", page.encode())
 
 
 def _ladder(report: dict[str, Any]) -> list[Markup]:

@@ -6,7 +6,6 @@ command goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from imagebert.config import SourceConfig
 from imagebert.demo.corpus import SETS, build
 from imagebert.demo.report import write_report
 from imagebert.demo.stages import Stages
+from imagebert.files import write_json
 from imagebert.ladder import climb, last_matrix, load_ladder, tables
 from imagebert.log import has_board
 from imagebert.retrieval.matrix import load_scores
@@ -71,7 +71,7 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str] = (), web: bool = Fa
     }
     test = SourceConfig(regions=str(out / "data/test/regions"), pairs=str(out / "data/test/pairs"), split="test")
     write_report(out, report, load_scores(last_matrix(figures)), test, [rung["run"] for rung in rungs])
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "report.json", report)
     for table in tables(figures):
         console.print(table)
     console.print(f"{report['seconds']:.0f} s. Open {out / 'report.html'} in a browser.")

@@ -216,7 +216,7 @@ def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
     """The good lines of a log, and whether there is something else; a last line that a crash cut short is nothing."""
     if not os.path.lexists(path):
         return [], False
-    lines, damaged = [], False
+    lines, damaged, seen = list[dict[str, float]](), False, set[tuple[float, int]]()
     try:
         with open_regular(path) as file:
             while text := file.readline(_LONGEST):
@@ -225,11 +225,11 @@ def examine_log(path: Path) -> tuple[list[dict[str, float]], bool]:
                 except UsageError:
                     damaged |= text.endswith(b"\n") or len(text) == _LONGEST
                     continue
-                if _is_line(line) and line.pop("crc32", None) in (
-                    None,
-                    line_checksum(line),
-                ):  # earlier versions had none
+                checksum = line.pop("crc32", None) if _is_line(line) else -1
+                # Earlier versions had none. No step takes the same time twice.
+                if checksum is None or (checksum == line_checksum(line) and (line["step"], checksum) not in seen):
                     lines.append(line)
+                    seen.add((line["step"], line_checksum(line)))
                 else:
                     damaged = True
     except UsageError:  # it is no file, or may not be read

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from imagebert.files import write_bytes
 from imagebert.pages.page import render
 from imagebert.retrieval.matrix import ScoreMatrix
 from imagebert.retrieval.metrics import Fold
@@ -76,5 +77,5 @@ def write_failures(
         "imagebert.retrieval", "failures.html.j2", figures=figures, by_text=text_queries, by_image=image_queries
     )
     path = in_folds(folder / FILE, len(folds))
-    path.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())
     return path

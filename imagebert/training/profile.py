@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from imagebert.files import write_json
+
 log = logging.getLogger(__name__)
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -50,7 +52,7 @@ class StepProfiler:
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(trace))
             figures = breakdown(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
-            (self.folder / "profile.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_json(self.folder / "profile.json", figures)
         except (OSError, ValueError) as error:  # cut short by a full disk
             log.warning("cannot write %s (%s): training goes on without", self.folder, error)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import imagebert.engine.metrics as metrics
-from imagebert.engine.metrics import Meter, read_log
+from imagebert.engine.metrics import Meter, examine_log, line_checksum, read_log
 
 
 def test_rates_are_counts_over_elapsed_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +86,18 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, damage: bytes, caplog: pyte
     Meter(tmp_path, 5, 100, 0.0, enabled=True).close()
     assert (tmp_path / "log.jsonl.damaged").read_bytes() == data
     assert (tmp_path / "log.jsonl.damaged2").read_bytes() == b"again\n"
+
+
+def test_lines_that_come_twice_are_damage(tmp_path: Path) -> None:
+    """As of a log that was appended to itself; a step that was run again took another time."""
+    meter = Meter(tmp_path, 0, 100, 0.0, enabled=True)
+    meter.close()
+    lines = [{"step": step, "loss/total": 0.5, "seconds": 0.1 * step + again} for again in (0, 1) for step in (1, 2)]
+    text = b"".join(json.dumps({**line, "crc32": line_checksum(line)}).encode() + b"\n" for line in lines)
+    (tmp_path / "log.jsonl").write_bytes(text)
+    assert examine_log(tmp_path / "log.jsonl") == (lines, False)
+    (tmp_path / "log.jsonl").write_bytes(text + text)
+    assert examine_log(tmp_path / "log.jsonl") == (lines, True)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -72,6 +73,8 @@ def test_what_an_evaluation_leaves(model: Path, source: SourceConfig, tmp_path: 
     # The same call counts again and scores nothing; kept scores count in folds.
     (model / "model.safetensors").stat()
     before = (folder / "scores.npy").stat().st_mtime_ns
+    (folder / "failures.html").unlink()
+    os.mkfifo(folder / "failures.html")  # whose reader never comes
     assert call(model, source, "--images", "12") == 0
     assert (folder / "scores.npy").stat().st_mtime_ns == before
     assert main(["evaluate", "--scores", str(folder), "--folds", "4", "--json", str(figures)]) == 0
