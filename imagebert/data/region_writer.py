@@ -140,6 +140,7 @@ class _Journal:
         self.statistics = _Statistics()
         self.feature_size: int | None = None
         self._size = 0
+        seen = set[str]()
         if path.exists():
             with open_regular(path) as file:
                 for line in file:
@@ -147,8 +148,9 @@ class _Journal:
                         entry = parse_json(line, str(path)) if line.endswith(b"\n") else {}
                     except UsageError:
                         entry = {}
-                    if not isinstance(entry, dict) or sealed(entry) != entry:
+                    if not isinstance(entry, dict) or sealed(entry) != entry or entry["digest"] in seen:
                         break  # cut off by a kill, or damaged: what it and those behind it say is written anew
+                    seen.add(entry["digest"])
                     self._note(entry)
                     self._size += len(line)
 

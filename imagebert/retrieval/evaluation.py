@@ -35,6 +35,7 @@ from imagebert.files import (
     digest_of,
     read_json,
     read_sealed,
+    replacing,
     sealed,
     write_digests,
     write_json,
@@ -169,7 +170,8 @@ def _score(evaluation: Evaluation, identity: dict[str, Any], folder: Path, held:
     main = distributed.rank() == 0
     with distributed.together():
         if main:
-            np.save(folder / "caption_image.npy", corpus.caption_image[captions], allow_pickle=False)
+            with replacing(folder / "caption_image.npy") as part, part.open("wb") as file:
+                np.save(file, corpus.caption_image[captions], allow_pickle=False)
             write_json(folder / "images.json", [corpus.image_key(i) for i in range(evaluation.images)])
     (there,) = distributed.total([main and (folder / DIGESTS).is_file()])
     if not there:

@@ -305,7 +305,13 @@ def model_shape(config: RunConfig, wanted: dict[str, int]) -> tuple[ImageBertCon
                 f"model.initialize_from {origin} has {name} {found[name]}, the data has {size}: "
                 "use data and weights of one kind"
             )
-    return ImageBertConfig(**_fusing(config, found, {**found, **wanted, **options})), origin
+    shape = _fusing(config, found, {**found, **wanted, **options})
+    try:
+        return ImageBertConfig(**shape), origin
+    except ValueError as error:
+        raise UsageError(
+            f"model.initialize_from {origin}: its config.json makes no model ({error}): name a whole folder"
+        ) from None
 
 
 def _fusing(config: RunConfig, origin: dict[str, Any], shape: dict[str, Any]) -> dict[str, Any]:

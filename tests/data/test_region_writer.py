@@ -204,6 +204,25 @@ def test_fewer_writers_go_on_with_what_more_began(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.read(image).features, found[store.key(image)].features)
 
 
+def test_a_journal_that_says_everything_twice(tmp_path: Path) -> None:
+    write(tmp_path / "whole")
+    half = list(records().items())[: IMAGES // 2]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        write_regions(Target(tmp_path / "store", NAMES, {"name": "x"}, "float32", shard_bytes=2000), job=JOB) as writer,
+    ):
+        for key, record in half:
+            writer.add(key, record)
+        raise KeyboardInterrupt
+    journal = tmp_path / ".store.incomplete/journal-000.jsonl"
+    assert journal.stat().st_size
+    journal.write_bytes(journal.read_bytes() * 2)
+    assert len(write(tmp_path / "store")) == IMAGES - len(half)
+    same(RegionStore(tmp_path / "store"))
+    told = [RegionStore(tmp_path / name).meta["statistics"] for name in ("store", "whole")]
+    assert told[0] == pytest.approx(told[1])
+
+
 def test_a_full_disk_at_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import imagebert.data.region_writer as module
 

@@ -300,6 +300,13 @@ def test_another_vocabulary_of_equal_size_is_no_start(recipe: list[str], source:
     vocabulary.write_text("\n".join(pieces))
     with pytest.raises(UsageError, match=r"not the vocabulary that the pairs were tokenised with \(piece 10 differs\)"):
         run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
+    # A shape that cannot be: a key has been damaged, so that its default counts.
+    config = tmp_path / "run/model/config.json"
+    shape = config.read_text()
+    config.write_text(shape.replace('"num_attention_heads"', '"num_attentiom_heads"'))
+    with pytest.raises(UsageError, match=r"its config.json makes no model \(hidden_size .* is no multiple of"):
+        run(load_recipe(RECIPE, [*start, "schedule.steps=1", f"output={tmp_path / 'third'}"]))
+    config.write_text(shape)
     # Equal pieces, and texts that become others of them.
     vocabulary.write_text(right)
     (tmp_path / "run/model/tokenizer_config.json").write_text('{"do_lower_case": false}')
