@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from imagebert.retrieval.matching import Matcher
 
 TRAINED, MEASURED = 11, 12  # seeds
 UNSAID = ("title_overlap",)  # see lait_ranker.py
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def subjects_of(pairs: PairStore, images: int) -> list[Subject]:
@@ -56,7 +54,7 @@ def rows_of(pages: list[Page]) -> tuple[list[dict[str, Any]], list[str], NDArray
         told = {name.lower(): value for name, value in page.headers}
         charset = told.get("content-type", "").partition("charset=")[2].strip("\"' ") or None
         robots = [value for name, value in page.headers if name.lower() == "x-robots-tag"]
-        answer = Response(page.url, "text/html", charset, robots, LONG_AGO, page.html, False)
+        answer = Response(page.url, "text/html", charset, robots, page.html, False)
         found += [(row, page) for row in reader.read(answer) if page.images.get(row.url) is not None]
     times = Counter((row.key, row.sentence) for row, _ in found)
     rows, scenes, labels, seen = list[dict[str, Any]](), list[str](), list[int](), set[tuple[str, str]]()
