@@ -21,7 +21,7 @@ _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2
 _XML_CHARSET = re.compile(rb"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{2,40})", re.I)
 _HEAD_BYTES = 4096  # where a page says its charset; the standard asks for the first 1,024
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # of an address, that stays as it is
-_HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
+HREF_LENGTH = 2_000  # characters of an address: servers refuse longer ones
 _SAID = 2_000  # characters of what a head says of its page that are kept
 _SITE = 100  # of a site's name
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
@@ -40,7 +40,7 @@ _CODECS |= {"gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"}
 _CODECS |= {f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)} | {f"cp125{n}" for n in range(9)}
 
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-_STYLE = 1_000  # characters of a style that are looked at
+STYLE_LENGTH = 1_000  # characters of a style that are looked at
 _PARTS = 2_000  # texts and ends of blocks of an element
 # What stands in these is no text of a page; what stands in those goes on a line.
 _UNSEEN = frozenset(("script", "style", "template", "noscript", "svg", "button", "select", "textarea", "iframe"))
@@ -146,7 +146,7 @@ class Document:
 
     Attributes:
         url: its address
-        cut: whether it had too many tags or attributes, or was too deep, and its end was left out
+        cut: whether it had too many tags or attributes, or was too deep, and some of it was left out
         title: of its head
         meta: what its head says of it, by name or property in lower case: the first of each
         named: name, or property, and content of all its meta tags
@@ -190,7 +190,7 @@ class Document:
     def absolute(self, href: str) -> str:
         """An address as the page means it, without its fragment; "" for what is none of http."""
         href = href.strip()
-        if not href or len(href) > _HREF_LENGTH:
+        if not href or len(href) > HREF_LENGTH:
             return ""
         if "\n" in href or "\t" in href or "\r" in href:
             href = re.sub(r"[\t\r\n]", "", href)
@@ -198,8 +198,7 @@ class Document:
             path, mark, query = href.partition("?")
             href = path.replace("\\", "/") + mark + query
         if href[:8].lower().startswith(("http://", "https://")):
-            scheme, colon, rest = href.partition(":")
-            found = scheme.lower() + colon + rest
+            found = href
         elif href.startswith("//"):
             found = f"{self._scheme}:{href}"
         elif _SCHEME.match(href):  # data:, about:, javascript:
@@ -248,7 +247,8 @@ def plain_address(url: str) -> str:
     there = _HOST.match(url, start)
     if there is None:
         return ""
-    if there[0] == there[1] and there[1].islower() and "/." not in url:  # nearly all
+    # Nearly all are written so.
+    if there[0] == there[1] and url[: there.end()].islower() and "/." not in url:
         return url
     scheme, host, port = url[: start - 3].lower(), there[1].lower(), there[2] or ""
     port = "" if port in ("", ":", ":80" if scheme == "http" else ":443") else port
@@ -354,4 +354,4 @@ def _joined(parts: list[str]) -> Iterator[str]:
 def is_hidden(attributes: dict[str, str | None]) -> bool:
     """Whether an element's own attributes keep it from being shown."""
     style = attributes.get("style")
-    return "hidden" in attributes or bool(style and _HIDDEN.search(style[:_STYLE]))
+    return "hidden" in attributes or bool(style and _HIDDEN.search(style[:STYLE_LENGTH]))

@@ -34,7 +34,7 @@ from imagebert.lait.recipe import FilterRecipe, LaitRecipe
 from imagebert.lait.shards import add_file, open_tar
 from imagebert.lait.tables import batches, database
 from imagebert.lait.wanted import candidates_of
-from imagebert.lait.whole import CHOICE, CHOSEN, WANTED, write_choice
+from imagebert.lait.whole import CHOICE, CHOSEN, WANTED, check_choice, write_choice
 from imagebert.pictures import DECODER, PictureLimits, UnreadableImage
 
 log = logging.getLogger(__name__)
@@ -265,11 +265,8 @@ def _look(data: bytes, recipe: FilterRecipe, natural: Natural | None, unsafe: An
 
 def _is_chosen(folder: Path, source: list[Any]) -> bool:
     try:
-        choice = read_sealed(folder / CHOICE)
-        return bool(
-            choice["source"] == source
-            and all(file_digest(folder / name) == digest for name, digest in choice["files"].items())
-        )
+        check_choice(folder)
+        return bool(read_sealed(folder / CHOICE)["source"] == source)
     except UsageError:
         return False
 

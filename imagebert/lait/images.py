@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from imagebert.lait.document import Document, Node, above, element_beside, is_hidden
+from imagebert.lait.document import HREF_LENGTH, STYLE_LENGTH, Document, Node, above, element_beside, is_hidden
 
 FEATURES = (
     "size_known",
@@ -106,8 +106,7 @@ _JPEG = re.compile(r"\.jpe?g(?:$|\?)", re.I)
 # Of a srcset: an address, which ends with a space or with commas, and its descriptors.
 _CANDIDATE = re.compile(r"[\s,]*(\S+)([^,]*)", re.ASCII)
 _DESCRIPTOR = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})([wx])\s*", re.ASCII)
-_LISTED, _STYLE, _CLASS, _ALT = 20_000, 1_000, 500, 2_000  # characters of such attributes that are looked at
-_HREF = 2_000
+_LISTED, _CLASS, _ALT = 20_000, 500, 2_000  # characters of such attributes that are looked at
 _SOURCES = 20  # of a picture element that are looked at
 
 
@@ -208,7 +207,7 @@ def _look(document: Document, node: Node, shared: _Shared) -> _Seen | None:
 
 def _href(said: str | None) -> str:
     """An address as an attribute says it; what is too long is none, and its beginning another's."""
-    return (said or "").strip() if len(said or "") <= _HREF else ""
+    return (said or "").strip() if len(said or "") <= HREF_LENGTH else ""
 
 
 def _named(attributes: dict[str, str | None]) -> tuple[str, str]:
@@ -337,7 +336,7 @@ def _is_picture(href: str, url: str) -> bool:
 
 def _sizes(attributes: dict[str, str | None]) -> tuple[int, int]:
     width, height = _pixels(attributes.get("width")), _pixels(attributes.get("height"))
-    if (style := (attributes.get("style") or "")[:_STYLE]) and not (width and height):
+    if (style := (attributes.get("style") or "")[:STYLE_LENGTH]) and not (width and height):
         found = {name.lower(): int(value) for name, value in _STYLE_SIZE.findall(style)}
         width, height = width or found.get("width", 0), height or found.get("height", 0)
     return width, height

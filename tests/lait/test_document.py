@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebert.lait.document import Document, above, decode, element_beside, text_of
+from imagebert.lait.document import Document, above, decode, element_beside, plain_address, text_of
 
 PAGE = "http://www.example.org/news/2024/page.html?x=1"
 WORDS = "Grüße – “quoted” naïve café €5"  # noqa: RUF001
@@ -249,6 +249,7 @@ def test_one_address_for_all_ways_to_write_it() -> None:
         "http://a.example/x.y/z",
     ):
         assert document.absolute(href) == href
+    assert plain_address("HTTP://a.example/x") == "http://a.example/x"  # as an archive may have it
     assert document.absolute("https://straße.de/") == "https://xn--strae-oqa.de/"  # another domain than strasse.de
 
 
